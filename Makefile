@@ -1,0 +1,41 @@
+# make demo   train an OSN beside a matched Transformer on real text and write a report with pictures
+# make test   the tests
+# Both set up everything they need in .venv first, from Python 3.11 or later alone.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.syncattn-installed
+export TOKENIZERS_PARALLELISM := false
+
+help:
+	@sed -n 's/^# //p' $(MAKEFILE_LIST) | head -3
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "syncattn needs Python 3.11 or later: found '$$("$(PYTHON)" --version 2>&1)'; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/syncattn compare stdlib --out runs/demo --overwrite
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

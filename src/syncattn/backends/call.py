@@ -1,0 +1,260 @@
+"""One checked call of the operator: what every backend receives."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FRAMES = ("absolute", "nearest")
+
+
+class Call(NamedTuple):
+    """The operator's arguments after `prepare` has checked and normalised them.
+
+    Backends may rely on every statement made here and need check nothing again.
+    """
+
+    receive: Tensor  # (B, H, N, m)
+    send: Tensor  # (B, Hs, M, m), Hs divides H
+    value: Tensor  # (B, Hv, M, d), Hv divides H
+    coupling: Tensor  # (B or 1, H, N or 1), compute dtype, positive or NaN
+    bandwidth: Tensor  # (H,), compute dtype, positive or NaN
+    mask: Tensor | None  # bool, (B or 1, H or 1, N or 1, M or 1), True = may attend
+    is_causal: bool  # key j is allowed for query i when j <= i + (M - N); then M >= N
+    self_coupling: bool  # False leaves out the pair (i, i + M - N); then M >= N
+    top_k: int | None  # at least 1; larger than M keeps everything
+    dropout_p: float  # in [0, 1)
+    seed: Tensor | None  # int64 scalar, given exactly when dropout_p > 0
+    frame: str  # one of FRAMES
+    power: float  # positive
+    edge: float  # not negative
+    eps: float  # not negative
+    symmetric: bool  # receive and send are the same tensor: the diagonal of D is exactly 0
+    return_weights: bool
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of the arithmetic: float32, or float64 if any input has it."""
+        return self.bandwidth.dtype
+
+
+def prepare(
+    receive: Tensor,
+    send: Tensor,
+    value: Tensor,
+    coupling: Tensor,
+    bandwidth: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    self_coupling: bool = True,
+    top_k: int | None = None,
+    dropout_p: float = 0.0,
+    frame: str = "absolute",
+    power: float = 1,
+    edge: float = 0.0,
+    eps: float = 1e-8,
+    return_weights: bool = False,
+) -> Call:
+    """Check the arguments of `selective_synchronization_attention` and bring them to one form.
+
+    Values (finite frequencies, positive coupling and bandwidth, masks of 0 and -inf) are read only where
+    that is free of a device synchronisation: on CPU tensors, outside `torch.compile` and `torch.export`.
+    Elsewhere a bad value turns the rows that it touches into NaN, never into a plausible number.
+
+    Raises:
+        TypeError: an argument is not of the kind expected.
+        ValueError: a shape, dtype, device, option or value is not as documented.
+    """
+    _check_tensors(receive, send, value, coupling, bandwidth)
+    batch, heads, queries, _ = receive.shape
+    keys = send.shape[-2]
+    _check_options(top_k, dropout_p, frame, power, edge, eps)
+    if keys < queries and (is_causal or not self_coupling):
+        option = "is_causal=True" if is_causal else "self_coupling=False"
+        raise ValueError(
+            f"{option} needs at least as many senders as receivers (queries sit at the end), "
+            f"got N = {queries} receivers and M = {keys} senders"
+        )
+
+    compute_dtype = torch.promote_types(torch.promote_types(receive.dtype, value.dtype), torch.float32)
+    coupling = _normalise_coupling(coupling, batch, heads, queries).to(compute_dtype)
+    if bandwidth.shape != (heads,):
+        raise ValueError(f"bandwidth must have shape (H,) = ({heads},), got {tuple(bandwidth.shape)}")
+    bandwidth = bandwidth.to(compute_dtype)
+    if _values_are_free(receive):
+        _check_finite("receive", receive)
+        if send is not receive:
+            _check_finite("send", send)
+        _check_positive("coupling", coupling)
+        _check_positive("bandwidth", bandwidth)
+    else:
+        coupling = torch.where(coupling > 0, coupling, torch.nan)
+        bandwidth = torch.where(bandwidth > 0, bandwidth, torch.nan)
+
+    mask = None if attn_mask is None else _normalise_mask(attn_mask, (batch, heads, queries, keys), receive)
+    seed = None
+    if dropout_p > 0:
+        seed = torch.randint(0, 2**62, (), dtype=torch.int64, device=receive.device)
+    return Call(
+        receive=receive,
+        send=send,
+        value=value,
+        coupling=coupling,
+        bandwidth=bandwidth,
+        mask=mask,
+        is_causal=is_causal,
+        self_coupling=self_coupling,
+        top_k=top_k,
+        dropout_p=float(dropout_p),
+        seed=seed,
+        frame=frame,
+        power=float(power),
+        edge=float(edge),
+        eps=float(eps),
+        symmetric=send is receive,
+        return_weights=return_weights,
+    )
+
+
+def expand_heads(x: Tensor, heads: int) -> Tensor:
+    """Repeat grouped heads so that there is one for each receive head, as `enable_gqa` does in SDPA."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _check_tensors(receive: Any, send: Any, value: Any, coupling: Any, bandwidth: Any) -> None:
+    named = {
+        "receive": receive,
+        "send": send,
+        "value": value,
+        "coupling": coupling,
+        "bandwidth": bandwidth,
+    }
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+        if tensor.device != receive.device:
+            raise ValueError(
+                f"all tensors must be on one device: receive is on {receive.device}, "
+                f"{name} is on {tensor.device}"
+            )
+    for name, tensor, form in (
+        ("receive", receive, "(B, H, N, m)"),
+        ("send", send, "(B, H, M, m)"),
+        ("value", value, "(B, H, M, d)"),
+    ):
+        if tensor.ndim != 4:
+            raise ValueError(f"{name} must have shape {form}, got {tuple(tensor.shape)}")
+        if tensor.shape[0] != receive.shape[0]:
+            raise ValueError(
+                f"{name} must have receive's batch size {receive.shape[0]}, got {tensor.shape[0]} "
+                f"(shape {tuple(tensor.shape)})"
+            )
+        if tensor.shape[1] == 0 or receive.shape[1] % tensor.shape[1]:
+            raise ValueError(
+                f"the number of heads of {name}, {tensor.shape[1]}, must divide receive's, {receive.shape[1]}"
+            )
+    if receive.dtype != send.dtype:
+        raise ValueError(f"send must have receive's dtype {receive.dtype}, got {send.dtype}")
+    if receive.shape[-1] != send.shape[-1]:
+        raise ValueError(
+            f"receive and send must have the same freq_dim, got {receive.shape[-1]} and {send.shape[-1]}"
+        )
+    if receive.shape[-1] == 0:
+        raise ValueError("freq_dim (the last dimension of receive and send) must be at least 1, got 0")
+    if send.shape[-2] != value.shape[-2]:
+        raise ValueError(
+            f"send and value must have the same number of tokens M, got {send.shape[-2]} and "
+            f"{value.shape[-2]}"
+        )
+
+
+def _check_options(top_k: Any, dropout_p: float, frame: str, power: float, edge: float, eps: float) -> None:
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k must be None or an integer of at least 1, got {top_k!r}")
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p!r}")
+    if frame not in FRAMES:
+        raise ValueError(f"frame must be one of {FRAMES}, got {frame!r}")
+    if not 0 < power < float("inf"):
+        raise ValueError(f"power must be positive and finite, got {power!r}")
+    if not 0 <= edge < float("inf"):
+        raise ValueError(f"edge must be at least 0 and finite, got {edge!r}")
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"eps must be at least 0 and finite, got {eps!r}")
+
+
+def _normalise_coupling(coupling: Tensor, batch: int, heads: int, queries: int) -> Tensor:
+    if coupling.shape == (heads,):
+        return coupling[None, :, None]
+    if coupling.shape == (batch, heads):
+        return coupling[:, :, None]
+    if coupling.shape == (batch, heads, queries):
+        return coupling
+    raise ValueError(
+        f"coupling must have shape (H,) = ({heads},), (B, H) = ({batch}, {heads}) or "
+        f"(B, H, N) = ({batch}, {heads}, {queries}), got {tuple(coupling.shape)}"
+    )
+
+
+def _normalise_mask(mask: Tensor, shape: tuple[int, int, int, int], receive: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"attn_mask must be a torch.Tensor, got {type(mask).__name__}")
+    if mask.device != receive.device:
+        raise ValueError(f"attn_mask must be on receive's device {receive.device}, got {mask.device}")
+    fits = mask.ndim <= 4 and all(
+        a in (1, b) for a, b in zip(reversed(mask.shape), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"attn_mask must be broadcastable to (B, H, N, M) = {shape}, got {tuple(mask.shape)}"
+        )
+    if mask.is_floating_point():
+        mask = boolean_mask(mask)
+    elif mask.dtype != torch.bool:
+        raise ValueError(
+            f"attn_mask must be boolean (True = may attend) or hold only 0 and -inf, got {mask.dtype}"
+        )
+    return mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+
+
+def boolean_mask(mask: Tensor, name: str = "attn_mask") -> Tensor:
+    """Read a floating-point mask of 0 (may attend) and -inf (may not) as a boolean one, True = may attend.
+
+    Raises:
+        ValueError: any other number is in it: there is no score that a bias could be added to.
+    """
+    allowed = mask == 0
+    if _values_are_free(mask) and not bool((allowed | (mask == -torch.inf)).all()):
+        raise ValueError(
+            f"{name} is additive: synchronization has no score to add to. Use a boolean mask, or only 0 "
+            f"(may attend) and -inf (may not); got values such as "
+            f"{mask[~(allowed | (mask == -torch.inf))].flatten()[0].item():g}"
+        )
+    return allowed
+
+
+def _values_are_free(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    # The sum is finite when all elements are (barring overflow): one read, no temporary.
+    if not torch.isfinite(tensor.detach().sum(dtype=torch.float64)):
+        finite = torch.isfinite(tensor.detach())
+        if not bool(finite.all()):
+            bad = tuple((~finite).nonzero()[0].tolist())
+            raise ValueError(
+                f"{name} must hold finite frequencies, got {tensor[bad].item()} at index {bad} "
+                f"({int((~finite).sum())} non-finite of {tensor.numel()})"
+            )
+
+
+def _check_positive(name: str, tensor: Tensor) -> None:
+    good = (tensor.detach() > 0) & torch.isfinite(tensor.detach())
+    if not bool(good.all()):
+        raise ValueError(f"{name} must be positive and finite, got {tensor[~good].flatten()[0].item():g}")

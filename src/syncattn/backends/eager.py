@@ -1,0 +1,91 @@
+"""The definition of the operator. Every other backend is tested against this file.
+
+It materialises every N x M matrix, in float32 or float64 whatever the inputs are, and leaves the
+gradients to autograd: clarity first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from syncattn.backends.call import Call, expand_heads
+from syncattn.backends.dropout import keep_mask, row_numbers
+from syncattn.locking import locking_margin
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine: it can, always."""
+    return None
+
+
+def refuses(call: Call) -> str | None:
+    """Why this backend cannot take the call: it takes every one."""
+    return None
+
+
+def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """The operator: out (B, H, N, d), and with `return_weights` also S and P, each (B, H, N, M)."""
+    batch, heads, queries, _ = call.receive.shape
+    dtype = call.compute_dtype
+    receive = call.receive.to(dtype)
+    send = expand_heads(call.send, heads).to(dtype)
+    value = expand_heads(call.value, heads).to(dtype)
+    keys = send.shape[-2]
+    if keys == 0:  # nobody to listen to
+        nothing = receive.new_zeros(batch, heads, queries, 0)
+        out = (nothing @ value).to(call.value.dtype)
+        return (out, nothing, nothing) if call.return_weights else out
+
+    # Differences first, squares after: exact where tokens are close, zero on the diagonal, no centring needed.
+    detuning = (receive[..., :, None, :] - send[..., None, :, :]).square().sum(-1)  # (B, H, N, M)
+    allowed = allowed_pairs(call)
+    if call.top_k is not None and call.top_k < keys:
+        allowed = allowed & _nearest_k(detuning.detach(), allowed, call.top_k)
+    if call.frame == "nearest":
+        nearest = detuning.detach().masked_fill(~allowed, torch.inf).argmin(-1, keepdim=True)
+        detuning = detuning - detuning.gather(-1, nearest)
+    detuning = detuning.masked_fill(
+        ~allowed, 0.0
+    )  # keeps what is masked out of exp's range and of the gradient
+
+    margin = locking_margin(detuning, call.coupling[..., None], call.bandwidth[:, None, None])
+    locked = allowed & ~(margin <= 0)  # NaN counts as locked: it must show, not vanish
+    margin = torch.where(locked, margin, 1.0)
+    sync = torch.where(locked, torch.sqrt(margin + call.edge**2) - call.edge, 0.0)
+    if call.power == 2 and call.edge == 0:
+        strength = torch.where(locked, margin, 0.0)  # no square root, no singularity
+    elif call.power == 1:
+        strength = sync
+    else:
+        strength = torch.where(locked, sync.masked_fill(~locked, 1.0) ** call.power, 0.0)
+    weight = strength / (strength.sum(-1, keepdim=True) + call.eps)
+
+    kept = weight
+    if call.seed is not None:
+        rows = row_numbers(batch, heads, queries, weight.device)
+        columns = torch.arange(keys, device=weight.device)
+        kept = weight * keep_mask(call.seed, rows, columns, call.dropout_p) / (1 - call.dropout_p)
+    out = (kept @ value).to(call.value.dtype)
+    return (out, sync, weight) if call.return_weights else out
+
+
+def allowed_pairs(call: Call) -> Tensor:
+    """(B or 1, H or 1, N, M) bool: the pairs that may exchange information, True = may attend."""
+    queries, keys = call.receive.shape[-2], call.send.shape[-2]
+    i = torch.arange(queries, device=call.receive.device)[:, None] + (keys - queries)
+    j = torch.arange(keys, device=call.receive.device)
+    allowed = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=call.receive.device)
+    if call.is_causal:
+        allowed = allowed & (j <= i)
+    if not call.self_coupling:
+        allowed = allowed & (j != i)
+    if call.mask is not None:
+        allowed = allowed & call.mask
+    return allowed
+
+
+def _nearest_k(detuning: Tensor, allowed: Tensor, k: int) -> Tensor:
+    """The k allowed senders nearest in frequency, hence of largest S; the earlier one on a tie."""
+    order = detuning.masked_fill(~allowed, torch.inf).sort(dim=-1, stable=True).indices
+    return torch.zeros_like(detuning, dtype=torch.bool).scatter(-1, order[..., :k], True)

@@ -1,0 +1,71 @@
+"""Which backend takes a call, and the reasons why the others do not. Nothing falls back silently."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from syncattn.backends import eager, tiled
+from syncattn.backends.call import Call, prepare
+
+
+class Backend(Protocol):
+    """What a backend's module offers."""
+
+    def unavailable(self) -> str | None: ...
+
+    def refuses(self, call: Call) -> str | None: ...
+
+    def run(self, call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]: ...
+
+
+# In order of preference: the first that is available and does not refuse takes the call.
+BACKENDS: dict[str, Backend] = {"tiled": tiled, "eager": eager}
+
+
+class Explanation(NamedTuple):
+    """The backend that takes a call, and why the ones preferred to it, or all others, do not."""
+
+    backend: str
+    reasons: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.backend}: takes this call"]
+        return "\n".join(lines + [f"{name}: {reason}" for name, reason in self.reasons.items()])
+
+
+def select(call: Call, backend: str | None = None) -> Explanation:
+    """Choose the backend for a checked call.
+
+    Raises:
+        ValueError: the backend asked for is unknown or cannot take this call; the message says why.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {tuple(BACKENDS)}, got {backend!r}")
+    reasons: dict[str, str] = {}
+    chosen = None
+    for name, module in BACKENDS.items():
+        reason = module.unavailable() or module.refuses(call)
+        if reason is None and chosen is None and backend in (None, name):
+            chosen = name
+        else:
+            preferred = f"not asked for (backend={backend!r})" if backend else f"{chosen} is preferred"
+            reasons[name] = reason or preferred
+    if chosen is None:
+        raise ValueError(f"backend={backend!r} cannot take this call: {reasons[str(backend)]}")
+    return Explanation(chosen, reasons)
+
+
+def explain(*args: Any, backend: str | None = None, **kwargs: Any) -> Explanation:
+    """Which backend would take this call, and why not the others.
+
+    Takes the arguments of `syncattn.selective_synchronization_attention`, checks them the same way and
+    computes nothing. Print the result, or read its `backend` and `reasons`.
+    """
+    return select(prepare(*args, **kwargs), backend)
+
+
+def availability() -> dict[str, str | None]:
+    """Each backend's name, with None if it can run on this machine, else the reason why not."""
+    return {name: module.unavailable() for name, module in BACKENDS.items()}

@@ -1,0 +1,166 @@
+"""The operator: one public function, and the order parameter that scales its coupling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from syncattn.backends.call import prepare
+from syncattn.backends.select import BACKENDS, select
+
+
+def selective_synchronization_attention(
+    receive: Tensor,
+    send: Tensor,
+    value: Tensor,
+    coupling: Tensor,
+    bandwidth: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    self_coupling: bool = True,
+    top_k: int | None = None,
+    dropout_p: float = 0.0,
+    frame: str = "absolute",
+    power: float = 1,
+    edge: float = 0.0,
+    eps: float = 1e-8,
+    backend: str | None = None,
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    r"""Selective Synchronization Attention (Hays 2026, arXiv 2602.14445).
+
+    Receiver i and sender j with squared detuning :math:`D_{ij} = |w^r_i - w^s_j|^2` lock when
+    :math:`F_{ij} = e^{-2 \alpha D_{ij}} - D_{ij} / \kappa^2 > 0`; their synchronization is
+    :math:`S_{ij} = \sqrt{\max(F_{ij}, 0)}`, which equals the paper's :math:`J \cos(\arcsin(\sqrt D / (\kappa J)))`,
+    and :math:`out_i = \sum_j S_{ij} v_j / (\sum_j S_{ij} + eps)`. Pairs that do not lock weigh exactly 0;
+    a row that locks to nobody is exactly 0.
+
+    Args:
+        receive: receive frequencies (B, H, N, m), any floating dtype.
+        send: send frequencies (B, H, M, m), receive's dtype. Pass the same tensor for the symmetric form.
+        value: values (B, H, M, d), any floating dtype. `send` and `value` may have fewer heads than
+            `receive`, a divisor of H (grouped heads, as `enable_gqa` in SDPA).
+        coupling: effective coupling kappa = K r > 0: (H,), (B, H) or, per query, (B, H, N).
+        bandwidth: alpha > 0, (H,): the coupling's decay with squared detuning.
+        attn_mask: boolean, broadcastable to (B, H, N, M), True = may attend, as in SDPA. A float mask is
+            accepted only if it holds nothing but 0 and -inf.
+        is_causal: query i attends to keys j <= i + (M - N): queries sit at the end. Needs M >= N. May be
+            combined with `attn_mask`.
+        self_coupling: False leaves out the pair of a token with itself, j = i + (M - N). Needs M >= N.
+        top_k: keep, of the allowed senders, the k nearest in frequency (those of largest S); on a tie the
+            earlier. More than M keeps all.
+        dropout_p: dropout of the normalised weights, always applied when > 0 (as in SDPA: pass 0 in eval).
+        frame: "absolute" as in the paper, or "nearest": D is counted from the row's smallest allowed D, so
+            that every row with an allowed sender locks at least once.
+        power: the weight is S**power. 1 is the paper, 2 needs no square root and has no singular gradient.
+        edge: e >= 0 regularises the gradient at the locking edge: S = sqrt(max(F, 0) + e^2) - e. It keeps
+            the exact zeros; S is low by at most e.
+        eps: added to the row sum.
+        backend: None for the best that can take the call, or a name; see `syncattn.backends.explain`.
+        return_weights: also return S and P.
+
+    Returns:
+        out (B, H, N, d) in value's dtype. With `return_weights`: (out, S, P), S the synchronization before
+        `power` and P the normalised weights before dropout, both (B, H, N, M) in the compute dtype, which is
+        float32, or float64 if receive or value is.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it, what was given and what is
+            expected. Values are checked on the CPU outside of compilation; elsewhere bad values give NaN.
+
+    Example:
+        >>> w = torch.randn(1, 4, 128, 8)
+        >>> v = torch.randn(1, 4, 128, 64)
+        >>> out = selective_synchronization_attention(w, w, v, torch.full((4,), 8.0), torch.full((4,), 0.05))
+        >>> out.shape
+        torch.Size([1, 4, 128, 64])
+    """
+    call = prepare(
+        receive,
+        send,
+        value,
+        coupling,
+        bandwidth,
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        self_coupling=self_coupling,
+        top_k=top_k,
+        dropout_p=dropout_p,
+        frame=frame,
+        power=power,
+        edge=edge,
+        eps=eps,
+        return_weights=return_weights,
+    )
+    return BACKENDS[select(call, backend).backend].run(call)
+
+
+def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    r"""The Kuramoto order parameter: how coherent the phases are, from 0 (incoherent) to 1 (in phase).
+
+    :math:`r = \frac1p \sum_k |\frac1n \sum_j e^{i t_{jk}}|`, the mean over the p phases of each token.
+
+    Args:
+        phase: phases in radians, (B, H, N, p), any floating dtype.
+        mask: which tokens count. (B, N) bool: real tokens, the others are padding. Or 4-D, broadcastable to
+            (B, H, N, N) with one row per query: r per query, over the tokens that this query may see.
+        is_causal: the running form: r of query i is over the tokens up to i only.
+
+    Returns:
+        (B, H), or (B, H, N) if `is_causal` or with a mask per query; float32, or float64 if phase is.
+        Where nobody counts (the padding before a sequence), r = 1, that of a lone oscillator.
+
+    Raises:
+        TypeError, ValueError: phase or mask is not as documented.
+
+    Example:
+        >>> order_parameter(torch.zeros(1, 2, 5, 3))
+        tensor([[1., 1.]])
+    """
+    if not isinstance(phase, Tensor):
+        raise TypeError(f"phase must be a torch.Tensor, got {type(phase).__name__}")
+    if phase.ndim != 4 or not phase.is_floating_point():
+        raise ValueError(
+            f"phase must be a floating tensor (B, H, N, p), got {phase.dtype} {tuple(phase.shape)}"
+        )
+    if phase.shape[-1] == 0:
+        raise ValueError("phase must have at least one phase per token, got p = 0")
+    batch, heads, tokens, _ = phase.shape
+    phase = phase.to(torch.promote_types(phase.dtype, torch.float32))
+    parts = torch.stack((phase.cos(), phase.sin()), dim=-1)  # (B, H, N, p, 2)
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean (True = the token counts), got {mask.dtype}")
+
+    if mask is not None and mask.ndim == 4:
+        if is_causal:
+            j = torch.arange(tokens, device=phase.device)
+            mask = mask & (j <= j[:, None])
+        if any(a not in (1, b) for a, b in zip(mask.shape, (batch, heads, tokens, tokens))):
+            raise ValueError(
+                f"mask must be broadcastable to (B, H, N, N) = {(batch, heads, tokens, tokens)}, "
+                f"got {tuple(mask.shape)}"
+            )
+        seen = mask.to(phase.dtype)
+        sums = (seen @ parts.flatten(-2)).unflatten(-1, parts.shape[-2:])  # (B, H, N, p, 2)
+        return coherence(sums, seen.sum(-1).expand(batch, heads, tokens))
+
+    if mask is None:
+        counts = torch.ones(batch, 1, tokens, dtype=phase.dtype, device=phase.device)
+    elif mask.shape == (batch, tokens):
+        counts = mask[:, None].to(phase.dtype)
+        parts = torch.where(mask[:, None, :, None, None], parts, 0.0)
+    else:
+        raise ValueError(
+            f"mask must have shape (B, N) = {(batch, tokens)} or be 4-D, broadcastable to (B, H, N, N), "
+            f"got {tuple(mask.shape)}"
+        )
+    if is_causal:
+        return coherence(parts.cumsum(2), counts.cumsum(2))
+    return coherence(parts.sum(2), counts.sum(2))
+
+
+def coherence(sums: Tensor, counts: Tensor) -> Tensor:
+    """r from sums of (cos, sin): sums (..., p, 2), counts broadcasting to (...); 1 where the count is 0."""
+    r = torch.linalg.vector_norm(sums, dim=-1).mean(-1) / counts.clamp(min=1)
+    return torch.where(counts > 0, r, 1.0).clamp(max=1.0)

@@ -1,0 +1,129 @@
+"""Every backend computes what eager defines: forward and gradients, every option, odd shapes."""
+
+import random
+
+import pytest
+import torch
+
+import syncattn
+from syncattn.backends import tiled
+from syncattn.backends.select import BACKENDS
+
+OTHERS = [name for name in BACKENDS if name != "eager"]
+
+SHAPES = [  # B, H, Hs, Hv, N, M, m, d
+    (2, 2, 2, 2, 63, 63, 8, 60),
+    (1, 4, 4, 2, 17, 33, 5, 3),
+    (2, 4, 1, 2, 1, 40, 16, 8),
+    (1, 2, 2, 2, 1, 1, 1, 1),
+    (3, 6, 2, 3, 130, 257, 3, 7),
+]
+OPTIONS = [
+    {},
+    {"power": 2},
+    {"power": 2, "frame": "nearest"},
+    {"power": 1, "frame": "nearest", "edge": 0.05},
+    {"power": 3, "edge": 0.1},
+    {"is_causal": True},
+    {"is_causal": True, "self_coupling": False, "frame": "nearest", "power": 2},
+    {"self_coupling": False, "power": 0.5, "edge": 0.2},
+    {"top_k": 3, "power": 2},
+    {"top_k": 7, "is_causal": True, "frame": "nearest", "edge": 0.01},
+    {"mask": "keys", "power": 2},
+    {"mask": "random", "is_causal": True, "frame": "nearest"},
+    {"mask": "none allowed", "frame": "nearest", "power": 2},
+    {"dropout_p": 0.3, "power": 2},
+    {"dropout_p": 0.3, "top_k": 5, "is_causal": True, "mask": "random", "frame": "nearest"},
+]
+
+
+def make(shape, options, dtype=torch.float64, coupling="query", same=False, seed=0):
+    """Random inputs in which about half of the pairs lock, and the operator's keyword arguments."""
+    b, h, hs, hv, n, m_tokens, m, d = shape
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, generator=g, dtype=torch.float64).to(dtype)
+
+    receive = normal(b, h, n, m) + 3.0
+    send = receive if same else normal(b, hs, m_tokens, m) + 3.0
+    value = normal(b, hv, receive.shape[2] if same else m_tokens, d)
+    size = {"head": (h,), "batch": (b, h), "query": (b, h, n)}[coupling]
+    radius = (2.0 * m) ** 0.5 * (0.7 + 0.6 * torch.rand(size, generator=g, dtype=torch.float64))
+    bandwidth = (0.3 + torch.rand(h, generator=g, dtype=torch.float64)) / (2.0 * m)
+    alpha = bandwidth if coupling == "head" else bandwidth if coupling == "batch" else bandwidth[:, None]
+    kappa = radius * torch.exp(alpha * radius**2)
+    options = dict(options)
+    keys = send.shape[2]
+    kind = options.pop("mask", None)
+    if kind == "keys":
+        options["attn_mask"] = torch.rand(b, 1, 1, keys, generator=g) > 0.3
+    elif kind == "random":
+        options["attn_mask"] = torch.rand(h, n, keys, generator=g) > 0.4
+    elif kind == "none allowed":
+        options["attn_mask"] = torch.zeros(b, 1, n, 1, dtype=torch.bool)
+        options["attn_mask"][:, :, ::2] = True
+    return [receive, send, value, kappa.to(dtype), bandwidth.to(dtype)], options
+
+
+def evaluate(inputs, options, backend, seed=0):
+    """The output and the gradients of a fixed random functional of it."""
+    leaves = {id(x): x.detach().clone().requires_grad_() for x in inputs}
+    torch.manual_seed(seed)  # the dropout seed comes from torch's generator
+    arguments = [leaves[id(x)] for x in inputs]
+    out = syncattn.selective_synchronization_attention(*arguments, backend=backend, **options)
+    g = torch.Generator().manual_seed(7)
+    cotangent = torch.randn(out.shape, generator=g, dtype=torch.float64).to(out.dtype)
+    return out.detach(), torch.autograd.grad(out, list(leaves.values()), cotangent)
+
+
+def close(got, want, tolerance=1e-9):
+    assert got.shape == want.shape and got.dtype == want.dtype
+    assert torch.isfinite(got).all()
+    scale = want.double().abs().max().clamp(min=1.0)
+    assert (got.double() - want.double()).abs().max() <= tolerance * scale
+
+
+def agree(inputs, options, backend, tolerance=1e-9):
+    want, want_gradients = evaluate(inputs, options, "eager")
+    got, gradients = evaluate(inputs, options, backend)
+    close(got, want, tolerance)
+    for a, b in zip(gradients, want_gradients, strict=True):
+        close(a, b, tolerance)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_agrees_with_eager(shape, options, backend, monkeypatch):
+    monkeypatch.setattr(tiled, "_CPU_TILE", 2**14)  # several tiles in every direction
+    inputs, keywords = make(shape, options, seed=random.randrange(2**31))
+    agree(inputs, keywords, backend)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("coupling", ["head", "batch"])
+def test_symmetric_agrees_with_eager(coupling, options, backend):
+    inputs, keywords = make((2, 3, 3, 3, 65, 65, 6, 5), options, coupling=coupling, same=True)
+    agree(inputs, keywords, backend)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("same", [True, False])
+def test_dtypes_agree_with_eager(dtype, same, backend):
+    inputs, options = make((2, 2, 2, 2, 70, 70, 8, 16), {"power": 2}, dtype=dtype, coupling="head", same=same)
+    tolerance = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    agree(inputs, options, backend, tolerance)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_mixed_dtypes(backend):
+    """float32 frequencies with bfloat16 values: what a drifting frequency wants under autocast."""
+    inputs, options = make((1, 2, 2, 2, 40, 40, 4, 8), {"power": 2}, dtype=torch.float32)
+    inputs[2] = inputs[2].bfloat16()
+    out, gradients = evaluate(inputs, options, backend)
+    assert out.dtype == torch.bfloat16
+    assert [g.dtype for g in gradients] == [x.dtype for x in inputs]
+    agree(inputs, options, backend, 2e-2)
