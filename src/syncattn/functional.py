@@ -32,8 +32,7 @@ def selective_synchronization_attention(
 
     Receiver i and sender j with squared detuning :math:`D_{ij} = |w^r_i - w^s_j|^2` lock when
     :math:`F_{ij} = e^{-2 \alpha D_{ij}} - D_{ij} / \kappa^2 > 0`; their synchronization is
-    :math:`S_{ij} = \sqrt{\max(F_{ij}, 0)}`, which equals the paper's :math:`J \cos(\arcsin(\sqrt D / (\kappa J)))`,
-    and :math:`out_i = \sum_j S_{ij} v_j / (\sum_j S_{ij} + eps)`. Pairs that do not lock weigh exactly 0;
+    :math:`S_{ij} = \sqrt{\max(F_{ij}, 0)}`, the paper's :math:`J \cos \arcsin(\sqrt D / (\kappa J))`, and :math:`out_i = \sum_j S_{ij} v_j / (\sum_j S_{ij} + eps)`. Pairs that do not lock weigh exactly 0;
     a row that locks to nobody is exactly 0.
 
     Args:
@@ -93,7 +92,9 @@ def selective_synchronization_attention(
         eps=eps,
         return_weights=return_weights,
     )
-    return BACKENDS[select(call, backend).backend].run(call)
+    chosen = BACKENDS[select(call, backend).backend]
+    with torch.autocast(receive.device.type, enabled=False):  # D and F are float32 at least
+        return chosen.run(call)
 
 
 def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -104,11 +105,12 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
     Args:
         phase: phases in radians, (B, H, N, p), any floating dtype.
         mask: which tokens count. (B, N) bool: real tokens, the others are padding. Or 4-D, broadcastable to
-            (B, H, N, N) with one row per query: r per query, over the tokens that this query may see.
-        is_causal: the running form: r of query i is over the tokens up to i only.
+            (B, H, Q, N) with one row per query: r per query, over the tokens that this query may see.
+        is_causal: the running form: r of query i is over the tokens up to i only. With a mask of Q rows, the
+            queries are the last Q tokens.
 
     Returns:
-        (B, H), or (B, H, N) if `is_causal` or with a mask per query; float32, or float64 if phase is.
+        (B, H); (B, H, N) if `is_causal`; (B, H, Q) with a mask per query; float32, or float64 if phase is.
         Where nobody counts (the padding before a sequence), r = 1, that of a lone oscillator.
 
     Raises:
@@ -133,17 +135,18 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
         raise ValueError(f"mask must be boolean (True = the token counts), got {mask.dtype}")
 
     if mask is not None and mask.ndim == 4:
-        if is_causal:
-            j = torch.arange(tokens, device=phase.device)
-            mask = mask & (j <= j[:, None])
-        if any(a not in (1, b) for a, b in zip(mask.shape, (batch, heads, tokens, tokens))):
+        if any(a not in (1, b) for a, b in zip(mask.shape, (batch, heads, mask.shape[2], tokens))):
             raise ValueError(
-                f"mask must be broadcastable to (B, H, N, N) = {(batch, heads, tokens, tokens)}, "
+                f"mask must be broadcastable to (B, H, Q, N) = ({batch}, {heads}, Q, {tokens}), "
                 f"got {tuple(mask.shape)}"
             )
-        seen = mask.to(phase.dtype)
-        sums = (seen @ parts.flatten(-2)).unflatten(-1, parts.shape[-2:])  # (B, H, N, p, 2)
-        return coherence(sums, seen.sum(-1).expand(batch, heads, tokens))
+        if is_causal:
+            queries = mask.shape[2] if mask.shape[2] > 1 else tokens
+            j = torch.arange(tokens, device=phase.device)
+            mask = mask & (j <= j[tokens - queries :, None])
+        seen = mask.to(phase.dtype).expand(-1, -1, -1, tokens)
+        sums = (seen @ parts.flatten(-2)).unflatten(-1, parts.shape[-2:])  # (B, H, Q, p, 2)
+        return coherence(sums, seen.sum(-1))
 
     if mask is None:
         counts = torch.ones(batch, 1, tokens, dtype=phase.dtype, device=phase.device)
@@ -152,7 +155,7 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
         parts = torch.where(mask[:, None, :, None, None], parts, 0.0)
     else:
         raise ValueError(
-            f"mask must have shape (B, N) = {(batch, tokens)} or be 4-D, broadcastable to (B, H, N, N), "
+            f"mask must have shape (B, N) = {(batch, tokens)} or be 4-D, broadcastable to (B, H, Q, N), "
             f"got {tuple(mask.shape)}"
         )
     if is_causal:

@@ -1,17 +1,18 @@
-"""Closed forms of phase locking: coupling, locking radius, the density law of Gaussian frequencies, calibration.
+"""Closed forms of phase locking: coupling, locking radius, density law of Gaussian frequencies, calibration.
 
 With D the squared detuning of a pair of oscillators, kappa their effective coupling and alpha the bandwidth,
 
-    J = exp(-alpha D)       F = J^2 - D / kappa^2       S = sqrt(max(F, 0))       locked iff F >= 0 iff D <= rho^2
-    rho = kappa exp(-W0(c) / 2)       c = 2 alpha kappa^2       alpha = W0(c) / (2 rho^2)       kappa = rho exp(W0(c) / 2)
+    J = exp(-alpha D)     F = J^2 - D / kappa^2     S = sqrt(max(F, 0))     locked iff F >= 0 iff D <= rho^2
+    rho = kappa exp(-W0(c) / 2)   c = 2 alpha kappa^2   alpha = W0(c) / (2 rho^2)   kappa = rho exp(W0(c) / 2)
 
-so that a head has one scale (the locking radius rho) and one shape (the sharpness c). Source: "Selective Synchronization
-Attention" (Hays, arXiv 2602.14445) for J and S; the rest follows from F, which is strictly decreasing in D.
+so that a head has one scale (the locking radius rho) and one shape (the sharpness c). Source: "Selective
+Synchronization Attention" (Hays, arXiv 2602.14445) for J and S; the rest follows from F, which is strictly
+decreasing in D.
 
-Every function broadcasts its tensor arguments and takes Python numbers in their place. The result has the arguments'
-dtype (the default dtype when none is a tensor); half precision is computed in float32 and rounded back, because
-F cancels near the locking edge. Values are checked on the CPU only, and not while compiling: elsewhere a check would
-cost a synchronization with the device.
+Every function broadcasts its tensor arguments and takes Python numbers in their place. The result has the
+arguments' dtype (the default dtype when none is a tensor); half precision is computed in float32 and rounded
+back, because F cancels near the locking edge. Values are checked on the CPU only, and not while compiling:
+elsewhere a check would cost a synchronization with the device.
 """
 
 from __future__ import annotations
@@ -38,9 +39,6 @@ __all__ = [
     "synchronization",
 ]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The locked pair
-
 
 def coupling_kernel(squared_detuning: Tensor | float, bandwidth: Tensor | float) -> Tensor:
     """J = exp(-alpha D): how strongly two oscillators couple at squared detuning D.
@@ -50,7 +48,7 @@ def coupling_kernel(squared_detuning: Tensor | float, bandwidth: Tensor | float)
     >>> coupling_kernel(torch.tensor([0.0, 1.0]), 0.5)
     tensor([1.0000, 0.6065])
     """
-    _require("bandwidth", bandwidth, "positive", _not_below_or_at_zero)
+    _require("bandwidth", bandwidth, "positive", _positive_or_nan)
     (detuning, alpha), dtype = _prepare(squared_detuning, bandwidth)
     return torch.exp(-alpha * detuning).to(dtype)
 
@@ -58,15 +56,15 @@ def coupling_kernel(squared_detuning: Tensor | float, bandwidth: Tensor | float)
 def locking_margin(
     squared_detuning: Tensor | float, coupling: Tensor | float, bandwidth: Tensor | float
 ) -> Tensor:
-    """F = exp(-2 alpha D) - D / kappa^2: a pair is locked iff F >= 0, and F is then its squared synchronization.
+    """F = exp(-2 alpha D) - D / kappa^2: a pair is locked iff F >= 0, and F is then the square of S.
 
     All arguments broadcast; D >= 0. Raises ValueError for a non-positive coupling or bandwidth.
 
     >>> locking_margin(torch.tensor([0.0, 1.0, 4.0]), 2.0, 0.25)
     tensor([ 1.0000,  0.3565, -0.8647])
     """
-    _require("coupling", coupling, "positive", _not_below_or_at_zero)
-    _require("bandwidth", bandwidth, "positive", _not_below_or_at_zero)
+    _require("coupling", coupling, "positive", _positive_or_nan)
+    _require("bandwidth", bandwidth, "positive", _positive_or_nan)
     (detuning, kappa, alpha), dtype = _prepare(squared_detuning, coupling, bandwidth)
     return _margin(detuning, kappa, alpha).to(dtype)
 
@@ -77,24 +75,25 @@ def synchronization(
     bandwidth: Tensor | float,
     edge: float = 0.0,
 ) -> Tensor:
-    """S_e = sqrt(max(F, 0) + e^2) - e: exactly 0 where F <= 0; the paper's J cos(arcsin(sqrt(D) / (kappa J))) for e = 0.
+    """S_e = sqrt(max(F, 0) + e^2) - e, exactly 0 where F <= 0.
 
-    The tensor arguments broadcast; D >= 0. The gradient is 0 where a pair is not locked, whatever the magnitudes, and
-    grows like 1/S towards the locking edge; ``edge`` e > 0 bounds it by |dF/dD| / (2 e) and lowers S by at most e. NaN
-    gives NaN. Raises ValueError for a non-positive coupling or bandwidth and for a negative or non-finite edge.
+    The paper's J cos(arcsin(sqrt(D) / (kappa J))) for e = 0. The tensor arguments broadcast; D >= 0. The
+    gradient is 0 where a pair is not locked, whatever the magnitudes, and grows like 1/S towards the locking
+    edge; ``edge`` e > 0 bounds it by |dF/dD| / (2 e) and lowers S by at most e. NaN gives NaN. Raises
+    ValueError for a non-positive coupling or bandwidth and for a negative or non-finite edge.
 
     >>> synchronization(torch.tensor([0.0, 1.0, 4.0]), 2.0, 0.25)
     tensor([1.0000, 0.5971, 0.0000])
     """
-    _require("coupling", coupling, "positive", _not_below_or_at_zero)
-    _require("bandwidth", bandwidth, "positive", _not_below_or_at_zero)
+    _require("coupling", coupling, "positive", _positive_or_nan)
+    _require("bandwidth", bandwidth, "positive", _positive_or_nan)
     if not 0.0 <= edge < math.inf:
         raise ValueError(f"edge must be a finite number >= 0, got {edge!r}")
     (detuning, kappa, alpha), dtype = _prepare(squared_detuning, coupling, bandwidth)
-    # Beyond 2 kappa^2 no pair locks. Holding D there keeps every term of F finite, so that the zero gradient of an
-    # unlocked pair is never multiplied by an infinity.
-    cap = (2.0 * kappa * kappa).clamp_min(torch.finfo(kappa.dtype).tiny)
-    margin = _margin(torch.minimum(detuning, cap), kappa, alpha)
+    # Beyond 2 kappa^2 no pair locks. Holding D there, and kappa where its square is a normal number, keeps
+    # every term of F finite, so that an unlocked pair's zero gradient is never multiplied by an infinity.
+    kappa = kappa.clamp_min(2.0 * math.sqrt(torch.finfo(kappa.dtype).tiny))
+    margin = _margin(torch.minimum(detuning, 2.0 * kappa * kappa), kappa, alpha)
     unlocked = margin <= 0.0  # not `~(margin > 0)`: a NaN must pass on
     margin = torch.where(unlocked, torch.ones_like(margin), margin)
     if edge == 0.0:
@@ -105,29 +104,25 @@ def synchronization(
     return torch.where(unlocked, torch.zeros_like(strength), strength).to(dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The locking radius
-
-
 def lambert_w0(z: Tensor | float) -> Tensor:
     """Principal branch of the Lambert W function, w exp(w) = z, for z >= 0; relative error of a few ulp.
 
-    Any shape; differentiable to any order, dW/dz = exp(-w) / (1 + w), which is 1 at z = 0. Raises ValueError for a
-    negative or non-finite z. Source: start by Winitzki (2003), iteration by Iacono and Boyd (2017).
+    Any shape; differentiable to any order, dW/dz = exp(-w) / (1 + w), which is 1 at z = 0. Raises ValueError
+    for a negative or non-finite z. Source: start by Winitzki (2003), iteration by Iacono and Boyd (2017).
 
     >>> lambert_w0(torch.tensor([0.0, 1.0, 100.0]))
     tensor([0.0000, 0.5671, 3.3856])
     """
     _require("z", z, "finite and >= 0", lambda x: (x >= 0) & torch.isfinite(x))
     (argument,), dtype = _prepare(z)
-    return _lambert_w0(argument).to(dtype)
+    return _LambertW0.apply(argument).to(dtype)
 
 
 def locking_radius(coupling: Tensor | float, bandwidth: Tensor | float) -> Tensor:
-    """rho = kappa exp(-W0(2 alpha kappa^2) / 2): the largest sqrt(D) that still locks; tends to kappa as alpha -> 0.
+    """rho = kappa exp(-W0(2 alpha kappa^2) / 2): the largest sqrt(D) that still locks.
 
-    Both arguments broadcast. Raises ValueError for a coupling or bandwidth that is not positive and finite, or when
-    2 alpha kappa^2 overflows.
+    It tends to kappa as alpha -> 0. Both arguments broadcast. Raises ValueError for a coupling or bandwidth
+    that is not positive and finite, or when 2 alpha kappa^2 overflows.
 
     >>> locking_radius(torch.tensor([0.1, 1.0, 10.0]), 0.5)
     tensor([0.0995, 0.7531, 1.8400])
@@ -137,15 +132,15 @@ def locking_radius(coupling: Tensor | float, bandwidth: Tensor | float) -> Tenso
     (kappa, alpha), dtype = _prepare(coupling, bandwidth)
     sharpness = 2.0 * alpha * kappa * kappa
     _require("2 * bandwidth * coupling ** 2", sharpness, "finite", torch.isfinite)
-    return (kappa * torch.exp(-0.5 * _lambert_w0(sharpness))).to(dtype)
+    return (kappa * torch.exp(-0.5 * _LambertW0.apply(sharpness))).to(dtype)
 
 
 def coupling_from_radius(radius: Tensor | float, sharpness: Tensor | float) -> tuple[Tensor, Tensor]:
     """(coupling, bandwidth) of the head with this locking radius rho and sharpness c = 2 alpha kappa^2.
 
-    alpha = W0(c) / (2 rho^2), kappa = rho exp(W0(c) / 2): the inverse of `locking_radius`. Both arguments broadcast.
-    A small c gives a wide kernel with a sudden edge, a large c a kernel that has decayed when the edge comes. Raises
-    ValueError for a radius or sharpness that is not positive and finite.
+    alpha = W0(c) / (2 rho^2), kappa = rho exp(W0(c) / 2): the inverse of `locking_radius`. Both arguments
+    broadcast. A small c gives a wide kernel with a sudden edge, a large c a kernel that has decayed when the
+    edge comes. Raises ValueError for a radius or sharpness that is not positive and finite.
 
     >>> coupling_from_radius(2.0, 100.0)
     (tensor(10.8695), tensor(0.4232))
@@ -153,22 +148,17 @@ def coupling_from_radius(radius: Tensor | float, sharpness: Tensor | float) -> t
     _require("radius", radius, "positive and finite", _positive_finite)
     _require("sharpness", sharpness, "positive and finite", _positive_finite)
     (rho, shape), dtype = _prepare(radius, sharpness)
-    w = _lambert_w0(shape)
+    w = _LambertW0.apply(shape)
     coupling, bandwidth = torch.broadcast_tensors(rho * torch.exp(0.5 * w), 0.5 * w / rho / rho)
     return coupling.to(dtype), bandwidth.to(dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The density law and calibration
+def gaussian_density(radius: Tensor | float, freq_dim: int, variance: Tensor | float = 1.0) -> Tensor:
+    """Density of locked pairs for frequencies w ~ N(0, s^2 I_m): CDF_chi2_m(rho^2 / (2 s^2)).
 
-
-def gaussian_density(
-    radius: Tensor | float, freq_dim: int, variance: Tensor | float = 1.0
-) -> Tensor:
-    """Density of locked pairs of frequencies w ~ N(0, s^2 I_m): CDF_chi2_m(rho^2 / (2 s^2)), as D ~ 2 s^2 chi2_m.
-
-    ``radius`` and ``variance`` (s^2) broadcast and are differentiable; computed in float64. Raises ValueError for a
-    radius that is negative or not finite, a freq_dim that is not an integer >= 1, or a variance that is not positive and finite.
+    The law of D is 2 s^2 chi2_m. ``radius`` and ``variance`` (s^2) broadcast and are differentiable; computed
+    in float64. Raises ValueError for a radius that is negative or not finite, a freq_dim that is not an
+    integer >= 1, or a variance that is not positive and finite.
 
     >>> gaussian_density(torch.tensor([1.0, 2.0, 4.0]), freq_dim=4)
     tensor([0.0265, 0.2642, 0.9084])
@@ -181,11 +171,12 @@ def gaussian_density(
 
 
 def gaussian_radius(density: Tensor | float, freq_dim: int, variance: Tensor | float = 1.0) -> Tensor:
-    """The locking radius at which frequencies w ~ N(0, s^2 I_m) lock with this density: the inverse of `gaussian_density`.
+    """Locking radius at which frequencies w ~ N(0, s^2 I_m) lock with this density.
 
-    ``density`` and ``variance`` (s^2) broadcast and are differentiable; computed in float64, relative error below 1e-12
-    for densities from 1e-12 to 1 - 1e-9 and freq_dim up to 256. Raises ValueError for a density outside (0, 1), a
-    freq_dim that is not an integer >= 1, or a variance that is not positive and finite.
+    The inverse of `gaussian_density`. ``density`` and ``variance`` (s^2) broadcast and are differentiable;
+    computed in float64, relative error below 1e-12 for densities from 1e-12 to 1 - 1e-9 and freq_dim up to
+    256. Raises ValueError for a density outside (0, 1), a freq_dim that is not an integer >= 1, or a variance
+    that is not positive and finite.
 
     >>> gaussian_radius(torch.tensor([0.05, 0.5]), freq_dim=16)
     tensor([3.9904, 5.5387])
@@ -220,22 +211,22 @@ def calibrate_from_detuning(
 ) -> tuple[Tensor, Tensor]:
     """(coupling, bandwidth), each (H,), with which the wanted share of the observed pairs locks.
 
-    ``squared_detuning`` (H, n): D of each head's n allowed pairs. ``density`` in (0, 1] and ``sharpness``: a number or
-    (H,). The nearest whole number of pairs locks, at least one. rho^2 lies midway between the last D that locks and the
-    next larger one, so that rounding does not change the count; of pairs with equal D all lock. At density 1 it lies
-    1/1000 above the largest D. No gradient.
+    ``squared_detuning`` (H, n): D of each head's n allowed pairs. ``density`` in (0, 1] and ``sharpness``: a
+    number or (H,). The nearest whole number of pairs locks, at least one. rho^2 lies midway between the last
+    D that locks and the next larger one, so that rounding does not change the count; of pairs with equal D
+    all lock. At density 1 it lies 1/1000 above the largest D. No gradient.
 
-    Raises ValueError for a squared_detuning that is not (H, n) with n >= 1, is negative or not finite, or is 0 throughout a
-    head (every radius would lock all of it); for a density outside (0, 1]; for a sharpness that is not positive and finite.
-    Unlike the rest of this module it checks squared_detuning on every device: it is a single step before training.
+    Raises ValueError for a squared_detuning that is not (H, n) with n >= 1, is negative or not finite, or is
+    0 throughout a head (every radius would lock all of it); for a density outside (0, 1]; for a sharpness
+    that is not positive and finite. Unlike the rest of this module it checks squared_detuning on every
+    device: it is a single step before training.
 
     >>> calibrate_from_detuning(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), density=0.5, sharpness=100.0)
     (tensor([6.6562]), tensor([1.1285]))
     """
     if squared_detuning.ndim != 2 or squared_detuning.shape[-1] == 0:
-        raise ValueError(
-            f"squared_detuning must have shape (heads, pairs) with at least one pair, got {tuple(squared_detuning.shape)}"
-        )
+        shape = tuple(squared_detuning.shape)
+        raise ValueError(f"squared_detuning must have shape (heads, pairs), pairs >= 1, got {shape}")
     heads, pairs = squared_detuning.shape
     for name, value in (("density", density), ("sharpness", sharpness)):
         if isinstance(value, Tensor) and value.shape not in ((), (1,), (heads,)):
@@ -271,9 +262,10 @@ def calibrate_from_detuning(
 
 
 def density_ladder(low: float, high: float, num_heads: int) -> Tensor:
-    """Densities (num_heads,) in geometric progression from ``low`` to ``high``; one head gets their geometric mean.
+    """Densities (num_heads,) in geometric progression from ``low`` to ``high``.
 
-    In the default dtype. Raises ValueError unless 0 < low <= high <= 1 and num_heads is an integer >= 1.
+    One head gets their geometric mean. In the default dtype. Raises ValueError unless 0 < low <= high <= 1
+    and num_heads is an integer >= 1.
 
     >>> density_ladder(0.05, 0.4, 4)
     tensor([0.0500, 0.1000, 0.2000, 0.4000])
@@ -291,54 +283,38 @@ def density_ladder(low: float, high: float, num_heads: int) -> Tensor:
     return ladder.clamp(low, high).to(torch.get_default_dtype())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Private
-
-
 def _margin(squared_detuning: Tensor, coupling: Tensor, bandwidth: Tensor) -> Tensor:
     # Dividing twice keeps F right where coupling ** 2 would underflow.
     return torch.exp(-2.0 * bandwidth * squared_detuning) - squared_detuning / coupling / coupling
 
 
-def _lambert_w0(z: Tensor) -> Tensor:
-    return _LambertW0.apply(z)
-
-
 class _LambertW0(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(z: Tensor) -> Tensor:
         tiny = z < torch.finfo(z.dtype).tiny  # W0(z) = z to the last bit, and log1p may flush such a z to 0
         argument, z = z, torch.where(tiny, torch.ones_like(z), z)
         log = torch.log1p(z)
         w = log * (1.0 - torch.log1p(log) / (2.0 + log))
-        # Newton's step on w + log w = log z: it never overflows, and keeps the relative accuracy of a tiny z. The start
-        # is within 2 % and the order 2, so three steps reach 1e-14 and the fourth the last bits.
-        for _ in range(4):
+        # Newton's step on w + log w = log z: it never overflows, and keeps the relative accuracy of a tiny z.
+        # The start is within 2 % and the order is 2: three steps reach the last bits of float64.
+        for _ in range(3):
             w = w / (1.0 + w) * (1.0 + torch.log(z / w))
         return torch.where(tiny, argument, w)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (w,) = ctx.saved_tensors
         return grad * torch.exp(-w) / (1.0 + w)
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        (w,) = ctx.saved_tensors
-        return tangent * torch.exp(-w) / (1.0 + w)
 
-
-# Below, u = rho / (2 s), so that density = P(m / 2, u^2) with P the regularised lower incomplete gamma function. In u
-# the derivative is finite everywhere, u = 0 and m = 1 included, where in rho^2 it would diverge. m is an integer, so
-# both tails are a factor exp(-u^2) u^m / Gamma(m/2 + 1) times a sum of positive terms; torch.special.gammainc is right
-# to 2e-9 only for m > 40.
+# Below, u = rho / (2 s), so that density = P(m / 2, u^2) with P the regularised lower incomplete gamma
+# function. In u the derivative is finite everywhere, u = 0 and m = 1 included, where in rho^2 it would
+# diverge. m is an integer, so both tails are a factor exp(-u^2) u^m / Gamma(m/2 + 1) times a sum of positive
+# terms; torch.special.gammainc is right to 2e-9 only for m > 40.
 
 
 def _log_factor(u: Tensor, freq_dim: int) -> Tensor:
@@ -385,9 +361,29 @@ class _RadialDistribution(torch.autograd.Function):
 
 
 class _RadialQuantile(torch.autograd.Function):
+    """Solve P(m/2, u^2) = density by Newton's method on t = log u.
+
+    t has a log-concave density, hence log P and log(1 - P) are concave in t: Newton's method converges from
+    any start for the former, and from about the root or above for the latter, without a bracket. The smaller
+    tail is the one solved for, which keeps the relative accuracy of densities near 1 as well.
+    """
+
     @staticmethod
     def forward(density: Tensor, freq_dim: int) -> Tensor:
-        return _radial_quantile(density, freq_dim)
+        lower = density < 0.5
+        log_tail = torch.log(torch.where(lower, density, 1.0 - density))
+        # Start: P <= u^m / Gamma(m/2 + 1) in the far left tail, elsewhere Wilson and Hilferty (1931).
+        bound = (torch.log(density) + math.lgamma(0.5 * freq_dim + 1.0)) / freq_dim
+        variance = 2.0 / (9.0 * freq_dim)
+        cube_root = 1.0 - variance + math.sqrt(variance) * torch.special.ndtri(density)
+        hilferty = 0.5 * math.log(0.5 * freq_dim) + 1.5 * torch.log(cube_root.clamp_min(1e-3))
+        t = torch.where(lower, torch.maximum(bound, hilferty), hilferty)
+        for _ in range(6):
+            u = torch.exp(t)
+            total = torch.where(lower, _lower_sum(u, freq_dim), _upper_sum(u, freq_dim))
+            slope = torch.where(lower, 1.0, -1.0) * freq_dim / total
+            t = t - (_log_factor(u, freq_dim) + torch.log(total) - log_tail) / slope
+        return torch.exp(t)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
@@ -400,32 +396,6 @@ class _RadialQuantile(torch.autograd.Function):
         return grad / _radial_pdf(u, ctx.freq_dim), None
 
 
-def _radial_quantile(density: Tensor, freq_dim: int) -> Tensor:
-    """Solve P(m/2, u^2) = density by Newton's method on t = log u.
-
-    t has a log-concave density, hence log P and log(1 - P) are concave in t: Newton's method converges from any start
-    for the former, and from about the root or above for the latter, without a bracket. The smaller tail is the one
-    solved for, which keeps the relative accuracy of densities near 1 as well.
-    """
-    lower = density < 0.5
-    log_tail = torch.log(torch.where(lower, density, 1.0 - density))
-    # Start: P <= u^m / Gamma(m/2 + 1) in the far left tail, elsewhere Wilson and Hilferty (1931).
-    bound = (torch.log(density) + math.lgamma(0.5 * freq_dim + 1.0)) / freq_dim
-    variance = 2.0 / (9.0 * freq_dim)
-    cube_root = 1.0 - variance + math.sqrt(variance) * torch.special.ndtri(density)
-    hilferty = 0.5 * math.log(0.5 * freq_dim) + 1.5 * torch.log(cube_root.clamp_min(1e-3))
-    t = torch.where(lower, torch.maximum(bound, hilferty), hilferty)
-    for _ in range(_NEWTON_STEPS):
-        u = torch.exp(t)
-        total = torch.where(lower, _lower_sum(u, freq_dim), _upper_sum(u, freq_dim))
-        slope = torch.where(lower, 1.0, -1.0) * freq_dim / total
-        t = t - (_log_factor(u, freq_dim) + torch.log(total) - log_tail) / slope
-    return torch.exp(t)
-
-
-_NEWTON_STEPS = 6
-
-
 def _prepare(
     *values: Tensor | float, compute: torch.dtype | None = None
 ) -> tuple[tuple[Tensor, ...], torch.dtype]:
@@ -433,13 +403,12 @@ def _prepare(
     tensors = [value for value in values if isinstance(value, Tensor)]
     # As in PyTorch's own arithmetic, a tensor without dimensions does not widen one that has some.
     leading = [tensor for tensor in tensors if tensor.ndim] or tensors
-    dtype = functools.reduce(torch.promote_types, [t.dtype for t in leading]) if leading else torch.get_default_dtype()
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in leading), torch.bool)
+    if dtype.is_complex:
+        raise TypeError(f"arguments must be real, got a tensor of dtype {dtype}")
     if not dtype.is_floating_point:
-        if dtype.is_complex:
-            raise TypeError(f"arguments must be real, got a tensor of dtype {dtype}")
         dtype = torch.get_default_dtype()
-    if compute is None:
-        compute = torch.promote_types(dtype, torch.float32)
+    compute = compute or torch.promote_types(dtype, torch.float32)
     device = leading[0].device if leading else None
     prepared = tuple(
         value.to(compute) if isinstance(value, Tensor) else torch.tensor(value, dtype=compute, device=device)
@@ -455,10 +424,12 @@ def _require(
     accept: Callable[[Tensor], Tensor],
     any_device: bool = False,
 ) -> None:
-    """Raise ValueError when an element is not accepted; see the module's docstring for where values are looked at."""
+    """Raise ValueError when an element is not accepted (where values are checked: the module's docstring)."""
     if torch.compiler.is_compiling():
         return
     if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"{name} must be real, got a tensor of dtype {value.dtype}")
         if value.device.type == "meta" or (value.device.type != "cpu" and not any_device):
             return
         value = value.detach()
@@ -471,7 +442,7 @@ def _require(
         raise ValueError(f"{name} must be {expected}, got {refused[0].item()!r}{others}")
 
 
-def _not_below_or_at_zero(value: Tensor) -> Tensor:
+def _positive_or_nan(value: Tensor) -> Tensor:
     return ~(value <= 0)  # lets NaN through, so that it shows in the result
 
 

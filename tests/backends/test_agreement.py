@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import syncattn
-from syncattn.backends import tiled
+from syncattn.backends import tiles
 from syncattn.backends.select import BACKENDS
 
 OTHERS = [name for name in BACKENDS if name != "eager"]
@@ -96,7 +96,7 @@ def agree(inputs, options, backend, tolerance=1e-9):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_agrees_with_eager(shape, options, backend, monkeypatch):
-    monkeypatch.setattr(tiled, "_CPU_TILE", 2**14)  # several tiles in every direction
+    monkeypatch.setattr(tiles, "_CPU_TILE", 2**14)  # several tiles in every direction
     inputs, keywords = make(shape, options, seed=random.randrange(2**31))
     agree(inputs, keywords, backend)
 

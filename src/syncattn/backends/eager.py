@@ -37,7 +37,7 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         out = (nothing @ value).to(call.value.dtype)
         return (out, nothing, nothing) if call.return_weights else out
 
-    # Differences first, squares after: exact where tokens are close, zero on the diagonal, no centring needed.
+    # Differences first, squares after: exact where tokens are close, 0 on the diagonal, no centring needed.
     detuning = (receive[..., :, None, :] - send[..., None, :, :]).square().sum(-1)  # (B, H, N, M)
     allowed = allowed_pairs(call)
     if call.top_k is not None and call.top_k < keys:

@@ -1,0 +1,241 @@
+"""The N x M matrix of pairs in tiles: how a call is cut, and what is evaluated on each tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from syncattn.backends.dropout import keep_mask, row_numbers
+
+# Elements of one tile's temporaries. 2**18 float32 numbers are 1 MiB: several fit the second-level cache.
+_CPU_TILE = 2**18
+_GPU_TILE = 2**24
+_ROWS = 64
+# The squared detuning given to pairs that may not attend: none locks from there, and 0 times it is 0.
+_FAR = 1e30
+
+
+class Tile(NamedTuple):
+    """The numbers of one tile, (b, H, n, k) each."""
+
+    columns: slice
+    detuning: Tensor  # D, counted from the row's frame; about _FAR where the pair may not attend
+    kernel: Tensor  # J^2 = exp(-2 alpha D)
+    strength: Tensor  # W, exactly 0 where not locked
+
+
+class Frame(NamedTuple):
+    """What a block of rows must know before it can be evaluated, (b, H, n, 1) each."""
+
+    base: Tensor | None  # D of the nearest allowed sender; nearest frame only
+    index: Tensor | None  # that sender
+    limit: tuple[Tensor, Tensor] | None  # (D, sender) of the k-th nearest; top_k only
+
+
+class Problem:
+    """One call's tensors in compute dtype, and the walk over its tiles."""
+
+    def __init__(
+        self,
+        receive: Tensor,
+        send: Tensor,
+        value: Tensor,
+        coupling: Tensor,
+        bandwidth: Tensor,
+        mask: Tensor | None,
+        seed: Tensor | None,
+        is_causal: bool,
+        self_coupling: bool,
+        top_k: int,
+        dropout_p: float,
+        nearest: bool,
+        power: float,
+        edge: float,
+        eps: float,
+        symmetric: bool,
+    ) -> None:
+        self.batch, self.heads, self.queries, self.freq_dim = receive.shape
+        self.keys, self.value_dim = value.shape[-2:]
+        self.dtype = bandwidth.dtype
+        self.receive, self.send = _centred(receive, send)
+        self.value = value.to(self.dtype)
+        self.inverse_square = coupling.square().reciprocal()[..., None]  # (B, H, N or 1, 1)
+        self.coupling, self.bandwidth = coupling, bandwidth
+        self.rate = -2 * bandwidth[:, None, None]
+        self.mask, self.seed = mask, seed
+        self.is_causal, self.self_coupling, self.symmetric = is_causal, self_coupling, symmetric
+        self.top_k = top_k if top_k < self.keys else 0
+        self.dropout_p, self.nearest, self.power, self.edge, self.eps = dropout_p, nearest, power, edge, eps
+        self.offset = self.keys - self.queries
+        # exp of anything below this is 0 for every purpose but would be a slow denormal number
+        self.floor = math.log(torch.finfo(self.dtype).tiny) + 7
+        if self.direct:
+            self.left, self.right = self.receive.to(self.dtype), self.send.to(self.dtype)
+        else:
+            self.left, self.right = _augmented(self.receive, self.send)
+
+    @property
+    def direct(self) -> bool:
+        """Sum the squared differences: as fast for few coordinates, and MPS has no float64."""
+        return self.freq_dim <= 3 or self.receive.device.type == "mps"
+
+    def blocks(self) -> Iterator[tuple[slice, slice, list[slice]]]:
+        """(batch, rows, columns of each tile) in a fixed order; tiles that causality empties are left out."""
+        budget = _CPU_TILE if self.receive.device.type == "cpu" else _GPU_TILE
+        rows = max(1, min(self.queries, _ROWS))
+        width = max(128, budget // max(1, self.heads * rows))
+        batches = max(1, budget // max(1, self.heads * rows * min(width, self.keys)))
+        for b in range(0, self.batch, batches):
+            for i in range(0, self.queries, rows):
+                last = min(i + rows, self.queries)
+                end = min(self.keys, last + self.offset) if self.is_causal else self.keys
+                tiles = [slice(j, min(j + width, end)) for j in range(0, end, width)]
+                yield slice(b, min(b + batches, self.batch)), slice(i, last), tiles
+
+    def look_over(self, batch: slice, rows: slice, columns: list[slice]) -> tuple[Frame, Tensor | None]:
+        """What a block of rows needs before its first tile; and its D, if one tile holds all of it."""
+        base = index = limit = ready = None
+        if self.top_k:
+            limit, ready = self._kth(batch, rows, columns)
+        if self.nearest:
+            base, index, ready = self._minimum(batch, rows, columns)
+        return Frame(base, index, limit), ready if len(columns) == 1 else None
+
+    def tiles(
+        self, batch: slice, rows: slice, columns: list[slice], frame: Frame, ready: Tensor | None = None
+    ) -> Iterator[Tile]:
+        """The tiles of one block of rows, evaluated; frame (and ready) as `look_over` gave them."""
+        inverse_square = self.inverse_square[batch, :, rows_of(self.inverse_square, rows)]
+        for c in columns:
+            detuning = self._allowed_detuning(batch, rows, c) if ready is None else ready
+            if frame.limit is not None:
+                detuning.masked_fill_(_beyond(detuning, c, frame.limit), _FAR)
+            if frame.base is not None:
+                detuning.sub_(frame.base)
+            kernel = (detuning * self.rate).clamp_(min=self.floor).exp_()
+            # relu keeps a NaN: it must show, not vanish
+            strength = torch.addcmul(kernel, detuning, inverse_square, value=-1).relu_()
+            if self.edge:
+                strength = torch.where(strength == 0, 0.0, torch.sqrt(strength + self.edge**2) - self.edge)
+                strength = strength if self.power == 1 else strength.pow_(self.power)
+            elif self.power != 2:
+                strength = strength.sqrt_() if self.power == 1 else strength.pow_(self.power / 2)
+            yield Tile(c, detuning, kernel, strength)
+
+    def keep(self, batch: slice, rows: slice, columns: slice) -> Tensor | None:
+        """The dropout mask of one tile, scaled: 1 / (1 - p) where kept."""
+        if self.seed is None:
+            return None
+        device = self.receive.device
+        numbers = row_numbers(self.batch, self.heads, self.queries, device)[batch, :, rows]
+        j = torch.arange(columns.start, columns.stop, device=device)
+        return keep_mask(self.seed, numbers, j, self.dropout_p).to(self.dtype) / (1 - self.dropout_p)
+
+    def through_strength(self, gradient: Tensor, strength: Tensor) -> Tensor:
+        """dL/dF from dL/dW, in place: exactly 0 where not locked."""
+        if self.edge:
+            root = strength if self.power == 1 else strength ** (1 / self.power)  # S
+            gradient.mul_(0.5 * self.power * root ** (self.power - 1) / (root + self.edge))
+        elif self.power != 2:
+            gradient.mul_(0.5 * self.power * strength ** (1 - 2 / self.power))
+        return torch.ops.aten.threshold_backward(gradient, strength, 0)
+
+    def _detuning(self, batch: slice, rows: slice, columns: slice) -> Tensor:
+        """D of one tile, in compute dtype, not negative, exactly 0 on the diagonal of the symmetric form."""
+        left, right = self.left[batch, :, rows], self.right[batch, :, columns]
+        if self.direct:
+            detuning = (left[..., :, None, 0] - right[..., None, :, 0]).square_()
+            for k in range(1, self.freq_dim):
+                difference = left[..., :, None, k] - right[..., None, :, k]
+                detuning.addcmul_(difference, difference)
+            return detuning
+        detuning = (left @ right.mT).to(self.dtype).clamp_(min=0.0)
+        if self.symmetric:
+            detuning.diagonal(rows.start - columns.start, -2, -1).zero_()
+        return detuning
+
+    def _allowed_detuning(self, batch: slice, rows: slice, columns: slice) -> Tensor:
+        """D of one tile, about _FAR where the pair may not attend."""
+        detuning = self._detuning(batch, rows, columns)
+        blocked = self._blocked(batch, rows, columns)
+        if blocked is not None:  # the sum over a broadcast mask is much faster than filling through one
+            detuning.add_(detuning.new_zeros(blocked.shape).masked_fill_(blocked, _FAR))
+        return detuning
+
+    def _blocked(self, batch: slice, rows: slice, columns: slice) -> Tensor | None:
+        """The pairs of one tile that may not attend, True = may not; None where all may."""
+        blocked = None
+        i = torch.arange(rows.start, rows.stop, device=self.receive.device)[:, None] + self.offset
+        j = torch.arange(columns.start, columns.stop, device=self.receive.device)
+        if self.is_causal and columns.stop - 1 > rows.start + self.offset:
+            blocked = j > i
+        if not self.self_coupling:
+            blocked = j == i if blocked is None else blocked | (j == i)
+        if self.mask is not None:
+            mask = self.mask[
+                batch if self.mask.shape[0] > 1 else slice(None),
+                :,
+                rows_of(self.mask, rows),
+                columns if self.mask.shape[3] > 1 else slice(None),
+            ]
+            blocked = ~mask if blocked is None else blocked | ~mask
+        return blocked
+
+    def _minimum(self, batch: slice, rows: slice, columns: list[slice]):
+        """(smallest allowed D, its earliest sender, the last tile's D); 0 where no sender is allowed."""
+        best = index = detuning = None
+        for c in columns:
+            detuning = self._allowed_detuning(batch, rows, c)
+            value, at = detuning.min(-1, keepdim=True)
+            at = at + c.start
+            if best is None or index is None:
+                best, index = value, at
+            else:
+                closer = value < best
+                best, index = torch.where(closer, value, best), torch.where(closer, at, index)
+        assert best is not None and index is not None
+        return torch.where(best >= _FAR, 0.0, best), index, detuning
+
+    def _kth(self, batch: slice, rows: slice, columns: list[slice]):
+        """((D, index) of each row's k-th nearest allowed sender, the last tile's D)."""
+        best = index = detuning = None
+        for c in columns:
+            seen = detuning = self._allowed_detuning(batch, rows, c)
+            at = torch.arange(c.start, c.stop, device=seen.device).expand_as(seen)
+            if best is not None and index is not None:
+                seen, at = torch.cat((best, seen), -1), torch.cat((index, at), -1)
+            # earlier senders stand first, and a stable sort keeps them there
+            best, order = seen.sort(dim=-1, stable=True)
+            best, index = best[..., : self.top_k], at.gather(-1, order[..., : self.top_k])
+        assert best is not None and index is not None
+        return (best[..., -1:], index[..., -1:]), detuning
+
+
+def _centred(receive: Tensor, send: Tensor) -> tuple[Tensor, Tensor]:
+    """Frequencies in float64 about their senders' mean: D does not change, its rounding does."""
+    wide = receive.dtype if receive.device.type == "mps" else torch.float64
+    receive, send = receive.to(wide), send.to(wide)
+    centre = send.mean(-2, keepdim=True)
+    return receive - centre, send - centre
+
+
+def _augmented(receive: Tensor, send: Tensor) -> tuple[Tensor, Tensor]:
+    """(left, right) with left @ right^T = D."""
+    one_r, one_s = torch.ones_like(receive[..., :1]), torch.ones_like(send[..., :1])
+    left = torch.cat((-2 * receive, receive.square().sum(-1, keepdim=True), one_r), -1)
+    return left, torch.cat((send, one_s, send.square().sum(-1, keepdim=True)), -1)
+
+
+def rows_of(tensor: Tensor, rows: slice) -> slice:
+    return rows if tensor.shape[2] > 1 else slice(None)
+
+
+def _beyond(detuning: Tensor, columns: slice, limit: tuple[Tensor, Tensor]) -> Tensor:
+    """Whether (D, j) comes later than the row's k-th nearest sender, in that order."""
+    value, index = limit
+    j = torch.arange(columns.start, columns.stop, device=detuning.device)
+    return (detuning > value) | ((detuning == value) & (j > index))

@@ -1,0 +1,17 @@
+"""Layers: frequencies, attention, a block, and their calibration."""
+
+from syncattn.nn.attention import SelectiveSynchronizationAttention
+from syncattn.nn.block import OSNBlock
+from syncattn.nn.calibration import calibrate
+from syncattn.nn.calibration import density as locked_density
+from syncattn.nn.frequency import Frequency
+from syncattn.nn.state import IncrementalState
+
+__all__ = [
+    "Frequency",
+    "IncrementalState",
+    "OSNBlock",
+    "SelectiveSynchronizationAttention",
+    "calibrate",
+    "locked_density",
+]

@@ -1,0 +1,475 @@
+"""Selective Synchronization Attention as a layer, call-compatible with `nn.MultiheadAttention`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from syncattn import locking
+from syncattn.backends.call import FRAMES, Call, boolean_mask, prepare
+from syncattn.functional import coherence, order_parameter, selective_synchronization_attention
+from syncattn.nn import density
+from syncattn.nn.frequency import Frequency
+from syncattn.nn.state import IncrementalState
+
+STRENGTHS = ("log", "softplus")
+
+
+class SelectiveSynchronizationAttention(nn.Module):
+    """Multi-head attention among oscillators: pairs that phase-lock exchange values, others weigh exactly 0.
+
+    The defaults are the trainable form. `from_reference` builds the published one (Hays 2026, arXiv 2602.14445).
+
+    Args:
+        embed_dim: E, size of the hidden states.
+        num_heads: H, a divisor of E.
+        dropout: on the weights, in training.
+        bias: of the value and output projections.
+        batch_first: inputs are (B, N, E) if True, (N, B, E) if False. The default differs from
+            `nn.MultiheadAttention`, where it is False.
+        freq_dim: m, coordinates of a frequency; None for the smaller of 16 and E / H.
+        phase_dim: phases per token and head, seen only by the order parameter.
+        directed, position, window_range, delay, detuning, freq_bias: see `syncattn.nn.Frequency`.
+        self_coupling: whether a token may listen to itself. In the Kuramoto sum the self term is sin 0 = 0.
+        frame, power, edge, top_k: see `syncattn.selective_synchronization_attention`.
+        order_parameter: scale the coupling by the phases' coherence r; False sets r = 1.
+        density_range: the densities of the first and the last head at initialisation; between them in
+            geometric progression. None leaves `strength`'s plain initialisation.
+        sharpness: c = 2 alpha kappa^2 at initialisation. Large: weights fade before the locking edge comes.
+        strength: how coupling and bandwidth are parametrised: "log" (one of each per head; their gradients
+            do not fade), or "softplus" of raw parameters that start at 1, the coupling shared by all heads (the
+            published form, which at this initialisation is the identity and does not train).
+
+    Shape: see `forward`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        batch_first: bool = True,
+        *,
+        freq_dim: int | None = None,
+        phase_dim: int = 1,
+        directed: bool = False,
+        position: str = "drift",
+        window_range: tuple[float, float] = (4.0, 64.0),
+        delay: float = 0.5,
+        detuning: bool = False,
+        self_coupling: bool = False,
+        frame: str = "nearest",
+        power: float = 2,
+        edge: float = 0.0,
+        top_k: int | None = None,
+        order_parameter: bool = True,
+        density_range: tuple[float, float] | None = (0.05, 0.5),
+        sharpness: float = 100.0,
+        strength: str = "log",
+        freq_bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(
+                f"num_heads must divide embed_dim, got embed_dim={embed_dim}, num_heads={num_heads}"
+            )
+        self.head_dim = embed_dim // num_heads
+        freq_dim = min(16, self.head_dim) if freq_dim is None else freq_dim
+        for name, size in (("freq_dim", freq_dim), ("phase_dim", phase_dim)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if frame not in FRAMES:
+            raise ValueError(f"frame must be one of {FRAMES}, got {frame!r}")
+        if strength not in STRENGTHS:
+            raise ValueError(f"strength must be one of {STRENGTHS}, got {strength!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+        if not sharpness > 0:
+            raise ValueError(f"sharpness must be positive, got {sharpness!r}")
+        if density_range is not None:
+            locking.density_ladder(*density_range, num_heads)  # raises where the range is none
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
+        self.dropout, self.batch_first = dropout, batch_first
+        self.self_coupling, self.frame, self.power, self.edge = self_coupling, frame, power, edge
+        self.top_k, self.strength, self.sharpness = top_k, strength, sharpness
+        self.density_range = None if density_range is None else tuple(density_range)
+        self.frequency = Frequency(
+            embed_dim,
+            num_heads,
+            freq_dim,
+            directed=directed,
+            position=position,
+            window_range=window_range,
+            delay=delay,
+            detuning=detuning,
+            bias=freq_bias,
+            **factory,
+        )
+        self.phase_proj = nn.Linear(embed_dim, num_heads * phase_dim, **factory) if order_parameter else None
+        self.value_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
+        self.raw_coupling = nn.Parameter(torch.empty(() if strength == "softplus" else num_heads, **factory))
+        self.raw_bandwidth = nn.Parameter(torch.empty(num_heads, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise; with strength "log", calibrate the densities on synthetic layer-normalised tokens.
+
+        On real data, `syncattn.nn.calibrate` does it better: real tokens repeat, so more of them lock.
+        """
+        if self.strength == "softplus":
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    module.reset_parameters()
+            nn.init.ones_(self.raw_coupling)
+            nn.init.ones_(self.raw_bandwidth)
+            return
+        self.frequency.reset_parameters()
+        if self.phase_proj is not None:
+            self.phase_proj.reset_parameters()
+        for projection in (self.value_proj, self.out_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+        coupling, bandwidth = locking.coupling_from_radius((2.0 * self.freq_dim) ** 0.5, self.sharpness)
+        nn.init.constant_(self.raw_coupling, float(coupling.log()))
+        nn.init.constant_(self.raw_bandwidth, float(bandwidth.log()))
+        if self.density_range is not None and self.raw_coupling.device.type != "meta":
+            generator = torch.Generator().manual_seed(0)  # a private one: nobody's random numbers change
+            x = torch.randn(2, 128, self.embed_dim, generator=generator).to(self.raw_coupling)
+            self.calibrate_(x if self.batch_first else x.transpose(0, 1), is_causal=True)
+
+    @property
+    def coupling_strength(self) -> Tensor:
+        """K > 0, (H,): the learnable coupling, before the order parameter scales it."""
+        if self.strength == "softplus":
+            return F.softplus(self.raw_coupling).expand(self.num_heads)
+        return self.raw_coupling.exp()
+
+    @property
+    def bandwidth(self) -> Tensor:
+        """alpha > 0, (H,)."""
+        return F.softplus(self.raw_bandwidth) if self.strength == "softplus" else self.raw_bandwidth.exp()
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+        *,
+        state: IncrementalState | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend: self-attention if only query is given.
+
+        Masks follow `nn.MultiheadAttention`: in boolean masks True means may NOT attend (the operator
+        itself follows SDPA, where True means may). Float masks must hold only 0 and -inf.
+
+        Args:
+            query: receivers (B, N, E), or (N, E) without a batch; (N, B, E) if not batch_first.
+            key: senders (B, M, E); None for query.
+            value: what is read from the senders (B, M, E); None for key.
+            key_padding_mask: (B, M), True = padding. Neither drift, delay nor the order parameter sees it:
+                positions count from each sequence's first real token.
+            need_weights: also return the weights P (through the eager backend).
+            attn_mask: (N, M), (B * H, N, M), or broadcastable to (B, H, N, M). The order parameter then takes
+                for each query only the tokens that the query may see.
+            average_attn_weights: average the returned weights over the heads.
+            is_causal: each query sees the keys up to its own; with M > N queries sit at the end.
+            state: for incremental decoding, which is causal self-attention: appends these tokens to the past
+                that it holds, in place, and attends to all of it. Needs is_causal=True.
+
+        Returns:
+            (out, weights): out like query; weights None, or (B, N, M), or (B, H, N, M) if not averaged.
+
+        Raises:
+            ValueError: a shape or mask is not as documented, or an argument does not go with `state`.
+        """
+        batched = query.ndim == 3
+        query, key, value, key_padding_mask = self._batch_first(query, key, value, key_padding_mask)
+        arguments = self._operator_arguments(query, key, value, key_padding_mask, attn_mask, is_causal, state)
+        weights = None
+        dropout_p = self.dropout if self.training else 0.0
+        result = selective_synchronization_attention(
+            **arguments, dropout_p=dropout_p, return_weights=need_weights
+        )
+        if need_weights:
+            out, _, weights = result
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            out = result
+        out = self.out_proj(out.transpose(1, 2).flatten(-2))
+        if not batched:
+            return out[0], None if weights is None else weights[0]
+        return (out if self.batch_first else out.transpose(0, 1)), weights
+
+    @torch.no_grad()
+    def locked_density(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """The fraction of allowed pairs that lock, (H,) float32; arguments as in `forward`. Padding does not count."""
+        return density.locked_density(self._call(query, key, value, key_padding_mask, attn_mask, is_causal))
+
+    @torch.no_grad()
+    def calibrate_(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        density_range: tuple[float, float] | None = None,
+    ) -> None:
+        """Set coupling and bandwidth so that the heads' densities on this input are the ladder's, in place.
+
+        Args:
+            density_range: None for the layer's own; the others as in `forward`.
+
+        Raises:
+            ValueError: strength is "softplus" (its coupling is shared: one number cannot serve every head),
+                or the input gives a head no two different frequencies.
+        """
+        density_range = density_range or self.density_range
+        if self.strength != "log" or density_range is None:
+            raise ValueError(
+                "calibration needs strength='log' and a density_range, got "
+                f"strength={self.strength!r}, density_range={density_range}"
+            )
+        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal)
+        ladder = locking.density_ladder(*density_range, self.num_heads)
+        coupling, bandwidth = density.fit_strength(call, self.coupling_strength, ladder, self.sharpness)
+        self.raw_coupling.copy_(coupling.log())
+        self.raw_bandwidth.copy_(bandwidth.log())
+
+    @classmethod
+    def from_reference(
+        cls, state_dict: Mapping[str, Tensor], num_heads: int, top_k: int | None = None
+    ) -> SelectiveSynchronizationAttention:
+        """The published formulation from its own parameters; see `syncattn.nn.convert.from_reference`."""
+        from syncattn.nn.convert import from_reference
+
+        return from_reference(state_dict, num_heads, top_k)
+
+    def _call(self, query, key, value, key_padding_mask, attn_mask, is_causal) -> Call:
+        """The operator's checked call that `forward` would make, for counting."""
+        query, key, value, key_padding_mask = self._batch_first(query, key, value, key_padding_mask)
+        return prepare(
+            **self._operator_arguments(query, key, value, key_padding_mask, attn_mask, is_causal, None)
+        )
+
+    def _batch_first(
+        self, query: Tensor, key: Tensor | None, value: Tensor | None, key_padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Inputs as (B, N, E), checked; key and value filled in, the same objects in self-attention."""
+        key = query if key is None else key
+        value = key if value is None else value
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if x.ndim not in (2, 3) or x.shape[-1] != self.embed_dim or x.ndim != query.ndim:
+                raise ValueError(
+                    f"{name} must have shape (B, N, {self.embed_dim}) or (N, {self.embed_dim}), "
+                    f"got {tuple(x.shape)}"
+                )
+        if key.shape[:-1] != value.shape[:-1]:
+            raise ValueError(
+                f"key and value must have the same tokens, got {tuple(key.shape)} and {tuple(value.shape)}"
+            )
+
+        def arrange(x: Tensor) -> Tensor:
+            return x[None] if x.ndim == 2 else x if self.batch_first else x.transpose(0, 1)
+
+        if query.ndim == 2 and key_padding_mask is not None and key_padding_mask.ndim == 1:
+            key_padding_mask = key_padding_mask[None]
+        arranged = arrange(query)
+        arranged_key = arranged if key is query else arrange(key)
+        arranged_value = arranged_key if value is key else arrange(value)
+        return arranged, arranged_key, arranged_value, key_padding_mask
+
+    def _operator_arguments(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        state: IncrementalState | None,
+    ) -> dict[str, Any]:
+        """What the operator is called with; inputs (B, N, E)."""
+        itself = key is query
+        if state is not None and (not itself or not is_causal or attn_mask is not None):
+            raise ValueError(
+                "state is for causal self-attention: it needs is_causal=True, and neither key nor attn_mask"
+            )
+        batch, queries, _ = query.shape
+        keys = key.shape[1]
+        real = _real_tokens(key_padding_mask, batch, keys)
+        allowed = _allowed_pairs(attn_mask, batch, self.num_heads, queries, keys)
+        count = None if state is None else state.count
+        position = _positions(real, keys, count, query.device)
+
+        emitted = self.frequency.emit(key, position)
+        if itself and self.frequency.symmetric:
+            receive = emitted
+        else:
+            receive = self.frequency.receive(
+                query, position if itself else _positions(None, queries, None, query.device)
+            )
+        send = self.frequency.delay_by_one(emitted, real, None if state is None else state.last, count)
+        values = self.value_proj(value).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        coupling = self._effective_coupling(key, queries, real, allowed, is_causal, state)
+        if state is not None:
+            state.last = _last_real(emitted, real, state.last)
+            counted = keys if real is None else real.sum(-1, keepdim=True)
+            state.count = position.new_zeros(batch, 1) + counted + (0 if count is None else count)
+            send, values, real = state.append(send, values, real)
+        if real is not None:
+            seen = real[:, None, None, :]
+            allowed = seen if allowed is None else allowed & seen
+        return {
+            "receive": receive,
+            "send": send,
+            "value": values,
+            "coupling": coupling,
+            "bandwidth": self.bandwidth,
+            "attn_mask": allowed,
+            "is_causal": is_causal,
+            "self_coupling": self.self_coupling or not itself,
+            "top_k": self.top_k,
+            "frame": self.frame,
+            "power": self.power,
+            "edge": self.edge,
+        }
+
+    def _effective_coupling(
+        self,
+        x: Tensor,
+        queries: int,
+        real: Tensor | None,
+        allowed: Tensor | None,
+        is_causal: bool,
+        state: IncrementalState | None,
+    ) -> Tensor:
+        """kappa = K r: (H,), (B, H) or (B, H, N); r over the senders x that each query may see."""
+        strength = self.coupling_strength
+        if self.phase_proj is None:
+            return strength
+        phase = self.phase_proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        if state is not None:
+            r = _running_coherence(phase, real, state)
+        elif allowed is None:
+            r = order_parameter(phase, real, is_causal)
+            r = r[..., -queries:] if is_causal else r
+        else:
+            allowed = allowed if real is None else allowed & real[:, None, None, :]
+            r = order_parameter(phase, allowed.expand(-1, -1, queries, -1), is_causal)
+        strength = strength.to(r.dtype)
+        kappa = r * (strength if r.ndim == 2 else strength[:, None])
+        return kappa.clamp(
+            min=1e-6
+        )  # phases that cancel exactly leave no coupling; 0 has no locking threshold
+
+    def extra_repr(self) -> str:
+        return (
+            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, freq_dim={self.freq_dim}, "
+            f"position={self.frequency.position!r}, delay={self.frequency.delay}, frame={self.frame!r}, "
+            f"power={self.power}, self_coupling={self.self_coupling}, top_k={self.top_k}, strength={self.strength!r}"
+        )
+
+
+def _real_tokens(key_padding_mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
+    """(B, M) bool, True = a real token."""
+    if key_padding_mask is None:
+        return None
+    if key_padding_mask.shape != (batch, keys):
+        raise ValueError(
+            f"key_padding_mask must have shape (B, M) = {(batch, keys)}, got {tuple(key_padding_mask.shape)}"
+        )
+    if key_padding_mask.is_floating_point():
+        return boolean_mask(key_padding_mask, "key_padding_mask")
+    if key_padding_mask.dtype != torch.bool:
+        raise ValueError(
+            f"key_padding_mask must be boolean (True = padding) or hold 0 and -inf, got {key_padding_mask.dtype}"
+        )
+    return ~key_padding_mask
+
+
+def _allowed_pairs(
+    attn_mask: Tensor | None, batch: int, heads: int, queries: int, keys: int
+) -> Tensor | None:
+    """`nn.MultiheadAttention`'s attn_mask as a 4-D boolean one, True = may attend."""
+    if attn_mask is None:
+        return None
+    if attn_mask.is_floating_point():
+        allowed = boolean_mask(attn_mask)
+    elif attn_mask.dtype == torch.bool:
+        allowed = ~attn_mask
+    else:
+        raise ValueError(
+            f"attn_mask must be boolean (True = may not attend) or hold 0 and -inf, got {attn_mask.dtype}"
+        )
+    if allowed.ndim == 3 and allowed.shape[0] == batch * heads:
+        allowed = allowed.unflatten(0, (batch, heads))
+    shape = (batch, heads, queries, keys)
+    if allowed.ndim not in (2, 4) or any(a not in (1, b) for a, b in zip(allowed.shape[::-1], shape[::-1])):
+        raise ValueError(
+            f"attn_mask must have shape (N, M) = {shape[2:]}, (B * H, N, M) = {(batch * heads, *shape[2:])} or be "
+            f"4-D and broadcastable to (B, H, N, M) = {shape}, got {tuple(attn_mask.shape)}"
+        )
+    return allowed.reshape((1,) * (4 - allowed.ndim) + allowed.shape)
+
+
+def _positions(real: Tensor | None, tokens: int, count: Tensor | None, device: torch.device) -> Tensor:
+    """(B or 1, N) int64: each token's number among its sequence's real tokens, from 0."""
+    if real is None:
+        position = torch.arange(tokens, device=device)[None]
+    else:
+        position = real.cumsum(-1) - 1
+    return position if count is None else position + count
+
+
+def _last_real(emitted: Tensor, real: Tensor | None, last: Tensor | None) -> Tensor:
+    """What the last real token emitted (B, H, m); where there is none, what was remembered, or 0."""
+    if real is None:
+        return emitted[:, :, -1]
+    number = torch.arange(1, real.shape[-1] + 1, device=real.device)
+    latest = torch.where(real, number, 0).amax(-1)  # (B,), 0 = none
+    before = torch.zeros_like(emitted[:, :, 0]) if last is None else last
+    candidates = torch.cat((before[:, :, None], emitted), dim=2)
+    index = latest[:, None, None, None].expand(-1, emitted.shape[1], 1, emitted.shape[-1])
+    return candidates.gather(2, index)[:, :, 0]
+
+
+def _running_coherence(phase: Tensor, real: Tensor | None, state: IncrementalState) -> Tensor:
+    """r of each new token (B, H, N) from the prefix sums in state, which are brought up to date."""
+    phase = phase.to(torch.promote_types(phase.dtype, torch.float32))
+    parts = torch.stack((phase.cos(), phase.sin()), dim=-1)  # (B, H, N, p, 2)
+    counts = torch.ones_like(parts[:, :1, :, 0, 0])
+    if real is not None:
+        parts = torch.where(real[:, None, :, None, None], parts, 0.0)
+        counts = counts * real[:, None]
+    sums, counts = parts.cumsum(2), counts.cumsum(2)
+    if state.phase_sum is not None and state.count is not None:
+        sums = sums + state.phase_sum[:, :, None]
+        counts = counts + state.count[:, None]
+    state.phase_sum = sums[:, :, -1]
+    return coherence(sums, counts)

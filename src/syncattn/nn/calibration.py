@@ -1,0 +1,86 @@
+"""Densities of a whole model: measured on real activations, and set there before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncattn.nn.attention import SelectiveSynchronizationAttention
+
+# What the layer's forward takes that decides which pairs are allowed.
+_DECIDES = ("query", "key", "value", "key_padding_mask", "attn_mask", "is_causal")
+_FORWARD = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "", "is_causal")
+
+
+def calibrate(
+    model: nn.Module, *args: Any, density_range: tuple[float, float] | None = None, **kwargs: Any
+) -> None:
+    """Set every synchronization layer's coupling and bandwidth, in place, on what it is really given.
+
+    One forward pass, ``model(*args, **kwargs)``, without gradients: each layer is calibrated on its own input
+    just before it computes, so that the next one sees activations of a calibrated model. A head's frequency
+    gets a gradient only through pairs that lock; this is what makes sure that some do.
+
+    Args:
+        model: anything that holds `SelectiveSynchronizationAttention` layers.
+        *args, **kwargs: a real batch.
+        density_range: the ladder's ends for all layers; None for each layer's own.
+
+    Raises:
+        ValueError: the model has no such layer, or one cannot be calibrated.
+    """
+
+    def hook(layer: SelectiveSynchronizationAttention, arguments: dict[str, Any]) -> None:
+        layer.calibrate_(**arguments, density_range=density_range)
+
+    _visit(model, lambda name: hook, args, kwargs)
+
+
+def density(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    """The fraction of allowed pairs that lock, (H,) float32 per synchronization layer, by the layers' names.
+
+    One forward pass, ``model(*args, **kwargs)``, without gradients.
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
+    found: dict[str, Tensor] = {}
+
+    def hook_for(name: str):
+        def hook(layer: SelectiveSynchronizationAttention, arguments: dict[str, Any]) -> None:
+            found[name] = layer.locked_density(**arguments)
+
+        return hook
+
+    _visit(model, hook_for, args, kwargs)
+    return found
+
+
+def _visit(model: nn.Module, hook_for: Callable[[str], Callable], args: tuple, kwargs: dict) -> None:
+    """Run the model once in eval mode, calling each layer's hook with its arguments by name before it computes."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, SelectiveSynchronizationAttention)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} holds no SelectiveSynchronizationAttention layer")
+
+    def register(name: str, layer: nn.Module):
+        hook = hook_for(name)
+
+        def before(module: nn.Module, positional: tuple, named: dict[str, Any]) -> None:
+            given = dict(zip(_FORWARD, positional)) | named
+            hook(module, {k: v for k, v in given.items() if k in _DECIDES})
+
+        return layer.register_forward_pre_hook(before, with_kwargs=True)
+
+    handles = [register(name, layer) for name, layer in layers]
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,91 @@
+"""How densely an operator call locks, counted; and the coupling and bandwidth that give a wanted density."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from syncattn import locking
+from syncattn.backends import eager
+from syncattn.backends.call import Call
+
+
+@torch.no_grad()
+def locked_density(call: Call) -> Tensor:
+    """The fraction of allowed pairs that lock, (H,) float32 on the CPU; 0 where no pair is allowed."""
+    heads = call.receive.shape[1]
+    locked, total = torch.zeros(heads, dtype=torch.int64), torch.zeros(heads, dtype=torch.int64)
+    for one in _sequences(call._replace(return_weights=True, dropout_p=0.0, seed=None)):
+        _, sync, _ = eager.run(one)
+        locked += (sync > 0).sum((0, 2, 3)).cpu()
+        total += eager.allowed_pairs(one).expand_as(sync).sum((0, 2, 3)).cpu()
+    return locked / total.clamp(min=1)
+
+
+@torch.no_grad()
+def fit_strength(call: Call, strength: Tensor, density: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+    """(K, alpha), each (H,), with which each head locks the wanted fraction of this call's allowed pairs.
+
+    Args:
+        call: its frequencies, masks and frame count, not its bandwidth; top_k is not considered.
+        strength: the K that is in the call's coupling kappa = K r, (H,): what remains is r.
+        density: wanted, (H,).
+        sharpness: c = 2 alpha kappa^2, met up to the spread of r.
+
+    Raises:
+        ValueError: no pair is allowed, or all frequencies of a head are equal.
+    """
+    heads = call.receive.shape[1]
+    couplings, bandwidths = [], []
+    for h in range(heads):
+        pairs, coherence = _allowed_detuning(call, h)
+        if pairs.numel() == 0:
+            raise ValueError("calibration needs at least one allowed pair, got none: every pair is masked")
+        _, bandwidth = locking.calibrate_from_detuning(pairs[None], density[h : h + 1], sharpness)
+        # A pair locks from K r = sqrt(D) exp(alpha D) on; that threshold's quantile is K, whatever r varies.
+        threshold = 0.5 * pairs.log() + bandwidth * pairs - (coherence / strength[h].double()).log()
+        couplings.append(_between(threshold, float(density[h])).exp())
+        bandwidths.append(bandwidth[0])
+    return torch.stack(couplings), torch.stack(bandwidths)
+
+
+def _sequences(call: Call) -> Iterator[Call]:
+    """The call, one sequence of the batch at a time: the pairs of one fit in memory."""
+    for b in range(call.receive.shape[0]):
+        at = slice(b, b + 1)
+        yield call._replace(
+            receive=call.receive[at],
+            send=call.send[at],
+            value=call.value[at],
+            coupling=call.coupling[at] if call.coupling.shape[0] > 1 else call.coupling,
+            mask=call.mask[at] if call.mask is not None and call.mask.shape[0] > 1 else call.mask,
+        )
+
+
+def _allowed_detuning(call: Call, head: int) -> tuple[Tensor, Tensor]:
+    """D of one head's allowed pairs over the batch, in the call's frame, and the receiver's kappa; float64."""
+    pairs, kappas = [], []
+    group = call.receive.shape[1] // call.send.shape[1]
+    for one in _sequences(call):
+        receive, send = one.receive[0, head].double(), one.send[0, head // group].double()
+        detuning = (receive[:, None] - send[None]).square().sum(-1)
+        allowed = eager.allowed_pairs(one)[0]
+        allowed = allowed[head if allowed.shape[0] > 1 else 0]
+        if call.frame == "nearest":
+            detuning = detuning - detuning.masked_fill(~allowed, torch.inf).amin(-1, keepdim=True)
+        kappa = one.coupling[0, head, :, None].double().expand_as(detuning)
+        pairs.append(detuning[allowed])
+        kappas.append(kappa[allowed])
+    return torch.cat(pairs), torch.cat(kappas)
+
+
+def _between(values: Tensor, share: float) -> Tensor:
+    """A number that this share of the values lies below, midway to the next larger one."""
+    ordered = values.sort().values
+    last = ordered[min(max(round(share * len(ordered)), 1), len(ordered)) - 1]
+    beyond = ordered[ordered > last]
+    if len(beyond) == 0:
+        return last + 1e-3
+    return 0.5 * (last + beyond[0]) if last.isfinite() else beyond[0] - 1e-3  # log 0: only equal pairs lock

@@ -1,0 +1,180 @@
+"""From hidden states to natural frequencies: the content's part, the position's part, delay and detuning."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+POSITIONS = ("drift", "own_drift", "rotary", "none")
+
+
+class Frequency(nn.Module):
+    """The natural frequencies of every head, w_i = W x_i + (position's part).
+
+    Args:
+        embed_dim: E, size of the hidden states.
+        num_heads: H.
+        freq_dim: m, coordinates of a frequency.
+        directed: receive and send frequencies have projections of their own; False is the symmetric form.
+        position: "drift": slope_h i u_h is added, u_h a learned direction among the content's coordinates, so
+            that content can pull a token to other positions. "own_drift": the last coordinate is slope_h i and
+            nothing else, so a token locks at most floor(rho / |slope_h|) tokens away. "rotary": pairs of
+            coordinates are turned by angles proportional to i. "none": the layer does not see order.
+        window_range: (narrowest, widest), in tokens: slopes start at sqrt(2 m) / window with windows in
+            geometric progression over the heads. At a distance of one window, position detunes as much
+            as two unrelated tokens' contents do.
+        delay: fraction of heads that couple to the frequency which the token before emitted but read this
+            token's value: "what followed my like". Before the first token stands one without content.
+        detuning: a learned offset per head on the receive frequency; with drift it centres a window on the past.
+        bias: whether projections have a bias (the published form has; D does not see it in the symmetric form).
+
+    Positions and drift are computed in float32 at least, whatever autocast says: at position 4,096 a bfloat16
+    drift would be wrong by whole windows.
+    """
+
+    delayed: Tensor
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        freq_dim: int,
+        *,
+        directed: bool = False,
+        position: str = "drift",
+        window_range: tuple[float, float] = (4.0, 64.0),
+        delay: float = 0.5,
+        detuning: bool = False,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if position not in POSITIONS:
+            raise ValueError(f"position must be one of {POSITIONS}, got {position!r}")
+        if position == "own_drift" and freq_dim < 2:
+            raise ValueError(f"position='own_drift' needs freq_dim of at least 2, got {freq_dim}")
+        if position == "rotary" and freq_dim % 2:
+            raise ValueError(f"position='rotary' needs an even freq_dim, got {freq_dim}")
+        if not 0 < window_range[0] <= window_range[1]:
+            raise ValueError(f"window_range must be 0 < narrowest <= widest, got {tuple(window_range)}")
+        if not 0 <= delay <= 1:
+            raise ValueError(f"delay must be a fraction of the heads, from 0 to 1, got {delay!r}")
+        factory = {"device": device, "dtype": dtype}
+        self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
+        self.position, self.window_range, self.delay = position, tuple(window_range), delay
+        self.content_dim = freq_dim - 1 if position == "own_drift" else freq_dim
+        self.receive_proj = nn.Linear(embed_dim, num_heads * self.content_dim, bias, **factory)
+        self.send_proj = (
+            nn.Linear(embed_dim, num_heads * self.content_dim, bias, **factory) if directed else None
+        )
+        drifts = position in ("drift", "own_drift")
+        self.log_slope = nn.Parameter(torch.empty(num_heads, **factory)) if drifts else None
+        self.direction = (
+            nn.Parameter(torch.empty(num_heads, freq_dim, **factory)) if position == "drift" else None
+        )
+        self.detuning = nn.Parameter(torch.empty(num_heads, freq_dim, **factory)) if detuning else None
+        # Which heads are delayed: spread evenly, so that narrow and wide windows have both kinds.
+        pattern = [math.floor((h + 1) * delay) > math.floor(h * delay) for h in range(num_heads)]
+        self.register_buffer("delayed", torch.tensor(pattern, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Contents ~ N(0, 1) per coordinate on layer-normalised input; windows log-spaced over the heads."""
+        for projection in (self.receive_proj, self.send_proj):
+            if projection is not None:
+                nn.init.normal_(projection.weight, std=self.embed_dim**-0.5)
+                if projection.bias is not None:
+                    nn.init.zeros_(projection.bias)
+        if self.log_slope is not None:
+            low, high = (math.log(w) for w in self.window_range)
+            windows = torch.linspace(low, high, self.num_heads) if self.num_heads > 1 else (low + high) / 2
+            with torch.no_grad():
+                self.log_slope.copy_(0.5 * math.log(2 * self.freq_dim) - torch.as_tensor(windows))
+        if self.direction is not None:
+            nn.init.normal_(self.direction)
+            with torch.no_grad():
+                self.direction.div_(self.direction.norm(dim=-1, keepdim=True))
+        if self.detuning is not None:
+            nn.init.normal_(self.detuning, std=0.5)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether what a token emits is what it listens with (before any delay)."""
+        return self.send_proj is None and self.detuning is None
+
+    def receive(self, x: Tensor, position: Tensor) -> Tensor:
+        """What tokens listen with: x (B, N, E), position (B or 1, N) int64 -> (B, H, N, m), float32 at least."""
+        frequency = self._locate(self._content(self.receive_proj, x), position)
+        if self.detuning is not None:
+            frequency = frequency + self.detuning[:, None].to(frequency.dtype)
+        return frequency
+
+    def emit(self, x: Tensor, position: Tensor) -> Tensor:
+        """What tokens emit, before any delay: as `receive`."""
+        return self._locate(self._content(self.send_proj or self.receive_proj, x), position)
+
+    def delay_by_one(
+        self, emitted: Tensor, real: Tensor | None, last: Tensor | None, count: Tensor | None
+    ) -> Tensor:
+        """What couples to the receivers: in delayed heads, what the real token before each one emitted.
+
+        Args:
+            emitted: (B, H, N, m).
+            real: (B, N) bool, False = padding, which emits nothing; None if there is none.
+            last: what the last real token before these emitted (B, H, m), or None at a sequence's start.
+            count: how many real tokens came before these, per sequence (B, 1); with last.
+
+        Returns:
+            (B, H, N, m)
+        """
+        if self.delay == 0:
+            return emitted
+        batch, heads, tokens, m = emitted.shape
+        nobody = emitted.new_zeros(1, 1, self.embed_dim, dtype=self.receive_proj.weight.dtype)
+        before = torch.full((1, 1), -1, device=emitted.device)
+        first = self.emit(nobody, before)[:, :, 0].expand(batch, heads, m)  # a token without content
+        if last is not None and count is not None:
+            first = torch.where((count > 0)[..., None], last.to(first.dtype), first)
+        previous = torch.cat((first[:, :, None].to(emitted.dtype), emitted), dim=2)  # (B, H, N + 1, m)
+        if real is None:
+            previous = previous[:, :, :tokens]
+        else:
+            number = torch.arange(1, tokens + 1, device=emitted.device)
+            latest = torch.where(real, number, 0).cummax(-1).values  # the last real one up to here, 0 = first
+            index = torch.cat((latest.new_zeros(batch, 1), latest[:, :-1]), dim=-1)
+            previous = previous.gather(2, index[:, None, :, None].expand(-1, heads, -1, m))
+        return torch.where(self.delayed[:, None, None], previous, emitted)
+
+    def _content(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        content = projection(x).unflatten(-1, (self.num_heads, self.content_dim)).transpose(1, 2)
+        return content.to(torch.promote_types(content.dtype, torch.float32))
+
+    def _locate(self, content: Tensor, position: Tensor) -> Tensor:
+        """Add the position's part to contents (B, H, N, m)."""
+        if self.position == "none":
+            return content
+        at = position[:, None, :, None].to(content.dtype)  # (B or 1, 1, N, 1)
+        if self.position == "rotary":
+            return rotate(content, position)
+        assert self.log_slope is not None
+        drift = at * self.log_slope.to(content.dtype).exp()[:, None, None]
+        if self.direction is None:
+            return torch.cat((content, drift.expand(*content.shape[:-1], 1)), dim=-1)
+        unit = nn.functional.normalize(self.direction.to(content.dtype), dim=-1)
+        return content + drift * unit[:, None]
+
+
+def rotate(x: Tensor, position: Tensor, base: float = 10_000.0) -> Tensor:
+    """Rotary position (Su et al. 2021): x (B, H, N, 2k), coordinates c and c + k turn by position base^(-c/k).
+
+    The squared distance, like the product, of two rotated vectors depends on their positions' difference only.
+    """
+    half = x.shape[-1] // 2
+    rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = position[:, None, :, None].to(torch.float32) * rates  # (B or 1, 1, N, k)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
