@@ -32,7 +32,8 @@ def selective_synchronization_attention(
 
     Receiver i and sender j with squared detuning :math:`D_{ij} = |w^r_i - w^s_j|^2` lock when
     :math:`F_{ij} = e^{-2 \alpha D_{ij}} - D_{ij} / \kappa^2 > 0`; their synchronization is
-    :math:`S_{ij} = \sqrt{\max(F_{ij}, 0)}`, the paper's :math:`J \cos \arcsin(\sqrt D / (\kappa J))`, and :math:`out_i = \sum_j S_{ij} v_j / (\sum_j S_{ij} + eps)`. Pairs that do not lock weigh exactly 0;
+    :math:`S_{ij} = \sqrt{\max(F_{ij}, 0)}`, the paper's :math:`J \cos \arcsin(\sqrt D / (\kappa J))`,
+    and :math:`out_i = \sum_j S_{ij} v_j / (\sum_j S_{ij} + eps)`. Pairs that do not lock weigh exactly 0;
     a row that locks to nobody is exactly 0.
 
     Args:

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncattn import locking
-from syncattn.backends.call import FRAMES, Call, boolean_mask, prepare
+from syncattn.backends.call import FRAMES, Call, prepare
 from syncattn.functional import coherence, order_parameter, selective_synchronization_attention
 from syncattn.nn import density
 from syncattn.nn.frequency import Frequency
 from syncattn.nn.state import IncrementalState
+from syncattn.nn.tokens import allowed_pairs, last_real, positions, real_tokens
 
 STRENGTHS = ("log", "softplus")
 
@@ -22,7 +23,7 @@ STRENGTHS = ("log", "softplus")
 class SelectiveSynchronizationAttention(nn.Module):
     """Multi-head attention among oscillators: pairs that phase-lock exchange values, others weigh exactly 0.
 
-    The defaults are the trainable form. `from_reference` builds the published one (Hays 2026, arXiv 2602.14445).
+    The defaults are the trainable form. `from_reference` builds the published one (Hays, arXiv 2602.14445).
 
     Args:
         embed_dim: E, size of the hidden states.
@@ -41,8 +42,8 @@ class SelectiveSynchronizationAttention(nn.Module):
             geometric progression. None leaves `strength`'s plain initialisation.
         sharpness: c = 2 alpha kappa^2 at initialisation. Large: weights fade before the locking edge comes.
         strength: how coupling and bandwidth are parametrised: "log" (one of each per head; their gradients
-            do not fade), or "softplus" of raw parameters that start at 1, the coupling shared by all heads (the
-            published form, which at this initialisation is the identity and does not train).
+            do not fade), or "softplus" of raw parameters that start at 1, the coupling shared by all heads:
+            the published form, which at this initialisation is the identity and does not train.
 
     Shape: see `forward`.
     """
@@ -125,6 +126,8 @@ class SelectiveSynchronizationAttention(nn.Module):
 
         On real data, `syncattn.nn.calibrate` does it better: real tokens repeat, so more of them lock.
         """
+        if self.raw_coupling.is_meta:  # there is nothing to fill
+            return
         if self.strength == "softplus":
             for module in self.modules():
                 if isinstance(module, nn.Linear):
@@ -142,9 +145,9 @@ class SelectiveSynchronizationAttention(nn.Module):
         coupling, bandwidth = locking.coupling_from_radius((2.0 * self.freq_dim) ** 0.5, self.sharpness)
         nn.init.constant_(self.raw_coupling, float(coupling.log()))
         nn.init.constant_(self.raw_bandwidth, float(bandwidth.log()))
-        if self.density_range is not None and self.raw_coupling.device.type != "meta":
+        if self.density_range is not None:
             generator = torch.Generator().manual_seed(0)  # a private one: nobody's random numbers change
-            x = torch.randn(2, 128, self.embed_dim, generator=generator).to(self.raw_coupling)
+            x = torch.randn(2, 128, self.embed_dim, generator=generator, device="cpu").to(self.raw_coupling)
             self.calibrate_(x if self.batch_first else x.transpose(0, 1), is_causal=True)
 
     @property
@@ -225,7 +228,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """The fraction of allowed pairs that lock, (H,) float32; arguments as in `forward`. Padding does not count."""
+        """The fraction of allowed pairs that lock, (H,) float32, without padding. Arguments as in `forward`."""
         return density.locked_density(self._call(query, key, value, key_padding_mask, attn_mask, is_causal))
 
     @torch.no_grad()
@@ -322,23 +325,23 @@ class SelectiveSynchronizationAttention(nn.Module):
             )
         batch, queries, _ = query.shape
         keys = key.shape[1]
-        real = _real_tokens(key_padding_mask, batch, keys)
-        allowed = _allowed_pairs(attn_mask, batch, self.num_heads, queries, keys)
+        real = real_tokens(key_padding_mask, batch, keys)
+        allowed = allowed_pairs(attn_mask, batch, self.num_heads, queries, keys)
         count = None if state is None else state.count
-        position = _positions(real, keys, count, query.device)
+        position = positions(real, keys, count, query.device)
 
         emitted = self.frequency.emit(key, position)
         if itself and self.frequency.symmetric:
             receive = emitted
         else:
             receive = self.frequency.receive(
-                query, position if itself else _positions(None, queries, None, query.device)
+                query, position if itself else positions(None, queries, None, query.device)
             )
         send = self.frequency.delay_by_one(emitted, real, None if state is None else state.last, count)
         values = self.value_proj(value).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
         coupling = self._effective_coupling(key, queries, real, allowed, is_causal, state)
         if state is not None:
-            state.last = _last_real(emitted, real, state.last)
+            state.last = last_real(emitted, real, state.last)
             counted = keys if real is None else real.sum(-1, keepdim=True)
             state.count = position.new_zeros(batch, 1) + counted + (0 if count is None else count)
             send, values, real = state.append(send, values, real)
@@ -392,71 +395,9 @@ class SelectiveSynchronizationAttention(nn.Module):
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, freq_dim={self.freq_dim}, "
             f"position={self.frequency.position!r}, delay={self.frequency.delay}, frame={self.frame!r}, "
-            f"power={self.power}, self_coupling={self.self_coupling}, top_k={self.top_k}, strength={self.strength!r}"
+            f"power={self.power}, self_coupling={self.self_coupling}, top_k={self.top_k}, "
+            f"strength={self.strength!r}"
         )
-
-
-def _real_tokens(key_padding_mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
-    """(B, M) bool, True = a real token."""
-    if key_padding_mask is None:
-        return None
-    if key_padding_mask.shape != (batch, keys):
-        raise ValueError(
-            f"key_padding_mask must have shape (B, M) = {(batch, keys)}, got {tuple(key_padding_mask.shape)}"
-        )
-    if key_padding_mask.is_floating_point():
-        return boolean_mask(key_padding_mask, "key_padding_mask")
-    if key_padding_mask.dtype != torch.bool:
-        raise ValueError(
-            f"key_padding_mask must be boolean (True = padding) or hold 0 and -inf, got {key_padding_mask.dtype}"
-        )
-    return ~key_padding_mask
-
-
-def _allowed_pairs(
-    attn_mask: Tensor | None, batch: int, heads: int, queries: int, keys: int
-) -> Tensor | None:
-    """`nn.MultiheadAttention`'s attn_mask as a 4-D boolean one, True = may attend."""
-    if attn_mask is None:
-        return None
-    if attn_mask.is_floating_point():
-        allowed = boolean_mask(attn_mask)
-    elif attn_mask.dtype == torch.bool:
-        allowed = ~attn_mask
-    else:
-        raise ValueError(
-            f"attn_mask must be boolean (True = may not attend) or hold 0 and -inf, got {attn_mask.dtype}"
-        )
-    if allowed.ndim == 3 and allowed.shape[0] == batch * heads:
-        allowed = allowed.unflatten(0, (batch, heads))
-    shape = (batch, heads, queries, keys)
-    if allowed.ndim not in (2, 4) or any(a not in (1, b) for a, b in zip(allowed.shape[::-1], shape[::-1])):
-        raise ValueError(
-            f"attn_mask must have shape (N, M) = {shape[2:]}, (B * H, N, M) = {(batch * heads, *shape[2:])} or be "
-            f"4-D and broadcastable to (B, H, N, M) = {shape}, got {tuple(attn_mask.shape)}"
-        )
-    return allowed.reshape((1,) * (4 - allowed.ndim) + allowed.shape)
-
-
-def _positions(real: Tensor | None, tokens: int, count: Tensor | None, device: torch.device) -> Tensor:
-    """(B or 1, N) int64: each token's number among its sequence's real tokens, from 0."""
-    if real is None:
-        position = torch.arange(tokens, device=device)[None]
-    else:
-        position = real.cumsum(-1) - 1
-    return position if count is None else position + count
-
-
-def _last_real(emitted: Tensor, real: Tensor | None, last: Tensor | None) -> Tensor:
-    """What the last real token emitted (B, H, m); where there is none, what was remembered, or 0."""
-    if real is None:
-        return emitted[:, :, -1]
-    number = torch.arange(1, real.shape[-1] + 1, device=real.device)
-    latest = torch.where(real, number, 0).amax(-1)  # (B,), 0 = none
-    before = torch.zeros_like(emitted[:, :, 0]) if last is None else last
-    candidates = torch.cat((before[:, :, None], emitted), dim=2)
-    index = latest[:, None, None, None].expand(-1, emitted.shape[1], 1, emitted.shape[-1])
-    return candidates.gather(2, index)[:, :, 0]
 
 
 def _running_coherence(phase: Tensor, real: Tensor | None, state: IncrementalState) -> Tensor:

@@ -1,4 +1,4 @@
-"""A Transformer block around Selective Synchronization Attention, in the form of `nn.TransformerEncoderLayer`."""
+"""A block around Selective Synchronization Attention, in the form of `nn.TransformerEncoderLayer`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OSNBlock(nn.Module):
 
     Args:
         d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
-            device, dtype: as in `nn.TransformerEncoderLayer`; activation is "relu", "gelu", "silu" or a function.
+            device, dtype: as in `nn.TransformerEncoderLayer`; activation may be "silu" too.
         attn_dropout: dropout of the attention weights; None for `dropout`.
         **attention: keyword arguments of `SelectiveSynchronizationAttention` (freq_dim, position, ...).
 

@@ -60,7 +60,7 @@ def density(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
 
 
 def _visit(model: nn.Module, hook_for: Callable[[str], Callable], args: tuple, kwargs: dict) -> None:
-    """Run the model once in eval mode, calling each layer's hook with its arguments by name before it computes."""
+    """Run the model once in eval mode; each layer's hook gets its arguments by name before it computes."""
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, SelectiveSynchronizationAttention)]
     if not layers:
         raise ValueError(f"{type(model).__name__} holds no SelectiveSynchronizationAttention layer")

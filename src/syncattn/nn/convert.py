@@ -29,7 +29,7 @@ def from_reference(
     coupling for all heads through softplus, and the global order parameter.
 
     Args:
-        state_dict: K (), alpha (H,) and the weight and bias of W_omega, W_theta, W_v and W_o, (E, E) and (E,).
+        state_dict: K (), alpha (H,), and weight (E, E) and bias (E,) of W_omega, W_theta, W_v and W_o.
         num_heads: H.
         top_k: senders kept per row, None for all.
 
@@ -40,7 +40,8 @@ def from_reference(
     if set(state_dict) != wanted:
         missing, unknown = sorted(wanted - set(state_dict)), sorted(set(state_dict) - wanted)
         raise ValueError(
-            f"state_dict must hold the published parameters {sorted(wanted)}: missing {missing}, unknown {unknown}"
+            f"state_dict must hold the published parameters {sorted(wanted)}: "
+            f"missing {missing}, unknown {unknown}"
         )
     weight = state_dict["W_v.weight"]
     embed_dim = weight.shape[0]
@@ -60,7 +61,8 @@ def from_reference(
             target = layer.get_parameter(f"{_NAMES[head]}.{tail}" if tail else _NAMES[head])
             if tensor.shape != target.shape:
                 raise ValueError(
-                    f"{name} must have shape {tuple(target.shape)} with {num_heads} heads, got {tuple(tensor.shape)}"
+                    f"{name} must have shape {tuple(target.shape)} with {num_heads} heads, "
+                    f"got {tuple(tensor.shape)}"
                 )
             target.copy_(tensor)
     return layer

@@ -65,7 +65,7 @@ def _sequences(call: Call) -> Iterator[Call]:
 
 
 def _allowed_detuning(call: Call, head: int) -> tuple[Tensor, Tensor]:
-    """D of one head's allowed pairs over the batch, in the call's frame, and the receiver's kappa; float64."""
+    """D of one head's allowed pairs over the batch, in the call's frame, and their receivers' kappa."""
     pairs, kappas = [], []
     group = call.receive.shape[1] // call.send.shape[1]
     for one in _sequences(call):

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from syncattn.nn.tokens import delayed_heads, shift_by_one
+
 POSITIONS = ("drift", "own_drift", "rotary", "none")
 
 
@@ -19,16 +21,16 @@ class Frequency(nn.Module):
         freq_dim: m, coordinates of a frequency.
         directed: receive and send frequencies have projections of their own; False is the symmetric form.
         position: "drift": slope_h i u_h is added, u_h a learned direction among the content's coordinates, so
-            that content can pull a token to other positions. "own_drift": the last coordinate is slope_h i and
-            nothing else, so a token locks at most floor(rho / |slope_h|) tokens away. "rotary": pairs of
+            that content can pull a token to other positions. "own_drift": the last coordinate is slope_h i
+            alone, so a token locks at most floor(rho / |slope_h|) tokens away. "rotary": pairs of
             coordinates are turned by angles proportional to i. "none": the layer does not see order.
         window_range: (narrowest, widest), in tokens: slopes start at sqrt(2 m) / window with windows in
             geometric progression over the heads. At a distance of one window, position detunes as much
             as two unrelated tokens' contents do.
         delay: fraction of heads that couple to the frequency which the token before emitted but read this
             token's value: "what followed my like". Before the first token stands one without content.
-        detuning: a learned offset per head on the receive frequency; with drift it centres a window on the past.
-        bias: whether projections have a bias (the published form has; D does not see it in the symmetric form).
+        detuning: a learned offset per head on the receive frequency; with drift it moves the window.
+        bias: whether projections have a bias (the published form has; a symmetric D does not see it).
 
     Positions and drift are computed in float32 at least, whatever autocast says: at position 4,096 a bfloat16
     drift would be wrong by whole windows.
@@ -76,9 +78,7 @@ class Frequency(nn.Module):
             nn.Parameter(torch.empty(num_heads, freq_dim, **factory)) if position == "drift" else None
         )
         self.detuning = nn.Parameter(torch.empty(num_heads, freq_dim, **factory)) if detuning else None
-        # Which heads are delayed: spread evenly, so that narrow and wide windows have both kinds.
-        pattern = [math.floor((h + 1) * delay) > math.floor(h * delay) for h in range(num_heads)]
-        self.register_buffer("delayed", torch.tensor(pattern, device=device))
+        self.register_buffer("delayed", delayed_heads(num_heads, delay, device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -106,7 +106,7 @@ class Frequency(nn.Module):
         return self.send_proj is None and self.detuning is None
 
     def receive(self, x: Tensor, position: Tensor) -> Tensor:
-        """What tokens listen with: x (B, N, E), position (B or 1, N) int64 -> (B, H, N, m), float32 at least."""
+        """What tokens listen with: x (B, N, E), position (B or 1, N) -> (B, H, N, m), float32 at least."""
         frequency = self._locate(self._content(self.receive_proj, x), position)
         if self.detuning is not None:
             frequency = frequency + self.detuning[:, None].to(frequency.dtype)
@@ -132,20 +132,13 @@ class Frequency(nn.Module):
         """
         if self.delay == 0:
             return emitted
-        batch, heads, tokens, m = emitted.shape
+        batch, heads, _, m = emitted.shape
         nobody = emitted.new_zeros(1, 1, self.embed_dim, dtype=self.receive_proj.weight.dtype)
         before = torch.full((1, 1), -1, device=emitted.device)
         first = self.emit(nobody, before)[:, :, 0].expand(batch, heads, m)  # a token without content
         if last is not None and count is not None:
             first = torch.where((count > 0)[..., None], last.to(first.dtype), first)
-        previous = torch.cat((first[:, :, None].to(emitted.dtype), emitted), dim=2)  # (B, H, N + 1, m)
-        if real is None:
-            previous = previous[:, :, :tokens]
-        else:
-            number = torch.arange(1, tokens + 1, device=emitted.device)
-            latest = torch.where(real, number, 0).cummax(-1).values  # the last real one up to here, 0 = first
-            index = torch.cat((latest.new_zeros(batch, 1), latest[:, :-1]), dim=-1)
-            previous = previous.gather(2, index[:, None, :, None].expand(-1, heads, -1, m))
+        previous = shift_by_one(emitted, first.to(emitted.dtype), real)
         return torch.where(self.delayed[:, None, None], previous, emitted)
 
     def _content(self, projection: nn.Linear, x: Tensor) -> Tensor:
@@ -168,9 +161,9 @@ class Frequency(nn.Module):
 
 
 def rotate(x: Tensor, position: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary position (Su et al. 2021): x (B, H, N, 2k), coordinates c and c + k turn by position base^(-c/k).
+    """Rotary position (Su et al. 2021): of x (B, H, N, 2k), coordinates c and c + k turn by i base^(-c/k).
 
-    The squared distance, like the product, of two rotated vectors depends on their positions' difference only.
+    Squared distances and products of rotated vectors see positions only through their difference.
     """
     half = x.shape[-1] // 2
     rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)

@@ -64,7 +64,7 @@ class IncrementalState:
         return self.send, self.value, self.mask
 
     def select_(self, index: Tensor) -> None:
-        """Keep the sequences of the batch that index (int64) names, in its order: beams, or a filtered batch."""
+        """Keep the sequences that index (int64) names, in its order: beams, or a filtered batch."""
         for name in self._TENSORS:
             held = getattr(self, name)
             if held is not None:

@@ -1,0 +1,90 @@
+"""Which tokens are real, where they stand in their sequence, and who came before: padding is never seen."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from syncattn.backends.call import boolean_mask
+
+
+def real_tokens(key_padding_mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
+    """(B, M) bool, True = a real token."""
+    if key_padding_mask is None:
+        return None
+    if key_padding_mask.shape != (batch, keys):
+        raise ValueError(
+            f"key_padding_mask must have shape (B, M) = {(batch, keys)}, got {tuple(key_padding_mask.shape)}"
+        )
+    if key_padding_mask.is_floating_point():
+        return boolean_mask(key_padding_mask, "key_padding_mask")
+    if key_padding_mask.dtype != torch.bool:
+        raise ValueError(
+            "key_padding_mask must be boolean (True = padding) or hold 0 and -inf, "
+            f"got {key_padding_mask.dtype}"
+        )
+    return ~key_padding_mask
+
+
+def allowed_pairs(attn_mask: Tensor | None, batch: int, heads: int, queries: int, keys: int) -> Tensor | None:
+    """`nn.MultiheadAttention`'s attn_mask as a 4-D boolean one, True = may attend."""
+    if attn_mask is None:
+        return None
+    if attn_mask.is_floating_point():
+        allowed = boolean_mask(attn_mask)
+    elif attn_mask.dtype == torch.bool:
+        allowed = ~attn_mask
+    else:
+        raise ValueError(
+            f"attn_mask must be boolean (True = may not attend) or hold 0 and -inf, got {attn_mask.dtype}"
+        )
+    if allowed.ndim == 3 and allowed.shape[0] == batch * heads:
+        allowed = allowed.unflatten(0, (batch, heads))
+    shape = (batch, heads, queries, keys)
+    if allowed.ndim not in (2, 4) or any(a not in (1, b) for a, b in zip(allowed.shape[::-1], shape[::-1])):
+        raise ValueError(
+            f"attn_mask must have shape (N, M) = {shape[2:]}, (B * H, N, M) = {(batch * heads, *shape[2:])} "
+            f"or be 4-D and broadcastable to (B, H, N, M) = {shape}, got {tuple(attn_mask.shape)}"
+        )
+    return allowed.reshape((1,) * (4 - allowed.ndim) + allowed.shape)
+
+
+def positions(real: Tensor | None, tokens: int, count: Tensor | None, device: torch.device) -> Tensor:
+    """(B or 1, N) int64: each token's number among its sequence's real tokens, from 0."""
+    if real is None:
+        position = torch.arange(tokens, device=device)[None]
+    else:
+        position = real.cumsum(-1) - 1
+    return position if count is None else position + count
+
+
+def last_real(emitted: Tensor, real: Tensor | None, last: Tensor | None) -> Tensor:
+    """What the last real token emitted (B, H, m); where there is none, what was remembered, or 0."""
+    if real is None:
+        return emitted[:, :, -1]
+    number = torch.arange(1, real.shape[-1] + 1, device=real.device)
+    latest = torch.where(real, number, 0).amax(-1)  # (B,), 0 = none
+    before = torch.zeros_like(emitted[:, :, 0]) if last is None else last
+    candidates = torch.cat((before[:, :, None], emitted), dim=2)
+    index = latest[:, None, None, None].expand(-1, emitted.shape[1], 1, emitted.shape[-1])
+    return candidates.gather(2, index)[:, :, 0]
+
+
+def shift_by_one(x: Tensor, first: Tensor, real: Tensor | None) -> Tensor:
+    """To each token of x (B, H, N, m) what the real token before it has; first (B, H, m) to the first."""
+    tokens = x.shape[2]
+    shifted = torch.cat((first[:, :, None], x), dim=2)  # (B, H, N + 1, m)
+    if real is None:
+        return shifted[:, :, :tokens]
+    number = torch.arange(1, tokens + 1, device=x.device)
+    latest = torch.where(real, number, 0).cummax(-1).values  # the last real one up to here, 0 = first
+    index = torch.cat((torch.zeros_like(latest[:, :1]), latest[:, :-1]), dim=-1)
+    return shifted.gather(2, index[:, None, :, None].expand_as(x))
+
+
+def delayed_heads(num_heads: int, delay: float, device: torch.device | str | None) -> Tensor:
+    """(H,) bool: which heads a delay on this fraction delays, spread evenly over the heads."""
+    pattern = [math.floor((h + 1) * delay) > math.floor(h * delay) for h in range(num_heads)]
+    return torch.tensor(pattern, device=device)
