@@ -1,7 +1,7 @@
 """Selective Synchronization Attention for PyTorch: tokens are oscillators, pairs that phase-lock attend."""
 
-from syncattn import backends, locking
+from syncattn import backends, locking, nn
 from syncattn.functional import order_parameter, selective_synchronization_attention
 
 __version__ = "0.1.0"
-__all__ = ["backends", "locking", "order_parameter", "selective_synchronization_attention"]
+__all__ = ["backends", "locking", "nn", "order_parameter", "selective_synchronization_attention"]

@@ -10,7 +10,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("syncattn"):
             raise
-        sys.exit(f"syncattn: the command line needs '{error.name}': pip install 'syncattn[train]'")
+        sys.exit(f"syncattn: the command line needs '{error.name}': install syncattn with its 'train' extra")
     app()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -94,7 +96,10 @@ def selective_synchronization_attention(
         return_weights=return_weights,
     )
     chosen = BACKENDS[select(call, backend).backend]
-    with torch.autocast(receive.device.type, enabled=False):  # D and F are float32 at least
+    if call.dropout_p > 0:
+        seed = torch.randint(0, 2**62, (), dtype=torch.int64, device=receive.device)
+        call = call._replace(seed=seed)
+    with _without_autocast(receive.device):  # D and F are float32 at least
         return chosen.run(call)
 
 
@@ -132,6 +137,8 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
     batch, heads, tokens, _ = phase.shape
     phase = phase.to(torch.promote_types(phase.dtype, torch.float32))
     parts = torch.stack((phase.cos(), phase.sin()), dim=-1)  # (B, H, N, p, 2)
+    if mask is not None and not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean (True = the token counts), got {mask.dtype}")
 
@@ -142,11 +149,17 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
                 f"got {tuple(mask.shape)}"
             )
         if is_causal:
-            queries = mask.shape[2] if mask.shape[2] > 1 else tokens
+            queries = mask.shape[2]
+            if queries > tokens:
+                raise ValueError(
+                    f"is_causal=True needs at most as many queries as tokens (queries sit at the end), got a "
+                    f"mask of {queries} queries for {tokens} tokens"
+                )
             j = torch.arange(tokens, device=phase.device)
             mask = mask & (j <= j[tokens - queries :, None])
         seen = mask.to(phase.dtype).expand(-1, -1, -1, tokens)
-        sums = (seen @ parts.flatten(-2)).unflatten(-1, parts.shape[-2:])  # (B, H, Q, p, 2)
+        with _without_autocast(phase.device):
+            sums = (seen @ parts.flatten(-2)).unflatten(-1, parts.shape[-2:])  # (B, H, Q, p, 2)
         return coherence(sums, seen.sum(-1))
 
     if mask is None:
@@ -162,6 +175,10 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
     if is_causal:
         return coherence(parts.cumsum(2), counts.cumsum(2))
     return coherence(parts.sum(2), counts.sum(2))
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager:
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def coherence(sums: Tensor, counts: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 FRAMES = ("absolute", "nearest")
+# Beyond these a coupling acts as the bound: kappa^3 and 1/kappa^2 stay normal float32 numbers. At the one,
+# nothing but equal frequencies locks; at the other, nothing but underflow unlocks.
+_WEAKEST, _STRONGEST = 1e-10, 1e15
 
 
 class Call(NamedTuple):
@@ -19,14 +22,14 @@ class Call(NamedTuple):
     receive: Tensor  # (B, H, N, m)
     send: Tensor  # (B, Hs, M, m), Hs divides H
     value: Tensor  # (B, Hv, M, d), Hv divides H
-    coupling: Tensor  # (B or 1, H, N or 1), compute dtype, positive or NaN
+    coupling: Tensor  # (B or 1, H, N or 1), compute dtype, from 1e-10 to 1e15 or NaN
     bandwidth: Tensor  # (H,), compute dtype, positive or NaN
     mask: Tensor | None  # bool, (B or 1, H or 1, N or 1, M or 1), True = may attend
     is_causal: bool  # key j is allowed for query i when j <= i + (M - N); then M >= N
     self_coupling: bool  # False leaves out the pair (i, i + M - N); then M >= N
     top_k: int | None  # at least 1; larger than M keeps everything
     dropout_p: float  # in [0, 1)
-    seed: Tensor | None  # int64 scalar, given exactly when dropout_p > 0
+    seed: Tensor | None  # int64 scalar, given to backends exactly when dropout_p > 0
     frame: str  # one of FRAMES
     power: float  # positive
     edge: float  # not negative
@@ -94,10 +97,9 @@ def prepare(
         coupling = torch.where(coupling > 0, coupling, torch.nan)
         bandwidth = torch.where(bandwidth > 0, bandwidth, torch.nan)
 
+    coupling = coupling.clamp(_WEAKEST, _STRONGEST)
+
     mask = None if attn_mask is None else _normalise_mask(attn_mask, (batch, heads, queries, keys), receive)
-    seed = None
-    if dropout_p > 0:
-        seed = torch.randint(0, 2**62, (), dtype=torch.int64, device=receive.device)
     return Call(
         receive=receive,
         send=send,
@@ -109,7 +111,7 @@ def prepare(
         self_coupling=self_coupling,
         top_k=top_k,
         dropout_p=float(dropout_p),
-        seed=seed,
+        seed=None,
         frame=frame,
         power=float(power),
         edge=float(edge),
@@ -176,6 +178,10 @@ def _check_tensors(receive: Any, send: Any, value: Any, coupling: Any, bandwidth
 def _check_options(top_k: Any, dropout_p: float, frame: str, power: float, edge: float, eps: float) -> None:
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise ValueError(f"top_k must be None or an integer of at least 1, got {top_k!r}")
+    numbers = {"dropout_p": dropout_p, "power": power, "edge": edge, "eps": eps}
+    for name, number in numbers.items():
+        if not isinstance(number, (int, float)):
+            raise TypeError(f"{name} must be a number, got {type(number).__name__}")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p!r}")
     if frame not in FRAMES:
@@ -226,14 +232,18 @@ def boolean_mask(mask: Tensor, name: str = "attn_mask") -> Tensor:
     """Read a floating-point mask of 0 (may attend) and -inf (may not) as a boolean one, True = may attend.
 
     Raises:
-        ValueError: any other number is in it: there is no score that a bias could be added to.
+        ValueError: any other number is in it: there is no score that a bias could be added to. Where values
+            are not read (see `prepare`), a device assertion fails instead.
     """
     allowed = mask == 0
-    if _values_are_free(mask) and not bool((allowed | (mask == -torch.inf)).all()):
+    known = allowed | (mask == -torch.inf)
+    if not _values_are_free(mask):
+        torch._assert_async(known.all(), f"{name} must hold only 0 (may attend) and -inf (may not)")
+    elif not bool(known.all()):
         raise ValueError(
             f"{name} is additive: synchronization has no score to add to. Use a boolean mask, or only 0 "
             f"(may attend) and -inf (may not); got values such as "
-            f"{mask[~(allowed | (mask == -torch.inf))].flatten()[0].item():g}"
+            f"{mask[~known].flatten()[0].item():g}"
         )
     return allowed
 

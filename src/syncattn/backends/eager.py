@@ -59,7 +59,10 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         strength = sync
     else:
         strength = torch.where(locked, sync.masked_fill(~locked, 1.0) ** call.power, 0.0)
-    weight = strength / (strength.sum(-1, keepdim=True) + call.eps)
+    total = strength.sum(-1, keepdim=True)
+    weight = strength / (total + call.eps).masked_fill(
+        total == 0, 1.0
+    )  # a row without lock is 0, eps = 0 too
 
     kept = weight
     if call.seed is not None:

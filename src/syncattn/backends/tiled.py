@@ -90,7 +90,7 @@ def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             mixed = mixed + kept @ p.value[batch, :, tile.columns]
         assert isinstance(total, Tensor) and isinstance(mixed, Tensor)
         row_sum[batch, :, rows] = total
-        out[batch, :, rows] = mixed / (total + p.eps)[..., None]
+        out[batch, :, rows] = mixed / p.normaliser(total)[..., None]
     return out, row_sum, base, index
 
 
@@ -126,7 +126,7 @@ def _backward(
             continue
         dout = grad[batch, :, rows].to(p.dtype)
         delta = (dout * out[batch, :, rows].to(p.dtype)).sum(-1, keepdim=True)
-        scale = (row_sum[batch, :, rows] + p.eps).reciprocal()[..., None]
+        scale = p.normaliser(row_sum[batch, :, rows]).reciprocal()[..., None]
         at = (batch, slice(None), rows_of(coupling, rows))
         kappa = coupling[at][..., None]
         inverse_square = p.inverse_square[at]

@@ -74,14 +74,16 @@ class Problem:
         # exp of anything below this is 0 for every purpose but would be a slow denormal number
         self.floor = math.log(torch.finfo(self.dtype).tiny) + 7
         if self.direct:
-            self.left, self.right = self.receive.to(self.dtype), self.send.to(self.dtype)
+            # not the centred ones: differences of the inputs themselves cancel exactly
+            self.left, self.right = receive.to(self.dtype), send.to(self.dtype)
         else:
             self.left, self.right = _augmented(self.receive, self.send)
 
     @property
     def direct(self) -> bool:
-        """Sum the squared differences: as fast for few coordinates, and MPS has no float64."""
-        return self.freq_dim <= 3 or self.receive.device.type == "mps"
+        """Sum the squared differences: as fast for few coordinates, MPS has no float64, and top_k must see
+        that equal senders are equally near, which the rounding of a matrix product hides."""
+        return self.freq_dim <= 3 or self.top_k > 0 or self.receive.device.type == "mps"
 
     def blocks(self) -> Iterator[tuple[slice, slice, list[slice]]]:
         """(batch, rows, columns of each tile) in a fixed order; tiles that causality empties are left out."""
@@ -134,6 +136,10 @@ class Problem:
         numbers = row_numbers(self.batch, self.heads, self.queries, device)[batch, :, rows]
         j = torch.arange(columns.start, columns.stop, device=device)
         return keep_mask(self.seed, numbers, j, self.dropout_p).to(self.dtype) / (1 - self.dropout_p)
+
+    def normaliser(self, total: Tensor) -> Tensor:
+        """What a row is divided by: its sum and eps; 1 where nothing locks, as that output is always 0."""
+        return (total + self.eps).masked_fill(total == 0, 1.0)
 
     def through_strength(self, gradient: Tensor, strength: Tensor) -> Tensor:
         """dL/dF from dL/dW, in place: exactly 0 where not locked."""

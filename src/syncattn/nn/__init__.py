@@ -2,8 +2,7 @@
 
 from syncattn.nn.attention import SelectiveSynchronizationAttention
 from syncattn.nn.block import OSNBlock
-from syncattn.nn.calibration import calibrate
-from syncattn.nn.calibration import density as locked_density
+from syncattn.nn.calibration import calibrate, locked_density
 from syncattn.nn.frequency import Frequency
 from syncattn.nn.state import IncrementalState
 

@@ -182,7 +182,8 @@ class SelectiveSynchronizationAttention(nn.Module):
 
         Args:
             query: receivers (B, N, E), or (N, E) without a batch; (N, B, E) if not batch_first.
-            key: senders (B, M, E); None for query.
+            key: senders (B, M, E); None for query. Passing query itself, the same object, is self-attention;
+                anything else is cross-attention, in which no token is "itself".
             value: what is read from the senders (B, M, E); None for key.
             key_padding_mask: (B, M), True = padding. Neither drift, delay nor the order parameter sees it:
                 positions count from each sequence's first real token.
@@ -190,7 +191,8 @@ class SelectiveSynchronizationAttention(nn.Module):
             attn_mask: (N, M), (B * H, N, M), or broadcastable to (B, H, N, M). The order parameter then takes
                 for each query only the tokens that the query may see.
             average_attn_weights: average the returned weights over the heads.
-            is_causal: each query sees the keys up to its own; with M > N queries sit at the end.
+            is_causal: each query sees the keys up to its own; with M > N queries sit at the end, in mask and
+                position.
             state: for incremental decoding, which is causal self-attention: appends these tokens to the past
                 that it holds, in place, and attends to all of it. Needs is_causal=True.
 
@@ -228,7 +230,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """The fraction of allowed pairs that lock, (H,) float32, without padding. Arguments as in `forward`."""
+        """The fraction of allowed pairs that lock, (H,) float32, without padding; arguments as `forward`."""
         return density.locked_density(self._call(query, key, value, key_padding_mask, attn_mask, is_causal))
 
     @torch.no_grad()
@@ -325,18 +327,22 @@ class SelectiveSynchronizationAttention(nn.Module):
             )
         batch, queries, _ = query.shape
         keys = key.shape[1]
+        if is_causal and queries > keys:
+            raise ValueError(
+                f"is_causal=True needs as many keys as queries or more, got {keys} keys and {queries} queries"
+            )
         real = real_tokens(key_padding_mask, batch, keys)
         allowed = allowed_pairs(attn_mask, batch, self.num_heads, queries, keys)
         count = None if state is None else state.count
         position = positions(real, keys, count, query.device)
 
+        own = position if itself else positions(None, queries, None, query.device)
+
         emitted = self.frequency.emit(key, position)
         if itself and self.frequency.symmetric:
             receive = emitted
         else:
-            receive = self.frequency.receive(
-                query, position if itself else positions(None, queries, None, query.device)
-            )
+            receive = self.frequency.receive(query, position[:, keys - queries :] if is_causal else own)
         send = self.frequency.delay_by_one(emitted, real, None if state is None else state.last, count)
         values = self.value_proj(value).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
         coupling = self._effective_coupling(key, queries, real, allowed, is_causal, state)
@@ -381,15 +387,14 @@ class SelectiveSynchronizationAttention(nn.Module):
             r = _running_coherence(phase, real, state)
         elif allowed is None:
             r = order_parameter(phase, real, is_causal)
-            r = r[..., -queries:] if is_causal else r
+            r = r[..., r.shape[-1] - queries :] if is_causal else r
         else:
             allowed = allowed if real is None else allowed & real[:, None, None, :]
             r = order_parameter(phase, allowed.expand(-1, -1, queries, -1), is_causal)
         strength = strength.to(r.dtype)
         kappa = r * (strength if r.ndim == 2 else strength[:, None])
-        return kappa.clamp(
-            min=1e-6
-        )  # phases that cancel exactly leave no coupling; 0 has no locking threshold
+        # Phases that cancel exactly leave no coupling, and 0 has no locking threshold.
+        return kappa.clamp(min=1e-6)
 
     def extra_repr(self) -> str:
         return (

@@ -39,7 +39,7 @@ def calibrate(
     _visit(model, lambda name: hook, args, kwargs)
 
 
-def density(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+def locked_density(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     """The fraction of allowed pairs that lock, (H,) float32 per synchronization layer, by the layers' names.
 
     One forward pass, ``model(*args, **kwargs)``, without gradients.
@@ -75,12 +75,13 @@ def _visit(model: nn.Module, hook_for: Callable[[str], Callable], args: tuple, k
         return layer.register_forward_pre_hook(before, with_kwargs=True)
 
     handles = [register(name, layer) for name, layer in layers]
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad():
             model(*args, **kwargs)
     finally:
-        model.train(training)
+        for module, was in training.items():
+            module.training = was
         for handle in handles:
             handle.remove()

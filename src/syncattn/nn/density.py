@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +12,9 @@ from torch import Tensor
 from syncattn import locking
 from syncattn.backends import eager
 from syncattn.backends.call import Call
+
+# Calibration looks at this many pairs of a head at most, evenly spaced rows: 64 MiB in float64.
+_MAX_PAIRS = 2**23
 
 
 @torch.no_grad()
@@ -29,25 +34,42 @@ def fit_strength(call: Call, strength: Tensor, density: Tensor, sharpness: float
     """(K, alpha), each (H,), with which each head locks the wanted fraction of this call's allowed pairs.
 
     Args:
-        call: its frequencies, masks and frame count, not its bandwidth; top_k is not considered.
+        call: its frequencies, masks and frame count, not its bandwidth; top_k is not considered. Of a large
+            call, evenly spaced rows stand for all.
         strength: the K that is in the call's coupling kappa = K r, (H,): what remains is r.
         density: wanted, (H,).
         sharpness: c = 2 alpha kappa^2, met up to the spread of r.
+
+    In the nearest frame every row locks to its nearest sender, whatever the strength. Where that alone comes
+    near the wanted density, in short rows, the density is raised to twice that, with a warning.
 
     Raises:
         ValueError: no pair is allowed, or all frequencies of a head are equal.
     """
     heads = call.receive.shape[1]
-    couplings, bandwidths = [], []
+    couplings, bandwidths, raised = [], [], []
     for h in range(heads):
         pairs, coherence = _allowed_detuning(call, h)
         if pairs.numel() == 0:
             raise ValueError("calibration needs at least one allowed pair, got none: every pair is masked")
-        _, bandwidth = locking.calibrate_from_detuning(pairs[None], density[h : h + 1], sharpness)
+        wanted, forced = float(density[h]), 0.0
+        if call.frame == "nearest":
+            forced = float((pairs == 0).double().mean())
+        if wanted < 2 * forced < 1:
+            raised.append(h)
+            wanted = 2 * forced
+        share = torch.tensor([wanted], dtype=torch.float64)
+        _, bandwidth = locking.calibrate_from_detuning(pairs[None], share, sharpness)
         # A pair locks from K r = sqrt(D) exp(alpha D) on; that threshold's quantile is K, whatever r varies.
         threshold = 0.5 * pairs.log() + bandwidth * pairs - (coherence / strength[h].double()).log()
-        couplings.append(_between(threshold, float(density[h])).exp())
+        couplings.append(_between(threshold, wanted).exp())
         bandwidths.append(bandwidth[0])
+    if raised:
+        warnings.warn(
+            f"the wanted densities of heads {raised} are out of reach: in rows this short the nearest senders, "
+            "which always lock, are too large a share. They were calibrated to twice that share",
+            stacklevel=3,
+        )
     return torch.stack(couplings), torch.stack(bandwidths)
 
 
@@ -65,17 +87,20 @@ def _sequences(call: Call) -> Iterator[Call]:
 
 
 def _allowed_detuning(call: Call, head: int) -> tuple[Tensor, Tensor]:
-    """D of one head's allowed pairs over the batch, in the call's frame, and their receivers' kappa."""
+    """D of one head's allowed pairs, in the call's frame, and their receivers' kappa."""
     pairs, kappas = [], []
     group = call.receive.shape[1] // call.send.shape[1]
+    batch, _, queries, _ = call.receive.shape
+    stride = math.ceil(batch * queries * call.send.shape[2] / _MAX_PAIRS)
+    rows = torch.arange(queries - 1, -1, -stride, device=call.receive.device)
     for one in _sequences(call):
-        receive, send = one.receive[0, head].double(), one.send[0, head // group].double()
+        receive, send = one.receive[0, head, rows].double(), one.send[0, head // group].double()
         detuning = (receive[:, None] - send[None]).square().sum(-1)
         allowed = eager.allowed_pairs(one)[0]
-        allowed = allowed[head if allowed.shape[0] > 1 else 0]
+        allowed = allowed[head if allowed.shape[0] > 1 else 0][rows]
         if call.frame == "nearest":
             detuning = detuning - detuning.masked_fill(~allowed, torch.inf).amin(-1, keepdim=True)
-        kappa = one.coupling[0, head, :, None].double().expand_as(detuning)
+        kappa = one.coupling[0, head].double().expand(queries)[rows, None].expand_as(detuning)
         pairs.append(detuning[allowed])
         kappas.append(kappa[allowed])
     return torch.cat(pairs), torch.cat(kappas)

@@ -22,8 +22,9 @@ class Frequency(nn.Module):
         directed: receive and send frequencies have projections of their own; False is the symmetric form.
         position: "drift": slope_h i u_h is added, u_h a learned direction among the content's coordinates, so
             that content can pull a token to other positions. "own_drift": the last coordinate is slope_h i
-            alone, so a token locks at most floor(rho / |slope_h|) tokens away. "rotary": pairs of
-            coordinates are turned by angles proportional to i. "none": the layer does not see order.
+            alone, so that in the absolute frame a token locks at most floor(rho / |slope_h|) tokens away.
+            "rotary": pairs of coordinates are turned by angles proportional to i. "none": without delay,
+            the layer does not see order.
         window_range: (narrowest, widest), in tokens: slopes start at sqrt(2 m) / window with windows in
             geometric progression over the heads. At a distance of one window, position detunes as much
             as two unrelated tokens' contents do.
