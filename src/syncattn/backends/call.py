@@ -74,7 +74,7 @@ def prepare(
     _check_tensors(receive, send, value, coupling, bandwidth)
     batch, heads, queries, _ = receive.shape
     keys = send.shape[-2]
-    _check_options(top_k, dropout_p, frame, power, edge, eps)
+    check_options(top_k, dropout_p, frame, power, edge, eps)
     if keys < queries and (is_causal or not self_coupling):
         option = "is_causal=True" if is_causal else "self_coupling=False"
         raise ValueError(
@@ -175,7 +175,10 @@ def _check_tensors(receive: Any, send: Any, value: Any, coupling: Any, bandwidth
         )
 
 
-def _check_options(top_k: Any, dropout_p: float, frame: str, power: float, edge: float, eps: float) -> None:
+def check_options(
+    top_k: int | None, dropout_p: float, frame: str, power: float, edge: float, eps: float
+) -> None:
+    """Raise TypeError or ValueError if an option is not as `selective_synchronization_attention` has it."""
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise ValueError(f"top_k must be None or an integer of at least 1, got {top_k!r}")
     numbers = {"dropout_p": dropout_p, "power": power, "edge": edge, "eps": eps}

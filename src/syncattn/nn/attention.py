@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncattn import locking
-from syncattn.backends.call import FRAMES, Call, prepare
+from syncattn.backends.call import Call, check_options, prepare
 from syncattn.functional import coherence, order_parameter, selective_synchronization_attention
 from syncattn.nn import density
 from syncattn.nn.frequency import Frequency
@@ -86,12 +86,11 @@ class SelectiveSynchronizationAttention(nn.Module):
         for name, size in (("freq_dim", freq_dim), ("phase_dim", phase_dim)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        if frame not in FRAMES:
-            raise ValueError(f"frame must be one of {FRAMES}, got {frame!r}")
         if strength not in STRENGTHS:
             raise ValueError(f"strength must be one of {STRENGTHS}, got {strength!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+        check_options(top_k, 0.0, frame, power, edge, 0.0)
         if not sharpness > 0:
             raise ValueError(f"sharpness must be positive, got {sharpness!r}")
         if density_range is not None:
@@ -278,9 +277,11 @@ class SelectiveSynchronizationAttention(nn.Module):
     def _call(self, query, key, value, key_padding_mask, attn_mask, is_causal) -> Call:
         """The operator's checked call that `forward` would make, for counting."""
         query, key, value, key_padding_mask = self._batch_first(query, key, value, key_padding_mask)
-        return prepare(
-            **self._operator_arguments(query, key, value, key_padding_mask, attn_mask, is_causal, None)
-        )
+        arguments = self._operator_arguments(query, key, value, key_padding_mask, attn_mask, is_causal, None)
+        if key_padding_mask is not None and key is query:  # what padding hears nobody reads
+            real = real_tokens(key_padding_mask, *query.shape[:2])
+            arguments["attn_mask"] = arguments["attn_mask"] & real[:, None, :, None]
+        return prepare(**arguments)
 
     def _batch_first(
         self, query: Tensor, key: Tensor | None, value: Tensor | None, key_padding_mask: Tensor | None
@@ -327,6 +328,8 @@ class SelectiveSynchronizationAttention(nn.Module):
             )
         batch, queries, _ = query.shape
         keys = key.shape[1]
+        if state is not None and state.send is not None and state.send.shape[0] != batch:
+            raise ValueError(f"state holds a batch of {state.send.shape[0]} sequences, got {batch}")
         if is_causal and queries > keys:
             raise ValueError(
                 f"is_causal=True needs as many keys as queries or more, got {keys} keys and {queries} queries"
@@ -417,5 +420,6 @@ def _running_coherence(phase: Tensor, real: Tensor | None, state: IncrementalSta
     if state.phase_sum is not None and state.count is not None:
         sums = sums + state.phase_sum[:, :, None]
         counts = counts + state.count[:, None]
-    state.phase_sum = sums[:, :, -1]
+    if sums.shape[2] > 0:
+        state.phase_sum = sums[:, :, -1]
     return coherence(sums, counts)

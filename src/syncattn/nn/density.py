@@ -66,7 +66,7 @@ def fit_strength(call: Call, strength: Tensor, density: Tensor, sharpness: float
         bandwidths.append(bandwidth[0])
     if raised:
         warnings.warn(
-            f"the wanted densities of heads {raised} are out of reach: in rows this short the nearest senders, "
+            f"the wanted densities of heads {raised} are out of reach: in rows so short the nearest senders, "
             "which always lock, are too large a share. They were calibrated to twice that share",
             stacklevel=3,
         )

@@ -48,8 +48,6 @@ class IncrementalState:
         """Add tokens: send (B, H, N, m), value (B, H, N, d), real (B, N) bool or None; returns all held."""
         past = self.length
         batch, new = value.shape[0], value.shape[-2]
-        if self.send is not None and self.send.shape[0] != batch:
-            raise ValueError(f"state holds a batch of {self.send.shape[0]} sequences, got {batch}")
         if real is not None or self.mask is not None:
             device = value.device
             before = (

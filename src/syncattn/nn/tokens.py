@@ -60,8 +60,10 @@ def positions(real: Tensor | None, tokens: int, count: Tensor | None, device: to
     return position if count is None else position + count
 
 
-def last_real(emitted: Tensor, real: Tensor | None, last: Tensor | None) -> Tensor:
+def last_real(emitted: Tensor, real: Tensor | None, last: Tensor | None) -> Tensor | None:
     """What the last real token emitted (B, H, m); where there is none, what was remembered, or 0."""
+    if emitted.shape[2] == 0:
+        return last
     if real is None:
         return emitted[:, :, -1]
     number = torch.arange(1, real.shape[-1] + 1, device=real.device)
