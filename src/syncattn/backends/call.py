@@ -198,9 +198,10 @@ def check_options(
 
 
 def _normalise_coupling(coupling: Tensor, batch: int, heads: int, queries: int) -> Tensor:
-    if coupling.shape == (heads,):
+    # The number of dimensions first: comparing the sizes alone would make torch.export assume that B != H.
+    if coupling.ndim == 1 and coupling.shape == (heads,):
         return coupling[None, :, None]
-    if coupling.shape == (batch, heads):
+    if coupling.ndim == 2 and coupling.shape == (batch, heads):
         return coupling[:, :, None]
     if coupling.shape == (batch, heads, queries):
         return coupling

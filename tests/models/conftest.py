@@ -1,0 +1,86 @@
+"""Tiny models whose weights are far from their start, so that every part of them shows in the logits."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from syncattn.models import OSNConfig, OSNForCausalLM, TransformerBaseline, TransformerBaselineConfig
+from syncattn.nn import calibrate
+
+logging.disable_progress_bar()
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "initializer_range": 0.1,
+    "pad_token_id": 0,
+}
+DENSE = SIZES | {"density_range": (0.2, 0.8)}  # these texts are too short for the default densities
+OSN = {
+    "osn": OSNConfig(**DENSE),
+    "osn directed": OSNConfig(**DENSE, directed=True, detuning=True),
+    "osn own drift": OSNConfig(**DENSE, position="own_drift", freq_dim=4, phase_dim=2),
+    "osn rotary": OSNConfig(**DENSE, position="rotary", delay=1.0),
+    "osn no position": OSNConfig(**DENSE, position="none", delay=0.0, order_parameter=False),
+    "osn top k": OSNConfig(**DENSE, top_k=3, self_coupling=True, power=1, edge=0.01),
+    "osn paper": OSNConfig.paper(**SIZES),
+    "osn post-norm": OSNConfig(**DENSE, norm_first=False, tie_word_embeddings=False),
+}
+BASELINES = {
+    "rotary": TransformerBaselineConfig(**SIZES),
+    "rotary delay": TransformerBaselineConfig(**SIZES, delay=0.5),
+    "alibi": TransformerBaselineConfig(**SIZES, position="alibi"),
+    "alibi delay": TransformerBaselineConfig(**SIZES, position="alibi", delay=0.5),
+}
+CONFIGS = OSN | BASELINES
+
+
+@cache
+def build(name: str) -> OSNForCausalLM:
+    """The model of this name, in eval mode; shared between tests, which leave it as it is."""
+    config = CONFIGS[name]
+    torch.manual_seed(0)
+    model = (TransformerBaseline if name in BASELINES else OSNForCausalLM)(config).eval()
+    ids = torch.randint(1, config.vocab_size, (2, 24))
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    if name == "osn paper":  # as published no pair locks
+        for layer in model.model.layers:
+            torch.nn.init.constant_(layer.self_attn.raw_coupling, 2.0)
+            torch.nn.init.constant_(layer.self_attn.raw_bandwidth, -4.0)
+    elif name in OSN:
+        calibrate(model, ids, use_cache=False)
+    return model
+
+
+@pytest.fixture(params=list(CONFIGS))
+def model(request: pytest.FixtureRequest) -> OSNForCausalLM:
+    """Every kind of model in turn."""
+    return build(request.param)
+
+
+@pytest.fixture(params=["osn", "osn paper", "alibi delay"])
+def typical(request: pytest.FixtureRequest) -> OSNForCausalLM:
+    """One model of each attention."""
+    return build(request.param)
+
+
+@pytest.fixture(params=list(OSN))
+def osn(request: pytest.FixtureRequest) -> OSNForCausalLM:
+    """Every OSN in turn."""
+    return build(request.param)
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    """Token ids (3, 13), none of them padding."""
+    return torch.randint(1, SIZES["vocab_size"], (3, 13), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,158 @@
+"""The softmax baseline: its attention against the formula, and as many parameters as the OSN."""
+
+import math
+
+import pytest
+import torch
+
+from syncattn.models import (
+    OSNConfig,
+    OSNForCausalLM,
+    SoftmaxAttention,
+    TransformerBaseline,
+    TransformerBaselineConfig,
+    count_parameters,
+    match_parameters,
+)
+from syncattn.nn import Frequency, IncrementalState
+
+
+def formula(layer, x, causal):
+    """softmax(q k^T / sqrt(d) + position) v, one head and one query at a time, float64."""
+    batch, tokens, width = x.shape
+    heads, d = layer.num_heads, layer.head_dim
+    projected = layer.in_proj(x)
+    q, k, v = (part.reshape(batch, tokens, heads, d) for part in projected.split(width, dim=-1))
+    out = torch.zeros(batch, tokens, heads, d, dtype=x.dtype)
+    for b in range(batch):
+        for h in range(heads):
+            for i in range(tokens):
+                scores = []
+                seen = range(i + 1) if causal else range(tokens)
+                for j in seen:
+                    at = j - 1 if layer.delayed[h] else j
+                    if at < 0:
+                        score = torch.zeros((), dtype=x.dtype)
+                    elif layer.position == "rotary":
+                        score = turn(q[b, i, h], i) @ turn(k[b, at, h], at) / math.sqrt(d)
+                    else:
+                        score = q[b, i, h] @ k[b, at, h] / math.sqrt(d)
+                    if layer.position == "alibi":
+                        score = score - 2 ** (-8 * (h + 1) / heads) * abs(i - j)
+                    scores.append(score)
+                weights = torch.stack(scores).softmax(0)
+                out[b, i, h] = sum(w * v[b, j, h] for w, j in zip(weights, seen))
+    return layer.out_proj(out.flatten(2))
+
+
+def turn(x, position):
+    """Coordinates (c, c + d/2) as a complex number, times exp(i position 10000^(-2c/d))."""
+    a, b = x.chunk(2)
+    rate = 10000.0 ** (-torch.arange(len(a), dtype=x.dtype) / len(a))
+    z = torch.complex(a, b) * torch.exp(1j * position * rate)
+    return torch.cat((z.real, z.imag))
+
+
+@pytest.mark.parametrize("position", ["rotary", "alibi"])
+@pytest.mark.parametrize("delay", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
+def test_the_formula(position, delay, causal):
+    torch.manual_seed(0)
+    layer = SoftmaxAttention(12, 3, position=position, delay=delay, dtype=torch.float64)
+    x = torch.randn(2, 6, 12, dtype=torch.float64)
+    expected = formula(layer, x, causal)
+    # The angles and the penalty are float32, as in every implementation that trains.
+    tight = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(layer(x, is_causal=causal)[0], expected, **tight)
+    out, weights = layer(x, is_causal=causal, need_weights=True)
+    torch.testing.assert_close(out, expected, **tight)
+    assert weights.shape == (2, 6, 6)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 6, dtype=torch.float64))
+    if causal:
+        mask = torch.ones(6, 6, dtype=torch.bool).triu(1)
+        torch.testing.assert_close(layer(x, attn_mask=mask)[0], expected, **tight)
+    across = SoftmaxAttention(12, 3, batch_first=False, position=position, delay=delay, dtype=torch.float64)
+    across.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(
+        across(x.transpose(0, 1), is_causal=causal)[0].transpose(0, 1), expected, **tight
+    )
+
+
+@torch.no_grad()
+def test_a_row_that_sees_nobody_is_zero():
+    layer = SoftmaxAttention(8, 2, bias=False, position="alibi")
+    x = torch.randn(1, 4, 8)
+    out, weights = layer(x, key_padding_mask=torch.ones(1, 4, dtype=torch.bool), need_weights=True)
+    assert not out.any() and not weights.any()
+    assert not layer(x, key_padding_mask=torch.ones(1, 4, dtype=torch.bool), is_causal=True)[0].any()
+
+
+def test_the_gradient_of_padding_is_zero_and_of_the_rest_finite():
+    layer = SoftmaxAttention(8, 2, position="rotary", delay=0.5)
+    x = torch.randn(1, 5, 8, requires_grad=True)
+    padding = torch.tensor([[True, True, False, False, False]])
+    layer(x, key_padding_mask=padding, is_causal=True)[0][:, 2:].sum().backward()
+    assert x.grad.isfinite().all() and not x.grad[:, :2].any() and x.grad[:, 2:].any()
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("heads", [1, 3, 8])
+def test_the_delayed_heads_are_an_osns(heads, delay):
+    ours = SoftmaxAttention(2 * heads, heads, delay=delay).delayed
+    assert torch.equal(ours, Frequency(2 * heads, heads, 2, delay=delay).delayed)
+
+
+def test_what_the_layer_refuses():
+    layer, x = SoftmaxAttention(8, 2), torch.randn(2, 4, 8)
+    with pytest.raises(ValueError, match="key and value must be None or query itself"):
+        layer(x, x.clone())
+    with pytest.raises(ValueError, match=r"query must have shape \(B, N, 8\), got \(2, 4, 4\)"):
+        layer(x[..., :4])
+    with pytest.raises(ValueError, match="needs is_causal=True"):
+        layer(x, state=IncrementalState())
+    with pytest.raises(ValueError, match="num_heads must divide embed_dim"):
+        SoftmaxAttention(8, 3)
+
+
+@pytest.mark.parametrize("position", ["alibi", "rotary"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        OSNConfig(),
+        OSNConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
+        OSNConfig(directed=True, detuning=True, hidden_size=96),
+        OSNConfig.paper(hidden_size=128),
+        OSNConfig(hidden_size=64, phase_dim=8, freq_dim=8, directed=True),  # more than softmax attention
+    ],
+)
+def test_matched_parameters(config, position):
+    before = config.to_dict()
+    osn, transformer = match_parameters(config, position=position, delay=0.5)
+    assert config.to_dict() == before
+    assert (transformer.position, transformer.delay) == (position, 0.5)
+    assert osn.attention_options() == config.attention_options()
+    assert transformer.hidden_size == config.hidden_size and transformer.vocab_size == config.vocab_size
+    counts = count_parameters(OSNForCausalLM, osn), count_parameters(TransformerBaseline, transformer)
+    assert abs(counts[0] - counts[1]) <= 0.01 * min(counts)
+    assert min(osn.intermediate_size, transformer.intermediate_size) == config.intermediate_size
+    assert counts[0] == sum(p.numel() for p in OSNForCausalLM(osn).parameters())
+
+
+def test_models_too_small_to_match():
+    with pytest.raises(ValueError, match="too small to match parameters within 1 %"):
+        match_parameters(OSNConfig(hidden_size=4, num_attention_heads=2, num_hidden_layers=1, vocab_size=2))
+
+
+def test_only_the_attention_differs():
+    """Both models have the same modules with the same sizes, but for what is in self_attn."""
+
+    def outside(model):
+        return {n: p.shape for n, p in model.named_parameters() if ".self_attn." not in n}
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2}
+    osn, transformer = (
+        OSNForCausalLM(OSNConfig(**sizes)),
+        TransformerBaseline(TransformerBaselineConfig(**sizes)),
+    )
+    assert outside(osn) == outside(transformer)
