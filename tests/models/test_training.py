@@ -169,7 +169,7 @@ def test_compile_without_a_graph_break(typical, ids):
 
 
 def test_export(typical, ids):
-    sizes = {1: torch.export.Dim("length", min=4, max=512)}
+    sizes = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=4, max=512)}
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     with torch.no_grad():
