@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from syncattn.backends.call import boolean_mask
 
@@ -81,8 +81,8 @@ def shift_by_one(x: Tensor, first: Tensor, real: Tensor | None) -> Tensor:
     if real is None:
         return shifted[:, :, :tokens]
     number = torch.arange(1, tokens + 1, device=x.device)
-    latest = torch.where(real, number, 0).cummax(-1).values  # the last real one up to here, 0 = first
-    index = torch.cat((torch.zeros_like(latest[:, :1]), latest[:, :-1]), dim=-1)
+    before = nn.functional.pad(torch.where(real, number, 0), (1, 0))[:, :tokens]
+    index = before.cummax(-1).values  # the last real one before, 0 = first
     return shifted.gather(2, index[:, None, :, None].expand_as(x))
 
 

@@ -1,0 +1,1 @@
+"""Training on text: data, tokenisers, a thin use of transformers.Trainer, comparison and reports."""

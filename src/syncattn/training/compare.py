@@ -1,0 +1,352 @@
+"""An OSN beside softmax Transformers of its size: the same text, windows, order and budget."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from syncattn.models import OSNConfig
+from syncattn.models.baseline import match_parameters
+from syncattn.training.checkpoints import check_checkpoint, find_checkpoint, load_model
+from syncattn.training.data import Corpus
+from syncattn.training.environment import command, machine, versions
+from syncattn.training.errors import Diverged, Interrupted, UserError
+from syncattn.training.files import RESULT_FILE, RUN_FILE, check_output, prepare_output, read_json, write_json
+from syncattn.training.generate import Sampling, generate
+from syncattn.training.options import TrainingOptions
+from syncattn.training.settings import config_errors
+from syncattn.training.tokenizers import token_labels
+from syncattn.training.train import describe_config, parameter_count, quiet, train
+
+RUNS = "runs"
+COMPARE_FILE = "compare.json"
+RESULTS_FILE = "results.json"
+REPORT_FILE = "report.html"
+DIVERGED_FILE = "diverged.json"
+BASELINES = ("alibi", "rotary")
+
+_NEUTRAL = ("log_every", "eval_every", "save_every", "eval_tokens")
+"""Options that say how a run is watched, not what comes out: runs may differ in them."""
+
+_SENTENCE = range(24, 41)
+_PROMPT = 120
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """One of the models that are compared."""
+
+    name: str
+    title: str
+    config: PreTrainedConfig
+    learning_rates: tuple[float, ...]
+
+
+def contenders(
+    config: OSNConfig,
+    baselines: Sequence[str],
+    learning_rates: Sequence[float],
+    baseline_learning_rates: Sequence[float] | None = None,
+    baseline_delay: float = 0.0,
+) -> list[Contender]:
+    """The OSN that `config` describes and softmax Transformers with as many parameters, within 1 %.
+
+    Args:
+        baselines: "alibi", "rotary" or both.
+        learning_rates: tried for the OSN, and for the Transformers too unless they have their own.
+        baseline_delay: fraction of the Transformers' heads that read the key of the token before.
+
+    Raises:
+        UserError: an unknown or missing baseline, or no learning rate.
+    """
+    if not baselines or not set(baselines) <= set(BASELINES):
+        raise UserError(
+            f"baselines must be among {', '.join(BASELINES)}, not {', '.join(baselines) or 'none'}"
+        )
+    rates = tuple(dict.fromkeys(learning_rates))
+    others = tuple(dict.fromkeys(baseline_learning_rates or rates))
+    if not rates:
+        raise UserError("no learning rate given")
+    found: list[Contender] = []
+    for name in dict.fromkeys(baselines):
+        # Position costs a Transformer no parameters, so the OSN that matches it is the same each time.
+        with config_errors():
+            osn, matched = match_parameters(config, position=name, delay=baseline_delay)
+        if not found:
+            found.append(Contender("osn", "OSN", osn, rates))
+        title = f"Transformer, {'ALiBi' if name == 'alibi' else name}" + (", delay" if baseline_delay else "")
+        found.append(Contender(name, title, matched, others))
+    return found
+
+
+def compare(
+    entrants: Sequence[Contender],
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    out: str | Path,
+    options: TrainingOptions,
+    *,
+    seeds: Sequence[int] = (0,),
+    prompt: str | None = None,
+    sampling: Sampling | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train every entrant with every seed, and collect what there is to say about them.
+
+    With several learning rates, each entrant first runs all of them with the first seed and keeps the one
+    with the lowest validation loss. Each run has a folder of its own in `out/runs`; a comparison that was
+    interrupted goes on where it stopped when it is started again with the same arguments, and runs that are
+    already there with equal settings are not repeated. At the end `out/results.json` has every number
+    (`report.write_report` makes pictures of them).
+
+    Args:
+        options: for all runs; `learning_rate` and `seed` come from the entrants and from `seeds`.
+        prompt: what the samples go on from; None takes a piece of the validation text.
+        overwrite: throw away what is in `out`.
+        console: where progress goes; None is silent.
+
+    Raises:
+        UserError: bad arguments, data or output folder, a run with other settings in `out`, or all learning
+            rates of an entrant diverged; `Interrupted` after Ctrl-C.
+    """
+    out = Path(out)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("compare runs in one process; train is the command for several devices")
+    seeds = list(dict.fromkeys(seeds))
+    if not seeds:
+        raise UserError("no seed given: expected at least one")
+    _prepare(out, entrants, options, overwrite)
+    say: Callable[[str], None] = (
+        (lambda text: None) if console is None else (lambda text: console.print(text))
+    )
+
+    @cache  # what the grid has run, the seeds need not look up again
+    def run(entrant: Contender, rate: float, seed: int) -> dict[str, Any] | None:
+        chosen = replace(options, learning_rate=rate, seed=seed)
+        return _run(entrant, chosen, corpus, tokenizer, out, console)
+
+    chosen_rate: dict[str, float] = {}
+    grid: dict[str, list[dict[str, Any]]] = {}
+    for entrant in entrants:
+        if len(entrant.learning_rates) > 1:
+            tried = {rate: run(entrant, rate, seeds[0]) for rate in entrant.learning_rates}
+            losses = {rate: record["result"]["validation_loss"] for rate, record in tried.items() if record}
+            if not losses:
+                raise UserError(
+                    f"{entrant.title} diverged with every learning rate: {entrant.learning_rates}"
+                )
+            chosen_rate[entrant.name] = min(losses, key=lambda rate: losses[rate])
+            grid[entrant.name] = [
+                {"learning_rate": rate, "validation_loss": losses.get(rate)}
+                for rate in entrant.learning_rates
+            ]
+            say(f"{entrant.title}: learning rate {chosen_rate[entrant.name]:g} of {len(tried)} tried")
+        else:
+            chosen_rate[entrant.name] = entrant.learning_rates[0]
+    runs: dict[str, list[dict[str, Any]]] = {entrant.name: [] for entrant in entrants}
+    for seed in seeds:
+        for entrant in entrants:
+            record = run(entrant, chosen_rate[entrant.name], seed)
+            if record is None:
+                rate = chosen_rate[entrant.name]
+                raise UserError(
+                    f"{entrant.title} diverged with learning rate {rate:g} and seed {seed}; lower it"
+                )
+            runs[entrant.name].append(record)
+
+    sampling = sampling or Sampling(max_new_tokens=300)
+    results: dict[str, Any] = {
+        "format": 1,
+        "command": command(),
+        "versions": versions(),
+        "machine": machine(),
+        "data": corpus.describe() | {"vocabulary": len(tokenizer)},
+        "options": options.as_dict(),
+        "tokens": options.tokens,
+        "seeds": seeds,
+        "learning_rate_grid": grid,
+        "models": [
+            _summary(
+                entrant, runs[entrant.name], out / RUNS / _key(entrant, chosen_rate[entrant.name], seeds[0])
+            )
+            for entrant in entrants
+        ],
+        "prompt": prompt or prompt_from(corpus.validation),
+        "sentence": sentence_from(corpus.validation),
+    }
+    with quiet():
+        for summary in results["models"]:
+            model, own_tokenizer = load_model(out / summary["folder"])
+            summary["sample"] = generate(model, own_tokenizer, results["prompt"], sampling)
+            summary["weights"], results["labels"] = sentence_weights(
+                model, own_tokenizer, results["sentence"]
+            )
+    write_json(out / RESULTS_FILE, results)
+    return results
+
+
+def sentence_weights(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence: str
+) -> tuple[list[list[list[list[float]]]], list[str]]:
+    """Each head's weights on one sentence, nested lists (layer, head, N, N), and a label for each token."""
+    ids = tokenizer(sentence, add_special_tokens=False)["input_ids"][: max(_SENTENCE)]
+    with torch.no_grad():
+        output = model(input_ids=torch.tensor([ids]), output_attentions=True, use_cache=False)
+    weights = [
+        [[[round(w, 5) for w in row] for row in head] for head in layer[0].tolist()]
+        for layer in output.attentions
+    ]
+    return weights, token_labels(tokenizer, ids)
+
+
+def sentence_from(text: str) -> str:
+    """A line of about 24 to 40 characters with several words, from the middle of a text on."""
+    middle = len(text) // 2
+    lines = (text[middle:] + "\n" + text[:middle]).splitlines()[1:]
+    for line in lines:
+        line = line.strip()
+        letters = sum(character.isalpha() or character == " " for character in line)
+        if len(line) in _SENTENCE and line.count(" ") >= 3 and letters >= 0.9 * len(line):
+            return line
+    return text[middle : middle + max(_SENTENCE)]
+
+
+def prompt_from(text: str) -> str:
+    """The lines after the middle of a text, 120 characters of them, to be continued."""
+    start = text.find("\n", len(text) // 2) + 1
+    return text[start : start + _PROMPT]
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (of the sample, n - 1); None for the deviation of a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _prepare(out: Path, entrants: Sequence[Contender], options: TrainingOptions, overwrite: bool) -> None:
+    """Refuse or make the folder; one with `compare.json` is a comparison's, to be gone on with."""
+    known = (out / COMPARE_FILE).is_file()
+    if not known or overwrite:
+        check_output(out, overwrite=overwrite)
+    if overwrite and known:
+        shutil.rmtree(out / RUNS, ignore_errors=True)
+        for name in (RESULTS_FILE, REPORT_FILE):
+            (out / name).unlink(missing_ok=True)
+    largest = max(parameter_count(AutoModelForCausalLM.from_config(entrant.config)) for entrant in entrants)
+    prepare_output(out, 12 * 4 * largest + 10_000_000, overwrite=True)
+    (out / RUNS).mkdir(exist_ok=True)
+    write_json(out / COMPARE_FILE, {"format": 1, "command": command(), "options": options.as_dict()})
+
+
+def _run(
+    entrant: Contender,
+    options: TrainingOptions,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    console: Console | None,
+) -> dict[str, Any] | None:
+    """One run's record: read if it is there, gone on with if it was interrupted; None if it diverged."""
+    key = _key(entrant, options.learning_rate, options.seed)
+    folder = out / RUNS / key
+    settings = {
+        "model_type": entrant.config.model_type,
+        "config": describe_config(entrant.config),
+        "options": options.as_dict(),
+        "sha256": corpus.sha256,
+        "vocabulary": len(tokenizer),
+    }
+    for name in (RESULT_FILE, DIVERGED_FILE):
+        if (folder / name).is_file():
+            record = read_json(folder / name)
+            _same_settings(folder, record, settings)
+            if console is not None:
+                console.print(f"{key}: already there", highlight=False)
+            return record if name == RESULT_FILE else None
+    checkpoint = None
+    if (folder / RUN_FILE).is_file():
+        _same_settings(folder, read_json(folder / RUN_FILE), settings)
+        try:
+            checkpoint = find_checkpoint(folder)
+            check_checkpoint(checkpoint)
+        except UserError:
+            checkpoint = None  # stopped before its first checkpoint, or while writing: this run starts again
+    try:
+        return train(
+            entrant.config,
+            corpus,
+            tokenizer,
+            folder,
+            options,
+            overwrite=checkpoint is None,
+            checkpoint=checkpoint,
+            console=console,
+            label=key,
+        )
+    except Diverged as error:
+        run = read_json(folder / RUN_FILE)
+        write_json(folder / DIVERGED_FILE, run | {"message": str(error)})
+        if console is not None:
+            console.print(f"{key}: {error}", highlight=False)
+        return None
+    except Interrupted as error:
+        about = str(error).partition(";")[0]
+        raise Interrupted(f"{key}: {about}; start the same command again to go on from there") from None
+
+
+def _same_settings(folder: Path, record: dict[str, Any], settings: dict[str, Any]) -> None:
+    try:
+        found = {name: record[name] for name in ("model_type", "config", "options")}
+        found |= {"sha256": record["data"]["sha256"], "vocabulary": record["data"]["vocabulary"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} has no usable record of its run ({error}): use --overwrite or another --out"
+        ) from error
+    differing = [name for name in ("model_type", "config", "vocabulary") if found[name] != settings[name]]
+    for name, value in settings["options"].items():
+        if name not in _NEUTRAL and found["options"].get(name) != value:
+            differing.append(name)
+    if found["sha256"] != settings["sha256"]:
+        differing.append("text")
+    if differing:
+        raise UserError(
+            f"{folder} has a run with other settings ({', '.join(differing)} differ): use --overwrite or "
+            "another --out"
+        )
+
+
+def _key(entrant: Contender, rate: float, seed: int) -> str:
+    return f"{entrant.name}-lr{rate:g}-seed{seed}"
+
+
+def _summary(entrant: Contender, runs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What the table and the report say about one entrant; the runs in full are part of it."""
+    results = [run["result"] for run in runs]
+    loss, spread = mean_and_spread([result["validation_loss"] for result in results])
+    test, test_spread = mean_and_spread([result["test_loss"] for result in results])
+    densities = [value for result in results for layer in result["density"] for value in layer]
+    return {
+        "name": entrant.name,
+        "title": entrant.title,
+        "parameters": runs[0]["parameters"],
+        "learning_rate": runs[0]["options"]["learning_rate"],
+        "validation_loss": loss,
+        "validation_spread": spread,
+        "test_loss": test,
+        "test_spread": test_spread,
+        "density": statistics.fmean(densities) if densities else None,
+        "tokens_per_second": statistics.fmean(result["tokens_per_second"] for result in results),
+        "wall_seconds": statistics.fmean(result["wall_seconds"] for result in results),
+        "folder": f"{RUNS}/{folder.name}",
+        "runs": runs,
+    }

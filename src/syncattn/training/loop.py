@@ -1,0 +1,275 @@
+"""transformers.Trainer, with exact resumption, densities, and checkpoints that appear whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+
+from syncattn.nn import SelectiveSynchronizationAttention, locked_density
+from syncattn.training.errors import Diverged
+from syncattn.training.files import CHECKPOINTS, disk_errors, staged
+from syncattn.training.options import TrainingOptions
+
+PROGRESS_FILE = "progress.json"
+
+
+class Loop(Trainer):
+    """The training loop of one run.
+
+    Added to the Trainer's: the order of the data is the dataset's own; the mean loss since the last log, the
+    clock and the history survive a resumption exactly; every log has the density of each SSA layer's heads on
+    a fixed batch; checkpoints appear whole; weight decay falls on weights of linear layers and embeddings.
+
+    Args:
+        out: the run's output folder; checkpoints go to its subfolder.
+        probe: token ids (B, N) of validation text, on which densities are measured.
+        callbacks: extra callbacks, called after this class's own.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        arguments: TrainingArguments,
+        options: TrainingOptions,
+        tokenizer: PreTrainedTokenizerBase,
+        train_windows: Dataset,
+        eval_windows: Dataset,
+        out: Path,
+        probe: Tensor,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        # The Trainer switches the cache off in the config that it then saves; generation wants it on.
+        self._keeps_cache = getattr(model.config, "use_cache", True)
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=train_windows,
+            eval_dataset=eval_windows,
+            callbacks=[_Clock(self), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)
+        self.options, self.out, self.tokenizer, self.probe = options, out, tokenizer, probe
+        self.stop_requested = False
+        self.train_seconds = 0.0
+        self.wall_seconds = 0.0
+        self._loss_sum: Tensor | float = 0.0
+        self._loss_steps = 0
+        self._started = time.perf_counter()
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._loss_sum = self._loss_sum + loss.detach().double()
+        self._loss_steps += 1
+        return loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        # Evaluation is of the loss alone; the Trainer's own step also collects every other output.
+        with torch.no_grad():
+            loss: Any = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        heads: list[list[float]] = []
+        if "loss" in logs:
+            logs["loss"] = float(self._loss_sum) / max(self._loss_steps, 1)
+            self._loss_sum, self._loss_steps = 0.0, 0
+            if not math.isfinite(logs["loss"]):
+                raise diverged(self.state.global_step, f"the loss is {logs['loss']}", self.options)
+            heads = self.densities()
+            for layer, values in enumerate(heads):
+                logs[f"density/layer_{layer}"] = sum(values) / len(values)
+            logs["tokens_per_second"] = self.tokens_per_second
+        super().log(logs, start_time)
+        if heads:
+            # Per head: too fine for the loggers, wanted in the report.
+            entry: dict[str, Any] = self.state.log_history[-1]
+            entry["density"] = heads
+
+    def densities(self) -> list[list[float]]:
+        """Fraction of the allowed pairs that lock on the fixed batch, (layer, head); [] without SSA."""
+        return head_densities(self.accelerator.unwrap_model(self.model), self.probe)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the training steps alone, without evaluations, logs and checkpoints; all devices together."""
+        tokens = self.state.global_step * self.options.batch_size * self.options.context
+        return tokens / self.train_seconds if self.train_seconds > 0 else 0.0
+
+    def elapsed(self) -> float:
+        """Wall seconds so far, those before a resumption included."""
+        return self.wall_seconds + time.perf_counter() - self._started
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        # The dataset's own order is the random one.
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        # The Trainer goes by names with "bias" or "norm" in them, and would decay bandwidths, slopes and
+        # couplings.
+        return [
+            f"{name}.weight".removeprefix(".")
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, nn.Embedding))
+        ]
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over the clock and the open mean loss of a checkpoint, before `train` goes on from it."""
+        progress = json.loads((checkpoint / PROGRESS_FILE).read_text())
+        self.train_seconds, self.wall_seconds = progress["train_seconds"], progress["wall_seconds"]
+        self._loss_sum, self._loss_steps = progress["loss_sum"], progress["loss_steps"]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(getattr(self, "_staging", self.args.output_dir))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        checkpoints = self.out / CHECKPOINTS
+        with disk_errors(f"cannot write a checkpoint to {checkpoints}"):
+            if self.args.world_size > 1:
+                super()._save_checkpoint(
+                    model, trial
+                )  # the processes must agree on a folder, so none is staged
+            else:
+                with staged(checkpoints) as self._staging:
+                    super()._save_checkpoint(model, trial)
+                    self._save_progress(self._staging)
+                del self._staging
+            if self.is_world_process_zero():
+                if self.args.world_size > 1:
+                    self._save_progress(checkpoints)
+                newest = f"checkpoint-{self.state.global_step}"
+                for path in checkpoints.glob("checkpoint-*"):
+                    if path.name != newest:
+                        shutil.rmtree(path, ignore_errors=True)
+
+    def _save_progress(self, folder: Path) -> None:
+        progress = {
+            "train_seconds": self.train_seconds,
+            "wall_seconds": self.elapsed(),
+            "loss_sum": float(self._loss_sum),
+            "loss_steps": self._loss_steps,
+        }
+        path = folder / f"checkpoint-{self.state.global_step}" / PROGRESS_FILE
+        path.write_text(json.dumps(progress))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Not the Trainer's own: it adds a pickle of the arguments, which nothing reads (run.json has them).
+        if output_dir is not None and self.args.should_save:
+            self.save_final(Path(output_dir))
+
+    def save_final(self, folder: Path) -> None:
+        """Write the model and its tokeniser to `folder`, to be loaded by the Auto classes."""
+        save_pretrained(self.accelerator.unwrap_model(self.model), self.tokenizer, folder, self._keeps_cache)
+
+
+class _Clock(TrainerCallback):
+    """Times the steps, logs and evaluates at the last one, and stops between two steps when asked to."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.began = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0 and (heads := self.loop.densities()):
+            entry: dict[str, Any] = {"step": 0, "density": heads}
+            state.log_history.append(entry)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.loop.train_seconds += time.perf_counter() - self.began
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        elif self.loop.stop_requested:
+            control.should_save = control.should_training_stop = True
+
+
+def diverged(step: int, what: str, options: TrainingOptions) -> Diverged:
+    """The error for a run that cannot go on, with what might help."""
+    return Diverged(
+        f"training diverged at step {step}: {what}; a learning rate below {options.learning_rate:g} or a "
+        "longer warm-up should help"
+    )
+
+
+def head_densities(model: PreTrainedModel, input_ids: Tensor) -> list[list[float]]:
+    """Fraction of the allowed pairs that lock, as nested lists (layer, head); [] for a model without SSA.
+
+    Args:
+        input_ids: (B, N) token ids.
+    """
+    if not any(isinstance(module, SelectiveSynchronizationAttention) for module in model.modules()):
+        return []
+    return [heads.tolist() for heads in locked_density(model, input_ids=input_ids.to(model.device)).values()]
+
+
+def save_pretrained(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, use_cache: bool = True
+) -> None:
+    """Write `config.json`, `model.safetensors` and the tokeniser's files."""
+    during_training, model.config.use_cache = model.config.use_cache, use_cache
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        model.config.use_cache = during_training
+
+
+@contextmanager
+def stop_on_signals(loop: Loop) -> Iterator[None]:
+    """Within the block, the first Ctrl-C or SIGTERM ends training after the current step, with a checkpoint.
+
+    A second one acts at once. Nothing changes outside the main thread, where signals cannot be caught, and
+    with
+    several processes, which could stop at different steps: there the periodic checkpoints remain.
+    """
+    if threading.current_thread() is not threading.main_thread() or loop.args.world_size > 1:
+        yield
+        return
+    caught = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in caught}
+
+    def request_stop(number: int, frame: Any) -> None:
+        loop.stop_requested = True
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in caught:
+        signal.signal(number, request_stop)
+    try:
+        yield
+    finally:
+        restore()

@@ -1,0 +1,119 @@
+"""What a training run can be told, checked before anything is read or written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from syncattn.training.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train; the model's own shape is in its config.
+
+    Attributes:
+        context: tokens per window; the model predicts all of them but the first.
+        batch_size: windows per step, over all devices together.
+        steps: optimiser steps. `TrainingOptions.for_tokens` turns a budget of tokens into steps.
+        learning_rate: peak, after a linear warm-up and before a cosine decay to 0.
+        weight_decay: AdamW's, on the weights of linear layers and embeddings only.
+        beta2: AdamW's second-moment decay.
+        warmup: steps of warm-up; None is 5 % of the steps, at least one.
+        max_grad_norm: gradients are clipped to this norm.
+        seed: of the initial weights, of the data's order and of dropout.
+        log_every, eval_every, save_every: in steps; None is a 50th, a tenth and a fifth of the run.
+        eval_tokens: tokens of the validation text that the running evaluations use, evenly spaced; 0 is all.
+        final_eval_tokens: the same for the last evaluation, on validation and test text; 0 is all.
+        precision: "fp32", or "bf16" for mixed precision.
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        threads: CPU threads; None leaves PyTorch's choice.
+        calibrate: set every SSA layer's bandwidth and coupling from the first batch (trainable form only).
+    """
+
+    context: int = 128
+    batch_size: int = 16
+    steps: int = 1200
+    learning_rate: float = 6e-3
+    weight_decay: float = 0.1
+    beta2: float = 0.99
+    warmup: int | None = None
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    log_every: int | None = None
+    eval_every: int | None = None
+    save_every: int | None = None
+    eval_tokens: int = 16_384
+    final_eval_tokens: int = 0
+    precision: str = "fp32"
+    device: str = "auto"
+    threads: int | None = None
+    calibrate: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("context", "batch_size", "steps"):
+            _check(
+                self, name, "at least " + ("2" if name == "context" else "1"), 2 if name == "context" else 1
+            )
+        for name in ("log_every", "eval_every", "save_every", "threads"):
+            if getattr(self, name) is not None:
+                _check(self, name, "at least 1", 1)
+        for name in ("eval_tokens", "final_eval_tokens", "weight_decay", "seed"):
+            _check(self, name, "0 or more", 0)
+        if self.warmup is not None:
+            _check(self, "warmup", "0 or more", 0)
+        for name in ("learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be a positive number, not {value}")
+        if not 0 < self.beta2 < 1:
+            raise UserError(f"beta2 must be between 0 and 1, not {self.beta2}")
+        if self.precision not in ("fp32", "bf16"):
+            raise UserError(f"precision must be 'fp32' or 'bf16', not {self.precision!r}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"device must be 'auto', 'cpu' or 'cuda', not {self.device!r}")
+
+    @property
+    def tokens(self) -> int:
+        """The budget: tokens that the model reads during training."""
+        return self.steps * self.batch_size * self.context
+
+    @property
+    def warmup_steps(self) -> int:
+        return max(1, self.steps // 20) if self.warmup is None else self.warmup
+
+    def every(self, name: str) -> int:
+        """The interval in steps of "log", "eval" or "save", with its default filled in."""
+        chosen: int | None = getattr(self, name + "_every")
+        return (
+            chosen if chosen is not None else max(1, self.steps // {"log": 50, "eval": 10, "save": 5}[name])
+        )
+
+    def for_tokens(self, tokens: int) -> TrainingOptions:
+        """The same with as many steps as it takes to read at least this many tokens."""
+        if tokens < 1:
+            raise UserError(f"tokens must be positive, not {tokens}")
+        return replace(self, steps=math.ceil(tokens / (self.batch_size * self.context)))
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def numbers(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    """A list of numbers such as "0,1,2", each made by `kind`.
+
+    Raises:
+        UserError: something in it is no such number; the message begins with `name`.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{name} must be numbers separated by commas, not {text!r}") from None
+
+
+def _check(options: TrainingOptions, name: str, expected: str, least: int) -> None:
+    value = getattr(options, name)
+    if value < least:
+        raise UserError(f"{name} must be {expected}, not {value}")

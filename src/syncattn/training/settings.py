@@ -1,0 +1,71 @@
+"""From what the command line gives to a model's config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields as dataclass_fields
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from syncattn.models import OSNConfig
+from syncattn.training.errors import UserError
+
+
+def make_config(
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    freq_dim: int | None = None,
+    paper: bool = False,
+    settings: Sequence[str] | None = None,
+) -> OSNConfig:
+    """An OSN's config for a tokeniser.
+
+    Args:
+        paper: the published formulation instead of the trainable one.
+        settings: any other fields as "name=value", the value as JSON, or a plain string where it is none.
+
+    Raises:
+        UserError: an unknown field, or what the config itself refuses.
+    """
+    fields: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": context,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if freq_dim is not None:
+        fields["freq_dim"] = freq_dim
+    known = {field.name for field in dataclass_fields(OSNConfig)}
+    for setting in settings or []:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in known:
+            raise UserError(f"--set {setting}: expected NAME=VALUE with a field of OSNConfig as NAME")
+        if name == "vocab_size":
+            raise UserError("--set vocab_size: the tokenizer decides it")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    with config_errors():
+        return OSNConfig.paper(**fields) if paper else OSNConfig(**fields)
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """A config checks itself; what it refuses is the user's to mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error

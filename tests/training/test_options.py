@@ -1,0 +1,84 @@
+"""Options are checked before any work."""
+
+import math
+
+import pytest
+
+from syncattn.training.errors import UserError
+from syncattn.training.options import TrainingOptions, numbers
+from syncattn.training.settings import make_config
+from syncattn.training.tokenizers import byte_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("context", 1),
+        ("batch_size", 0),
+        ("steps", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("weight_decay", -1.0),
+        ("warmup", -1),
+        ("eval_every", 0),
+        ("threads", 0),
+        ("seed", -1),
+        ("beta2", 1.0),
+        ("precision", "fp16"),
+        ("device", "tpu"),
+        ("max_grad_norm", 0.0),
+    ],
+)
+def test_a_bad_option_is_named(field, value):
+    with pytest.raises(UserError, match=f"{field} must be"):
+        TrainingOptions(**{field: value})
+
+
+def test_defaults_follow_the_length_of_the_run():
+    options = TrainingOptions(steps=200, batch_size=4, context=32)
+    assert (options.warmup_steps, options.every("log"), options.every("eval")) == (10, 4, 20)
+    assert options.tokens == 200 * 4 * 32
+    assert TrainingOptions(steps=3, eval_every=2).every("eval") == 2
+    short = TrainingOptions(steps=3)
+    assert (short.warmup_steps, short.every("log")) == (1, 1)
+
+
+def test_a_budget_of_tokens_is_never_undercut():
+    options = TrainingOptions(batch_size=4, context=32)
+    assert options.for_tokens(128).steps == 1 and options.for_tokens(129).steps == 2
+    with pytest.raises(UserError, match="tokens"):
+        options.for_tokens(0)
+
+
+def test_lists_of_numbers():
+    assert numbers("--seeds", "0,1, 2", int) == [0, 1, 2]
+    with pytest.raises(UserError, match="--seeds must be numbers"):
+        numbers("--seeds", "0,x", int)
+
+
+def test_settings_reach_the_config():
+    settings = ["delay=0.25", "window_range=[2, 32]", "position=own_drift", "top_k=null"]
+    config = make_config(byte_tokenizer(), 64, 32, 2, 4, freq_dim=4, settings=settings)
+    assert (config.delay, config.window_range, config.position) == (0.25, (2.0, 32.0), "own_drift")
+    assert (config.vocab_size, config.freq_dim, config.max_position_embeddings) == (256, 4, 64)
+    assert make_config(byte_tokenizer(), 64, 32, 2, 4, paper=True).strength == "softplus"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["delay"], "expected NAME=VALUE"),
+        (["dellay=1"], "a field of OSNConfig"),
+        (["delay=2"], "delay must be"),
+        (["vocab_size=3"], "the tokenizer decides"),
+        (["position=sideways"], "position must be"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        make_config(byte_tokenizer(), 64, 32, 2, 4, settings=settings)
+
+
+def test_a_bad_model_shape_is_refused():
+    with pytest.raises(UserError, match="num_attention_heads must divide hidden_size"):
+        make_config(byte_tokenizer(), 64, 30, 2, 4)

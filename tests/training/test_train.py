@@ -1,0 +1,303 @@
+"""One run: what it leaves, that it repeats, and that it goes on after an interruption as if none had been."""
+
+import copy
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+import syncattn.training.loop as loop_module
+from syncattn.models import OSNConfig, TransformerBaselineConfig
+from syncattn.training.checkpoints import find_checkpoint
+from syncattn.training.data import EvaluationWindows
+from syncattn.training.errors import Diverged, Interrupted, UserError
+from syncattn.training.loop import Loop
+from syncattn.training.tokenizers import encode
+from syncattn.training.train import resume, train
+
+TIMES = ("tokens_per_second", "train_seconds", "wall_seconds")
+
+
+def without_times(record):
+    """What must be equal in two runs of the same seed."""
+    history = [{k: v for k, v in entry.items() if k not in TIMES} for entry in record["history"]]
+    return history, {k: v for k, v in record["result"].items() if k not in TIMES}
+
+
+def interrupt_at(monkeypatch, step):
+    """Ctrl-C in the middle of a step."""
+    real = Loop.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step + 1 == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Loop, "training_step", training_step)
+
+
+@pytest.fixture(scope="module")
+def finished(config, corpus, tokenizer, options, tmp_path_factory):
+    """A record and its folder, to be looked at only."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return train(config, corpus, tokenizer, out, options), out
+
+
+def test_a_run_leaves_a_model_that_the_auto_classes_load(finished, corpus):
+    record, out = finished
+    names = {path.name for path in out.iterdir()} - {"logs", "generation_config.json"}
+    assert names == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "training.json",
+    }
+    model = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    assert model.config.use_cache and len(tokenizer) == model.config.vocab_size
+    tokens = encode(tokenizer, corpus.validation)
+    windows = EvaluationWindows(tokens, 16, 512)
+    losses = []
+    for i in range(len(windows)):
+        batch = {name: value[None] for name, value in windows[i].items()}
+        with torch.no_grad():
+            losses.append(model.eval()(**batch).loss.item())
+    assert sum(losses) / len(losses) == pytest.approx(record["result"]["validation_loss"], abs=1e-5)
+    assert record["result"]["validation_tokens"] == windows.predicted
+
+
+def test_the_record_has_every_number(finished):
+    record, out = finished
+    assert json.loads((out / "training.json").read_text()) == record
+    history = {entry["step"]: entry for entry in record["history"]}
+    assert [step for step, entry in history.items() if "loss" in entry] == [4, 8, 12]
+    assert [step for step, entry in history.items() if "validation_loss" in entry] == [6, 12]
+    assert [step for step, entry in history.items() if "density" in entry] == [0, 4, 8, 12]
+    assert torch.tensor(history[12]["density"]).shape == (2, 2)
+    assert all(history[12][name] > 0 for name in ("grad_norm", "tokens_per_second"))
+    assert history[12]["loss"] < history[4]["loss"] < math.log(256) + 1
+    assert record["data"]["characters"]["train"] > 0 and len(record["data"]["sha256"]) == 64
+    assert record["versions"]["torch"] == torch.__version__ and record["machine"]["cores"] >= 1
+    assert record["options"]["steps"] == 12 and record["model_type"] == "osn"
+    assert set(record["result"]) == {
+        "validation_loss",
+        "validation_tokens",
+        "test_loss",
+        "test_tokens",
+        "density",
+        *TIMES,
+    }
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_does_not(
+    finished, config, corpus, tokenizer, options, tmp_path
+):
+    record, _ = finished
+    again = train(config, corpus, tokenizer, tmp_path / "again", options)
+    assert without_times(again) == without_times(record)
+    other = train(config, corpus, tokenizer, tmp_path / "other", replace(options, seed=1))
+    assert without_times(other) != without_times(record)
+
+
+@pytest.mark.parametrize("step", [3, 6, 10])
+def test_resumed_is_as_if_never_interrupted(
+    step, finished, config, corpus, tokenizer, options, tmp_path, monkeypatch
+):
+    record, out = finished
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(Interrupted, match=f"stopped at step {step}; .*syncattn train --resume"):
+            train(config, corpus, tokenizer, stopped, options)
+    assert find_checkpoint(stopped).name == f"checkpoint-{step}"
+    assert not (stopped / "training.json").exists() and not (stopped / "model.safetensors").exists()
+    start = find_checkpoint(stopped) if step == 6 else stopped  # the run's folder or the checkpoint's own
+    resumed = resume(start)
+    assert without_times(resumed) == without_times(record)
+    for name, tensor in load_file(out / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(stopped / "model.safetensors")[name]), name
+    assert not (stopped / "checkpoints").exists()
+
+
+def test_ctrl_c_twice_stops_at_once(config, corpus, tokenizer, options, tmp_path, monkeypatch):
+    real = Loop.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step + 1 == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Loop, "training_step", training_step)
+    with pytest.raises(Interrupted, match="checkpoint of step 5"):
+        train(config, corpus, tokenizer, tmp_path / "run", options)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_resume_refuses_what_is_no_unfinished_run(finished, tmp_path):
+    _, out = finished
+    (tmp_path / "empty").mkdir()
+    cases = {
+        "no such folder": tmp_path / "missing",
+        "it holds no checkpoint": tmp_path / "empty",
+        "is finished": out,
+    }
+    for message, folder in cases.items():
+        with pytest.raises(UserError, match=message):
+            resume(folder)
+
+
+@pytest.mark.parametrize(
+    "damage", ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "run.json", "text"]
+)
+def test_resume_refuses_a_damaged_checkpoint_and_leaves_it_alone(
+    damage, config, tokenizer, options, tmp_path, monkeypatch, text_file
+):
+    from syncattn.training.data import load_corpus
+
+    text = tmp_path / "text.txt"
+    text.write_bytes(text_file.read_bytes())
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Interrupted):
+            train(config, load_corpus([text]), tokenizer, out, options)
+    checkpoint = find_checkpoint(out)
+    if damage == "text":
+        text.write_text(text.read_text().replace("phase", "phrase"))
+        message = "the text in .* has changed"
+    else:
+        path = out / damage if damage == "run.json" else checkpoint / damage
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+        message = damage
+    before = sorted(path.name for path in checkpoint.iterdir())
+    with pytest.raises(UserError, match=message):
+        resume(out)
+    assert sorted(path.name for path in checkpoint.iterdir()) == before
+
+
+def test_a_disk_that_fills_up_leaves_the_last_whole_checkpoint(
+    config, corpus, tokenizer, options, tmp_path, monkeypatch
+):
+    real = loop_module.save_pretrained
+
+    def save(model, tokenizer, folder, use_cache):
+        real(model, tokenizer, folder, use_cache)
+        if folder.name == "checkpoint-10":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop_module, "save_pretrained", save)
+    with pytest.raises(UserError, match=r"cannot write a checkpoint to .*: No space left on device"):
+        train(config, corpus, tokenizer, tmp_path / "run", options)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-5"]
+    monkeypatch.undo()
+    assert resume(tmp_path / "run")["history"][-1]["step"] == 12
+
+
+def test_an_output_folder_in_use_is_refused(finished, config, corpus, tokenizer, options, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[1], out)
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="is not empty"):
+        train(config, corpus, tokenizer, out, replace(options, seed=1))
+    assert (out / "model.safetensors").read_bytes() == before
+    train(config, corpus, tokenizer, out, replace(options, seed=1), overwrite=True)
+    assert (out / "model.safetensors").read_bytes() != before
+
+
+def test_training_starts_calibrated_unless_told_otherwise(config, corpus, tokenizer, options, tmp_path):
+    config = copy.deepcopy(config)
+    config.density_range = (0.25, 0.5)
+    options = replace(options, steps=1)
+    start = train(config, corpus, tokenizer, tmp_path / "a", options)["history"][0]
+    assert start["step"] == 0
+    for layer in start["density"]:
+        assert layer == pytest.approx([0.25, 0.5], abs=0.12)  # calibrated on training text, measured on other
+    other = train(config, corpus, tokenizer, tmp_path / "b", replace(options, calibrate=False))["history"][0]
+    assert other["density"] != start["density"]
+
+
+def test_the_published_form_keeps_its_start(corpus, tokenizer, options, tmp_path):
+    config = OSNConfig.paper(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    record = train(config, corpus, tokenizer, tmp_path / "run", replace(options, steps=2))
+    assert math.isfinite(record["result"]["validation_loss"])
+
+
+def test_a_softmax_transformer_trains_without_densities(corpus, tokenizer, options, tmp_path):
+    config = TransformerBaselineConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, position="alibi"
+    )
+    record = train(config, corpus, tokenizer, tmp_path / "run", replace(options, steps=4))
+    assert record["result"]["density"] == [] and record["model_type"] == "syncattn_transformer"
+    assert not any("density" in entry for entry in record["history"])
+
+
+def test_only_weights_of_layers_decay(config, corpus, tokenizer, options, tmp_path, monkeypatch):
+    seen = {}
+    real = Loop.create_optimizer
+
+    def create_optimizer(self, model=None):
+        optimizer = real(self, model)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for group in optimizer.param_groups:
+            seen[group["weight_decay"]] = {names[id(parameter)] for parameter in group["params"]}
+        return optimizer
+
+    monkeypatch.setattr(Loop, "create_optimizer", create_optimizer)
+    config = copy.deepcopy(config)
+    config.detuning = True
+    train(config, corpus, tokenizer, tmp_path / "run", replace(options, steps=1))
+    assert set(seen) == {0.0, 0.1}
+    assert all(name.endswith(".weight") and "norm" not in name for name in seen[0.1])
+    ends = {name.rpartition(".")[2] for name in seen[0.0]}
+    assert {"bias", "weight", "raw_bandwidth", "raw_coupling", "log_slope", "direction", "detuning"} <= ends
+    assert all("norm" in name for name in seen[0.0] if name.endswith(".weight"))
+
+
+def test_a_loss_that_is_no_number_ends_the_run(config, corpus, tokenizer, options, tmp_path, monkeypatch):
+    real = Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", lambda self, *args: real(self, *args) * float("nan"))
+    with pytest.raises(Diverged, match=r"diverged at step 4: the loss is nan; .*below 0.01"):
+        train(config, corpus, tokenizer, tmp_path / "run", options)
+
+
+def test_frequencies_that_overflow_end_the_run(config, corpus, tokenizer, options, tmp_path):
+    with pytest.raises(Diverged, match="diverged at step"):
+        train(config, corpus, tokenizer, tmp_path / "run", replace(options, learning_rate=1e25))
+
+
+def test_mixed_precision_runs(config, corpus, tokenizer, options, tmp_path):
+    record = train(config, corpus, tokenizer, tmp_path / "run", replace(options, steps=4, precision="bf16"))
+    assert 2 < record["result"]["validation_loss"] < 7
+    saved = load_file(tmp_path / "run" / "model.safetensors").values()
+    assert {tensor.dtype for tensor in saved if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(config, corpus, tokenizer, options, tmp_path):
+    config = copy.deepcopy(config)
+    config.vocab_size = 100
+    with pytest.raises(UserError, match="vocab_size is 100, the tokenizer has 256"):
+        train(config, corpus, tokenizer, tmp_path / "run", options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_shorter_than_the_context_leaves_nothing_behind(config, corpus, tokenizer, options, tmp_path):
+    with pytest.raises(UserError, match="shorter than the context"):
+        train(config, corpus, tokenizer, tmp_path / "run", replace(options, context=4096))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_callers_config_is_left_alone(config, corpus, tokenizer, options, tmp_path):
+    before = config.to_dict()
+    train(config, corpus, tokenizer, tmp_path / "run", replace(options, steps=1))
+    assert config.to_dict() == before and config.use_cache
