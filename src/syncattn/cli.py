@@ -158,7 +158,7 @@ def compare_command(
     ] = None,
     baseline: Annotated[
         str, typer.Option(help="The Transformer's position: 'alibi', 'rotary' or 'both'.")
-    ] = "alibi",
+    ] = "rotary",
     baseline_delay: Annotated[
         float, typer.Option(help="Fraction of the Transformer's heads that read the key of the token before.")
     ] = 0.0,

@@ -81,8 +81,8 @@ def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         total: Tensor | float = 0.0
         mixed: Tensor | float = 0.0
         frame, ready = p.look_over(batch, rows, columns)
-        if frame.base is not None and frame.index is not None:
-            base[batch, :, rows], index[batch, :, rows] = frame.base, frame.index
+        if frame.base is not None and frame.sender is not None:
+            base[batch, :, rows], index[batch, :, rows] = frame.base, frame.sender
         for tile in p.tiles(batch, rows, columns, frame, ready):
             total = total + tile.strength.sum(-1)
             keep = p.keep(batch, rows, tile.columns)
@@ -130,7 +130,8 @@ def _backward(
         at = (batch, slice(None), rows_of(coupling, rows))
         kappa = coupling[at][..., None]
         inverse_square = p.inverse_square[at]
-        received, framed = p.receive[batch, :, rows], 0.0
+        received = p.receive[batch, :, rows]
+        framed = received.new_zeros(*received.shape[:-1], 1)
         frame = p.look_over(batch, rows, columns)[0] if p.top_k else Frame(None, None, None)
         if p.nearest:
             frame = Frame(base[batch, :, rows], index[batch, :, rows], frame.limit)
@@ -155,9 +156,9 @@ def _backward(
             grad_send[batch, :, tile.columns] += 2 * (
                 ddetuning.sum(-2)[..., None] * sent - ddetuning.mT @ received
             )
-        if frame.index is not None:
+        if frame.sender is not None:
             # D is counted from D of the nearest sender, so that pair takes back what the row received
-            nearest = frame.index.expand(-1, -1, -1, p.freq_dim)
+            nearest = frame.sender.expand(-1, -1, -1, p.freq_dim)
             difference = 2 * framed * (received - p.send[batch].gather(2, nearest))
             grad_receive[batch, :, rows] -= difference
             grad_send[batch] = grad_send[batch].scatter_add(2, nearest, difference)

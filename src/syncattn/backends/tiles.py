@@ -32,7 +32,7 @@ class Frame(NamedTuple):
     """What a block of rows must know before it can be evaluated, (b, H, n, 1) each."""
 
     base: Tensor | None  # D of the nearest allowed sender; nearest frame only
-    index: Tensor | None  # that sender
+    sender: Tensor | None  # its index
     limit: tuple[Tensor, Tensor] | None  # (D, sender) of the k-th nearest; top_k only
 
 
@@ -81,9 +81,10 @@ class Problem:
 
     @property
     def direct(self) -> bool:
-        """Sum the squared differences: as fast for few coordinates, MPS has no float64, and top_k must see
-        that equal senders are equally near, which the rounding of a matrix product hides."""
-        return self.freq_dim <= 3 or self.top_k > 0 or self.receive.device.type == "mps"
+        """Sum the squared differences: as fast for few coordinates, MPS has no float64, and in float64 the
+        rounding of a matrix product would hide from top_k that equal senders are equally near."""
+        few, exact = self.freq_dim <= 3, self.top_k > 0 and self.dtype == torch.float64
+        return few or exact or self.receive.device.type == "mps"
 
     def blocks(self) -> Iterator[tuple[slice, slice, list[slice]]]:
         """(batch, rows, columns of each tile) in a fixed order; tiles that causality empties are left out."""
@@ -159,7 +160,12 @@ class Problem:
                 difference = left[..., :, None, k] - right[..., None, :, k]
                 detuning.addcmul_(difference, difference)
             return detuning
-        detuning = (left @ right.mT).to(self.dtype).clamp_(min=0.0)
+        detuning = left @ right.mT
+        if self.top_k > 0:  # equal frequencies are at 0, whatever rounding says, and the earlier one wins
+            size = left[..., -2, None] + right[..., None, :, -1]  # |w^r|^2 + |w^s|^2
+            rounding = (self.freq_dim + 2) * torch.finfo(detuning.dtype).eps
+            detuning.masked_fill_(detuning < size * rounding, 0.0)
+        detuning = detuning.to(self.dtype).clamp_(min=0.0)
         if self.symmetric:
             detuning.diagonal(rows.start - columns.start, -2, -1).zero_()
         return detuning

@@ -100,7 +100,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         self.dropout, self.batch_first = dropout, batch_first
         self.self_coupling, self.frame, self.power, self.edge = self_coupling, frame, power, edge
         self.top_k, self.strength, self.sharpness = top_k, strength, sharpness
-        self.density_range = None if density_range is None else tuple(density_range)
+        self.density_range = None if density_range is None else (density_range[0], density_range[1])
         self.frequency = Frequency(
             embed_dim,
             num_heads,
@@ -278,8 +278,8 @@ class SelectiveSynchronizationAttention(nn.Module):
         """The operator's checked call that `forward` would make, for counting."""
         query, key, value, key_padding_mask = self._batch_first(query, key, value, key_padding_mask)
         arguments = self._operator_arguments(query, key, value, key_padding_mask, attn_mask, is_causal, None)
-        if key_padding_mask is not None and key is query:  # what padding hears nobody reads
-            real = real_tokens(key_padding_mask, *query.shape[:2])
+        real = real_tokens(key_padding_mask, *query.shape[:2]) if key is query else None
+        if real is not None:  # what padding hears nobody reads
             arguments["attn_mask"] = arguments["attn_mask"] & real[:, None, :, None]
         return prepare(**arguments)
 

@@ -15,6 +15,8 @@ from syncattn.backends.call import Call
 
 # Calibration looks at this many pairs of a head at most, evenly spaced rows: 64 MiB in float64.
 _MAX_PAIRS = 2**23
+# and counting makes temporaries of this many numbers: 64 MiB in float32.
+_MAX_NUMBERS = 2**24
 
 
 @torch.no_grad()
@@ -22,7 +24,7 @@ def locked_density(call: Call) -> Tensor:
     """The fraction of allowed pairs that lock, (H,) float32 on the CPU; 0 where no pair is allowed."""
     heads = call.receive.shape[1]
     locked, total = torch.zeros(heads, dtype=torch.int64), torch.zeros(heads, dtype=torch.int64)
-    for one in _sequences(call._replace(return_weights=True, dropout_p=0.0, seed=None)):
+    for one in _blocks_of_rows(call._replace(return_weights=True, dropout_p=0.0, seed=None)):
         _, sync, _ = eager.run(one)
         locked += (sync > 0).sum((0, 2, 3)).cpu()
         total += eager.allowed_pairs(one).expand_as(sync).sum((0, 2, 3)).cpu()
@@ -73,6 +75,23 @@ def fit_strength(call: Call, strength: Tensor, density: Tensor, sharpness: float
     return torch.stack(couplings), torch.stack(bandwidths)
 
 
+def _blocks_of_rows(call: Call) -> Iterator[Call]:
+    """The call, so many rows of one sequence at a time that the eager backend's temporaries fit in memory."""
+    _, heads, queries, freq_dim = call.receive.shape
+    rows = max(1, _MAX_NUMBERS // max(1, heads * call.send.shape[2] * freq_dim))
+    for one in _sequences(call):
+        allowed = eager.allowed_pairs(one)
+        for i in range(0, queries, rows):
+            at = slice(i, i + rows)
+            yield one._replace(
+                receive=one.receive[:, :, at],
+                coupling=one.coupling[:, :, at] if one.coupling.shape[2] > 1 else one.coupling,
+                mask=allowed[:, :, at],
+                is_causal=False,
+                self_coupling=True,
+            )
+
+
 def _sequences(call: Call) -> Iterator[Call]:
     """The call, one sequence of the batch at a time: the pairs of one fit in memory."""
     for b in range(call.receive.shape[0]):
@@ -95,7 +114,8 @@ def _allowed_detuning(call: Call, head: int) -> tuple[Tensor, Tensor]:
     rows = torch.arange(queries - 1, -1, -stride, device=call.receive.device)
     for one in _sequences(call):
         receive, send = one.receive[0, head, rows].double(), one.send[0, head // group].double()
-        detuning = (receive[:, None] - send[None]).square().sum(-1)
+        # the differences themselves, without a product's cancellation and without a (rows, M, m) tensor
+        detuning = torch.cdist(receive, send, compute_mode="donot_use_mm_for_euclid_dist").square()
         allowed = eager.allowed_pairs(one)[0]
         allowed = allowed[head if allowed.shape[0] > 1 else 0][rows]
         if call.frame == "nearest":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class Frequency(nn.Module):
             raise ValueError(f"window_range must be 0 < narrowest <= widest, got {tuple(window_range)}")
         if not 0 <= delay <= 1:
             raise ValueError(f"delay must be a fraction of the heads, from 0 to 1, got {delay!r}")
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
         self.position, self.window_range, self.delay = position, tuple(window_range), delay
         self.content_dim = freq_dim - 1 if position == "own_drift" else freq_dim

@@ -48,7 +48,9 @@ def machine() -> dict[str, Any]:
 
 def command() -> str:
     """The command line, without the path of the program."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    program = "syncattn" if program == "__main__.py" else program  # python -m syncattn
+    return shlex.join([program, *sys.argv[1:]])
 
 
 def _cores() -> int:
