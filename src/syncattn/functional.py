@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import prepare
+from syncattn.backends.call import prepare, without_autocast
 from syncattn.backends.select import BACKENDS, select
 
 
@@ -99,7 +97,7 @@ def selective_synchronization_attention(
     if call.dropout_p > 0:
         seed = torch.randint(0, 2**62, (), dtype=torch.int64, device=receive.device)
         call = call._replace(seed=seed)
-    with _without_autocast(receive.device):  # D and F are float32 at least
+    with without_autocast(receive.device):  # D and F are float32 at least
         return chosen.run(call)
 
 
@@ -158,7 +156,7 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
             j = torch.arange(tokens, device=phase.device)
             mask = mask & (j <= j[tokens - queries :, None])
         seen = mask.to(phase.dtype).expand(-1, -1, -1, tokens)
-        with _without_autocast(phase.device):
+        with without_autocast(phase.device):
             sums = (seen @ parts.flatten(-2)).unflatten(-1, parts.shape[-2:])  # (B, H, Q, p, 2)
         return coherence(sums, seen.sum(-1))
 
@@ -175,10 +173,6 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
     if is_causal:
         return coherence(parts.cumsum(2), counts.cumsum(2))
     return coherence(parts.sum(2), counts.sum(2))
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager:
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def coherence(sums: Tensor, counts: Tensor) -> Tensor:

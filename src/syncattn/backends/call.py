@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -119,6 +120,11 @@ def prepare(
         symmetric=send is receive,
         return_weights=return_weights,
     )
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Arithmetic in the dtypes it is written in: autocast off (the meta device has none to switch off)."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def expand_heads(x: Tensor, heads: int) -> Tensor:

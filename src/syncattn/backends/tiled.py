@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import Call, expand_heads
+from syncattn.backends.call import Call, expand_heads, without_autocast
 from syncattn.backends.tiles import Frame, Problem, rows_of
 
 
@@ -182,7 +182,8 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad, *_):
-    gradients = _backward(grad, *ctx.saved_tensors, *ctx.options)
+    with without_autocast(grad.device):  # .backward() may be called inside of it
+        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options)
     return (*gradients, *(None,) * (2 + len(ctx.options)))
 
 

@@ -1,0 +1,42 @@
+"""Settings that every test runs under."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# The tests' tensors are small: a second thread costs more than it brings.
+torch.set_num_threads(1)
+
+_COMMON = {
+    "deadline": None,
+    "print_blob": True,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+# "fixed" tries the same few examples every time; HYPOTHESIS_PROFILE=search looks for new ones.
+settings.register_profile("fixed", max_examples=60, derandomize=True, **_COMMON)
+settings.register_profile("search", max_examples=500, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Nothing compiled before counts towards the limit of recompilations."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Every tensor allocated without a value (torch.empty and its like) holds NaN or the largest integer, so
+    that an output which some path forgets to write shows."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all() and torch.empty_like(torch.ones(2)).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])

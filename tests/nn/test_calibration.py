@@ -1,0 +1,196 @@
+"""At initialisation the heads' densities are the ladder's, and every head's frequencies get a gradient."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from syncattn import locking
+from syncattn.nn import OSNBlock, SelectiveSynchronizationAttention, calibrate, locked_density
+
+LENGTH = 128
+SIZES = [  # embed_dim, num_heads, options
+    (64, 8, {}),
+    (256, 4, {"frame": "absolute", "delay": 0.0}),
+    (128, 8, {"freq_dim": 4, "position": "own_drift"}),
+    (96, 3, {"freq_dim": 16, "position": "rotary", "delay": 1.0}),
+    (64, 2, {"freq_dim": 32, "position": "none", "self_coupling": True, "power": 1}),
+    (128, 4, {"directed": True, "detuning": True, "sharpness": 10.0}),
+    (64, 1, {"density_range": (0.3, 0.3), "order_parameter": False}),
+    (64, 4, {"density_range": (0.04, 0.9), "phase_dim": 4, "window_range": (2.0, 512.0)}),
+]
+
+
+def text(batch, length, embed_dim, seed=0):
+    """Real activations: bytes of a module of the standard library, embedded and layer-normalised."""
+    data = torch.tensor(list(Path(textwrap.__file__).read_bytes()[: batch * length]))
+    g = torch.Generator().manual_seed(seed)
+    table = torch.randn(256, embed_dim, generator=g)
+    return nn.functional.layer_norm(table[data.view(batch, length)], (embed_dim,))
+
+
+def gradient_per_head(layer, x):
+    layer.zero_grad()
+    out, _ = layer(x, is_causal=True)
+    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(0)))
+    projections = (layer.frequency.receive_proj, layer.frequency.send_proj)
+    grads = [p.weight.grad.view(layer.num_heads, -1).norm(dim=1) for p in projections if p is not None]
+    return torch.stack(grads).amin(0)
+
+
+@pytest.mark.parametrize(("embed_dim", "heads", "options"), SIZES, ids=str)
+def test_the_constructor_alone(embed_dim, heads, options):
+    """Fresh layer-normalised tokens, other than those it was calibrated on, in causal sequences of 128."""
+    torch.manual_seed(1)
+    layer = SelectiveSynchronizationAttention(embed_dim, heads, **options)
+    x = nn.functional.layer_norm(torch.randn(4, LENGTH, embed_dim), (embed_dim,))
+    wanted = locking.density_ladder(*options.get("density_range", (0.05, 0.5)), heads)
+    density = layer.locked_density(x, is_causal=True)
+    assert (density / wanted - 1).abs().max() < 0.2
+    assert (gradient_per_head(layer, x) > 1e-6).all()
+    # 2 alpha kappa^2 is the sharpness for kappa = K r, the coupling that the order parameter leaves of K
+    sharpness = 2 * layer.bandwidth * layer.coupling_strength**2
+    assert (sharpness > 0.7 * layer.sharpness).all() and (sharpness < 2 * layer.sharpness).all()
+
+
+@pytest.mark.parametrize(
+    ("embed_dim", "heads", "options"),
+    [size for size in SIZES if size[2].get("position") != "none"],  # where equal tokens lock together or not
+    ids=str,
+)
+def test_calibrated_on_real_text(embed_dim, heads, options):
+    torch.manual_seed(2)
+    layer = SelectiveSynchronizationAttention(embed_dim, heads, **options)
+    x = text(3, LENGTH, embed_dim)
+    layer.calibrate_(x, is_causal=True)
+    wanted = locking.density_ladder(*options.get("density_range", (0.05, 0.5)), heads)
+    density = layer.locked_density(x, is_causal=True)
+    assert (density - wanted).abs().max() < 0.01
+    assert (gradient_per_head(layer, x) > 1e-6).all()
+
+
+def test_calibrated_with_padding_masks_and_senders_of_its_own():
+    torch.manual_seed(3)
+    layer = SelectiveSynchronizationAttention(64, 4, density_range=(0.1, 0.5))
+    x = text(3, LENGTH, 64)
+    wanted = locking.density_ladder(0.1, 0.5, 4)
+    padding = torch.arange(LENGTH) >= torch.tensor([[128], [100], [60]])
+    band = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(-50)
+    for arguments in (
+        {"query": x},
+        {"query": x, "key_padding_mask": padding, "is_causal": True},
+        {"query": x, "attn_mask": band, "is_causal": True},
+        {"query": x[:, :40], "key": x},
+    ):
+        layer.calibrate_(**arguments)
+        assert (layer.locked_density(**arguments) - wanted).abs().max() < 0.01
+    layer.calibrate_(x, density_range=(0.2, 0.4))
+    assert (layer.locked_density(x) - locking.density_ladder(0.2, 0.4, 4)).abs().max() < 0.01
+
+
+class Model(nn.Module):
+    def __init__(self, layers=3):
+        super().__init__()
+        self.norm = nn.LayerNorm(64)
+        self.blocks = nn.ModuleList(
+            OSNBlock(64, 4, 128, batch_first=True, norm_first=True, dropout=0.2) for _ in range(layers)
+        )
+
+    def forward(self, x, padding=None):
+        for block in self.blocks:
+            x = block(x, src_key_padding_mask=padding, is_causal=True)
+        return self.norm(x)
+
+
+def test_a_model_layer_by_layer():
+    """Each layer on what the calibrated layers below make of the batch; every head of all gets a gradient."""
+    torch.manual_seed(4)
+    model, x = Model(), text(2, LENGTH, 64)
+    wanted = locking.density_ladder(0.05, 0.5, 4)
+    padding = torch.arange(LENGTH) >= torch.tensor([[128], [90]])
+    for arguments in ((x,), (x, padding)):
+        calibrate(model, *arguments)
+        densities = locked_density(model, *arguments)
+        assert list(densities) == [f"blocks.{i}.self_attn" for i in range(3)]
+        for density in densities.values():
+            assert (density - wanted).abs().max() < 0.01
+    calibrate(model, x, density_range=(0.3, 0.6))
+    for density in locked_density(model, x).values():
+        assert (density - locking.density_ladder(0.3, 0.6, 4)).abs().max() < 0.01
+    model.eval()
+    model(x).square().mean().backward()
+    for block in model.blocks:
+        weight = block.self_attn.frequency.receive_proj.weight
+        assert (weight.grad.view(4, -1).norm(dim=1) > 0).all()
+
+
+def test_calibration_leaves_everything_else_alone():
+    torch.manual_seed(5)
+    model = Model()
+    model.blocks[1].dropout.eval()  # a part that its owner has put into another mode
+    modes = [module.training for module in model.modules()]
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    state = torch.get_rng_state()
+    calibrate(model, text(2, LENGTH, 64))
+    locked_density(model, text(2, LENGTH, 64))
+    assert torch.equal(state, torch.get_rng_state())
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    for name, parameter in model.named_parameters():
+        strength = name.endswith(("raw_coupling", "raw_bandwidth"))
+        assert torch.equal(parameter, before[name]) != strength and parameter.grad is None
+    # and when the model fails
+    with pytest.raises(ValueError, match="key_padding_mask must have shape"):
+        calibrate(model, text(2, LENGTH, 64), torch.zeros(1))
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_density_below_what_the_nearest_frame_forces_is_raised_with_a_warning():
+    layer = SelectiveSynchronizationAttention(64, 4)
+    x = text(4, 8, 64)
+    with pytest.warns(UserWarning, match=r"wanted densities of heads \[0.*\] are out of reach"):
+        layer.calibrate_(x, is_causal=True)
+    assert (layer.locked_density(x, is_causal=True) > 0.05).all()
+
+
+def test_bad_calls():
+    layer, x = SelectiveSynchronizationAttention(64, 4), text(1, 16, 64)
+    with pytest.raises(ValueError, match="every pair is masked"):
+        layer.calibrate_(x, key_padding_mask=torch.ones(1, 16, dtype=torch.bool))
+    with pytest.raises(ValueError, match="holds no SelectiveSynchronizationAttention layer"):
+        calibrate(nn.Linear(2, 2), torch.ones(2))
+    with pytest.raises(ValueError, match="holds no SelectiveSynchronizationAttention layer"):
+        locked_density(nn.Linear(2, 2), torch.ones(2))
+    with pytest.raises(
+        ValueError, match=r"needs strength='log' and a density_range, got strength='softplus'"
+    ):
+        SelectiveSynchronizationAttention(64, 4, strength="softplus").calibrate_(x)
+    with pytest.raises(ValueError, match="low must be at most high"):
+        layer.calibrate_(x, density_range=(0.5, 0.1))
+    with pytest.raises(ValueError, match="equal"):
+        SelectiveSynchronizationAttention(64, 4, position="none").calibrate_(torch.ones(1, 16, 64))
+
+
+def test_constructing_draws_no_more_than_the_weights():
+    """The calibration's synthetic tokens come from a generator of their own."""
+    torch.manual_seed(0)
+    SelectiveSynchronizationAttention(64, 4)
+    drawn = torch.get_rng_state()
+    torch.manual_seed(0)
+    SelectiveSynchronizationAttention(64, 4, density_range=None)
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
+def test_counting_in_blocks_is_counting(build, tokens, monkeypatch):
+    """However few rows fit in memory at once."""
+    for kind in ("default", "own drift", "directed", "absolute", "top k"):
+        layer, x = build(kind), tokens(2, 17)
+        padding = torch.arange(17) >= torch.tensor([[17], [9]])
+        for options in ({}, {"is_causal": True}, {"key_padding_mask": padding}):
+            want = layer.locked_density(x, **options)
+            with monkeypatch.context() as patch:
+                patch.setattr("syncattn.nn.density._MAX_NUMBERS", 1000)
+                assert torch.equal(layer.locked_density(x, **options), want)

@@ -1,0 +1,147 @@
+"""Position, delay and detuning: what enters a token's frequency besides its content."""
+
+import math
+
+import pytest
+import torch
+
+from syncattn import locking
+from syncattn.nn import Frequency
+
+E, H, M = 12, 3, 6
+
+
+def frequency(**options):
+    torch.manual_seed(0)
+    return Frequency(E, H, M, **options).double()
+
+
+def squared_detuning(f, x, position):
+    receive, send = f.receive(x, position), f.emit(x, position)
+    return (receive[..., :, None, :] - send[..., None, :, :]).square().sum(-1)
+
+
+@pytest.mark.parametrize("position", ["drift", "own_drift", "rotary"])
+def test_only_relative_positions_matter(position):
+    f, x = frequency(position=position), torch.randn(2, 9, E, dtype=torch.float64)
+    at = torch.arange(9)[None]
+    near, far = squared_detuning(f, x, at), squared_detuning(f, x, at + 1000)
+    # the angles of a rotation are float32, as everywhere else
+    torch.testing.assert_close(near, far, rtol=0, atol=1e-4 if position == "rotary" else 1e-8)
+    assert not torch.allclose(near, squared_detuning(f, x, 2 * at))
+
+
+def test_without_position_the_order_does_not_matter():
+    f, x = frequency(position="none"), torch.randn(2, 9, E, dtype=torch.float64)
+    a, b = (f.emit(x, at) for at in (torch.arange(9)[None], torch.arange(9).flip(0)[None]))
+    assert torch.equal(a, b)
+    assert torch.equal(f.emit(x.flip(1), torch.arange(9)[None]).flip(2), a)
+
+
+def test_own_drift_separates_content_and_position():
+    """D = |W dx|^2 + slope^2 (i - j)^2."""
+    f, x = frequency(position="own_drift"), torch.randn(2, 9, E, dtype=torch.float64)
+    at = torch.arange(9)
+    squared = squared_detuning(f, x, at[None])
+    content = f.receive_proj(x).unflatten(-1, (H, M - 1)).transpose(1, 2)
+    apart = (content[..., :, None, :] - content[..., None, :, :]).square().sum(-1)
+    drift = (f.log_slope.exp()[:, None, None] * (at[:, None] - at)).square()
+    torch.testing.assert_close(squared, apart + drift)
+
+
+def test_drift_moves_along_a_unit_direction():
+    f = frequency(position="drift")
+    with torch.no_grad():
+        f.direction.mul_(7.0)  # its length does not matter
+    nothing = torch.zeros(1, 9, E, dtype=torch.float64)
+    w = f.emit(nothing, torch.arange(9)[None])
+    steps = (w[:, :, 1:] - w[:, :, :-1]).norm(dim=-1)
+    torch.testing.assert_close(steps, f.log_slope.exp()[None, :, None].expand_as(steps))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_slopes_start_at_windows_in_geometric_progression(heads):
+    f = Frequency(E, heads, M, window_range=(4.0, 64.0))
+    windows = math.sqrt(2 * M) / f.log_slope.exp()
+    want = torch.logspace(2, 6, heads, base=2.0) if heads > 1 else torch.tensor([16.0])
+    torch.testing.assert_close(windows, want, rtol=1e-5, atol=0)
+
+
+def test_contents_have_unit_variance_on_layer_normalised_tokens():
+    torch.manual_seed(0)
+    f = Frequency(64, 8, 16, position="none")
+    x = torch.nn.functional.layer_norm(torch.randn(8, 128, 64), (64,))
+    assert f.emit(x, torch.zeros(1, 128).long()).var().item() == pytest.approx(1, abs=0.1)
+
+
+def test_detuning_shifts_what_a_token_listens_to():
+    f, x = frequency(detuning=True, position="none"), torch.randn(2, 9, E, dtype=torch.float64)
+    at = torch.arange(9)[None]
+    assert not f.symmetric and frequency().symmetric and not frequency(directed=True).symmetric
+    shift = f.receive(x, at) - f.emit(x, at)
+    torch.testing.assert_close(shift, f.detuning[:, None].expand_as(shift))
+
+
+@pytest.mark.parametrize(("delay", "want"), [(0.0, 0), (0.25, 2), (0.5, 4), (0.75, 6), (1.0, 8)])
+def test_the_delayed_heads_are_spread_evenly(delay, want):
+    delayed = Frequency(16, 8, 4, delay=delay).delayed
+    assert delayed.sum() == want
+    if 0 < want < 8:  # both kinds in each half, that is among narrow and among wide windows
+        assert delayed[:4].sum() == delayed[4:].sum() == want // 2
+
+
+def test_delayed_heads_hear_what_the_token_before_emitted():
+    f, x = frequency(delay=0.5), torch.randn(2, 9, E, dtype=torch.float64)
+    emitted = f.emit(x, torch.arange(9)[None])
+    send = f.delay_by_one(emitted, None, None, None)
+    assert f.delayed.tolist() == [False, True, False]
+    assert torch.equal(send[:, [0, 2]], emitted[:, [0, 2]])
+    assert torch.equal(send[:, 1, 1:], emitted[:, 1, :-1])
+    nobody = f.emit(torch.zeros(1, 1, E, dtype=torch.float64), torch.tensor([[-1]]))
+    torch.testing.assert_close(send[:, 1, 0], nobody[0, 1, 0].expand(2, M))
+    real = torch.tensor([[True] * 9, [False, True, False, True, True, False, False, True, True]])
+    send = f.delay_by_one(emitted, real, None, None)[1, 1]
+    for j, before in ((3, 1), (4, 3), (7, 4), (8, 7)):
+        assert torch.equal(send[j], emitted[1, 1, before])
+    torch.testing.assert_close(send[1], nobody[0, 1, 0])
+
+
+def test_positions_are_in_float32_under_autocast_and_in_half_layers():
+    x, at = torch.randn(1, 4, E), torch.tensor([[0, 1, 4097, 4098]])
+    for position in ("drift", "own_drift", "rotary"):
+        f = Frequency(E, H, M, position=position)
+        want = f.emit(x, at)
+        with torch.autocast("cpu", torch.bfloat16):
+            w = f.emit(x, at)
+        assert w.dtype == torch.float32 and (w - want).abs().max() < 0.1
+        half = f.bfloat16().emit(x.bfloat16(), at)
+        assert half.dtype == torch.float32
+        step = (half[:, :, 3] - half[:, :, 2]) - (half[:, :, 1] - half[:, :, 0])
+        if position != "rotary":  # equal steps, wherever they are taken: contents differ, the slope does not
+            content = f.emit(x.bfloat16(), torch.zeros_like(at))
+            content = (content[:, :, 3] - content[:, :, 2]) - (content[:, :, 1] - content[:, :, 0])
+            assert (step - content).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("delay", [0.0, 1.0])
+def test_window_law_of_own_drift(build, tokens, delay):
+    """In the absolute frame nothing beyond floor(rho / slope) tokens locks (one more behind a delay), and
+    equal tokens lock up to exactly there."""
+    layer = build(position="own_drift", frame="absolute", self_coupling=True, delay=delay)
+    with torch.no_grad():
+        layer.frequency.log_slope.copy_(torch.tensor([0.9, 0.3, -0.4, 0.1]))
+    rho = locking.locking_radius(layer.coupling_strength, layer.bandwidth)  # r <= 1 only narrows it
+    window = (rho / layer.frequency.log_slope.exp()).floor()
+    assert (window >= 1).all() and (window < 20).all()
+    layer.phase_proj = None  # r = 1
+    length = 40
+    i, j = torch.arange(length)[:, None], torch.arange(length)
+    late = int(delay)
+    for x, equal in ((tokens(2, length), False), (tokens(1, 1).expand(1, length, -1).contiguous(), True)):
+        _, weights = layer(x, need_weights=True, average_attn_weights=False)
+        for h in range(4):
+            within = (i - (j - late)).abs() <= window[h]
+            locked = (weights[:, h] > 0).any(0)
+            assert not (locked & ~within).any()
+            if equal:  # the first sender of a delayed head has nobody before it
+                assert torch.equal(locked[:, late:], within[:, late:])

@@ -1,0 +1,143 @@
+"""Incremental decoding gives what the full forward gives; its state can be selected from and repeated."""
+
+import copy
+
+import pytest
+import torch
+
+from syncattn.nn import IncrementalState
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
+LENGTH = 13
+CUTS = {
+    "token by token": [1] * LENGTH,
+    "prompt, then tokens": [6] + [1] * (LENGTH - 6),
+    "chunks": [3, 1, 5, 4],
+    "at once": [LENGTH],
+}
+
+
+@pytest.fixture
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def decode(layer, x, cuts, padding=None):
+    state, outs, at = IncrementalState(), [], 0
+    for n in cuts:
+        mask = None if padding is None else padding[:, at : at + n]
+        outs.append(layer(x[:, at : at + n], key_padding_mask=mask, is_causal=True, state=state)[0])
+        at += n
+        assert state.length == at
+    return torch.cat(outs, 1), state
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("cuts", CUTS)
+def test_equals_the_full_forward(layer, tokens, cuts, dtype):
+    layer, x = layer.to(dtype), tokens(3, LENGTH, dtype=dtype)
+    want, _ = layer(x, is_causal=True)
+    out, _ = decode(layer, x, CUTS[cuts])
+    assert (out - want).abs().max() < (1e-10 if dtype == torch.float64 else 1e-5)
+
+
+PADDING = {  # "." is padding
+    "left": ["....#########", "#############", "............#"],
+    "right": ["#########....", "#############", "#............"],
+    "late": ["######..#..##", ".............", "..#.#.#.#.#.#"],
+}
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("name", PADDING)
+def test_with_padding_equals_the_full_forward(layer, tokens, name, cuts):
+    padding = torch.tensor([[c == "." for c in row] for row in PADDING[name]])
+    x = tokens(3, LENGTH)
+    want, _ = layer(x, key_padding_mask=padding, is_causal=True)
+    out, _ = decode(layer, x, CUTS[cuts], padding)
+    torch.testing.assert_close(out[~padding], want[~padding], rtol=0, atol=1e-10)
+
+
+def test_padding_in_the_prompt_only(layer, tokens):
+    """A left-padded prompt, then tokens for which no mask is given any more; or first one that has none."""
+    padding = torch.tensor([[True] * 3 + [False] * 10, [False] * 13])
+    x = tokens(2, LENGTH)
+    want, _ = layer(x, key_padding_mask=padding, is_causal=True)
+    state = IncrementalState()
+    first, _ = layer(x[:, :6], key_padding_mask=padding[:, :6], is_causal=True, state=state)
+    second, _ = layer(x[:, 6:], is_causal=True, state=state)
+    out = torch.cat((first, second), 1)
+    torch.testing.assert_close(out[~padding], want[~padding], rtol=0, atol=1e-10)
+
+    padding = padding.flip(1)
+    want, _ = layer(x, key_padding_mask=padding, is_causal=True)
+    state = IncrementalState()
+    first, _ = layer(x[:, :6], is_causal=True, state=state)
+    second, _ = layer(x[:, 6:], key_padding_mask=padding[:, 6:], is_causal=True, state=state)
+    out = torch.cat((first, second), 1)
+    torch.testing.assert_close(out[~padding], want[~padding], rtol=0, atol=1e-10)
+
+
+def test_select_and_repeat(layer, tokens):
+    x = tokens(3, LENGTH)
+    padding = torch.zeros(3, LENGTH, dtype=torch.bool)
+    padding[1, :2] = True
+    for mask in (None, padding):
+        state = IncrementalState()
+        prefix = None if mask is None else mask[:, :8]
+        layer(x[:, :8], key_padding_mask=prefix, is_causal=True, state=state)
+
+        index = torch.tensor([2, 0, 1, 1])
+        chosen = copy.deepcopy(state)
+        chosen.select_(index)
+        out, _ = layer(x[index, 8:], is_causal=True, state=chosen)
+        full, _ = layer(x[index], key_padding_mask=None if mask is None else mask[index], is_causal=True)
+        torch.testing.assert_close(out, full[:, 8:], rtol=0, atol=1e-10)
+
+        state.repeat_(2)
+        twice = x.repeat_interleave(2, 0)
+        out, _ = layer(twice[:, 8:], is_causal=True, state=state)
+        mask2 = None if mask is None else mask.repeat_interleave(2, 0)
+        full, _ = layer(twice, key_padding_mask=mask2, is_causal=True)
+        torch.testing.assert_close(out, full[:, 8:], rtol=0, atol=1e-10)
+
+
+def test_what_it_holds(build, tokens):
+    """freq_dim + head_dim numbers per token and head; per head the prefix sums and the last frequency."""
+    layer = build(dtype=torch.float32, freq_dim=4, phase_dim=3)
+    state = IncrementalState()
+    assert state.length == 0 and state.nbytes == 0
+    layer(tokens(2, 7, dtype=torch.float32), is_causal=True, state=state)
+    batch, heads, held, m, d, p = 2, 4, 7, 4, 6, 3
+    numbers = batch * heads * (held * (m + d) + 2 * p + m)
+    assert state.nbytes == 4 * numbers + 8 * batch
+    assert state.count.tolist() == [[7], [7]]
+
+
+def test_a_state_takes_one_batch_size(build, tokens):
+    layer, state = build(), IncrementalState()
+    layer(tokens(3, 4), is_causal=True, state=state)
+    before = copy.deepcopy(state)
+    for batch in (1, 2):
+        with pytest.raises(ValueError, match=f"state holds a batch of 3 sequences, got {batch}"):
+            layer(tokens(batch, 1), is_causal=True, state=state)
+    for name, tensor in vars(before).items():  # nothing was half-written
+        assert tensor is None or torch.equal(tensor, getattr(state, name)), name
+    # one held sequence must not be broadcast to several, either
+    state = IncrementalState()
+    layer(tokens(1, 4), is_causal=True, state=state)
+    with pytest.raises(ValueError, match="state holds a batch of 1 sequences, got 2"):
+        layer(tokens(2, 1), is_causal=True, state=state)
+    assert state.phase_sum.shape[0] == 1
+
+
+def test_an_empty_call_changes_nothing(layer, tokens):
+    x = tokens(2, 5)
+    want, _ = layer(x, is_causal=True)
+    state = IncrementalState()
+    assert layer(x[:, :0], is_causal=True, state=state)[0].shape == (2, 0, 24)
+    first, _ = layer(x[:, :3], is_causal=True, state=state)
+    layer(x[:, :0], is_causal=True, state=state)
+    second, _ = layer(x[:, 3:], is_causal=True, state=state)
+    torch.testing.assert_close(torch.cat((first, second), 1), want, rtol=0, atol=1e-10)
