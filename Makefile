@@ -8,6 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.syncattn-installed
 export TOKENIZERS_PARALLELISM := false
+# Threads that wait do not spin: on two busy cores spinning can cost a factor of ten.
+export OMP_WAIT_POLICY := passive
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST) | head -3

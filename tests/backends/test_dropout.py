@@ -69,7 +69,8 @@ def test_rows_heads_sequences_and_columns_are_independent():
 
 def test_neighbouring_seeds_are_independent():
     rows, columns = torch.arange(64)[:, None], torch.arange(64)
-    kept = torch.stack([keep_mask(torch.tensor(s), rows, columns, 0.5).flatten() for s in range(64)])
+    seeds = [*range(32), *(s << 32 for s in range(1, 33))]  # every bit of a seed counts
+    kept = torch.stack([keep_mask(torch.tensor(s), rows, columns, 0.5).flatten() for s in seeds])
     signs = kept.double() * 2 - 1
     correlation = signs @ signs.T / signs.shape[1] - torch.eye(64)
     assert correlation.abs().max() < 6 / signs.shape[1] ** 0.5
