@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import re
 import signal
 from dataclasses import replace
@@ -117,7 +116,7 @@ def test_an_interrupted_comparison_goes_on(finished, corpus, tokenizer, tmp_path
     def training_step(self, *args, **kwargs):
         steps.append(1)
         if len(steps) == 6:  # in the second run
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(Loop, "training_step", training_step)

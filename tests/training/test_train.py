@@ -4,7 +4,6 @@ import copy
 import errno
 import json
 import math
-import os
 import shutil
 import signal
 from dataclasses import replace
@@ -38,7 +37,7 @@ def interrupt_at(monkeypatch, step):
 
     def training_step(self, *args, **kwargs):
         if self.state.global_step + 1 == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(Loop, "training_step", training_step)
@@ -133,8 +132,8 @@ def test_ctrl_c_twice_stops_at_once(config, corpus, tokenizer, options, tmp_path
 
     def training_step(self, *args, **kwargs):
         if self.state.global_step + 1 == 7:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(Loop, "training_step", training_step)

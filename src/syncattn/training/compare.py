@@ -203,8 +203,8 @@ def sentence_weights(
     ids = tokenizer(sentence, add_special_tokens=False)["input_ids"][: max(_SENTENCE)]
     with torch.no_grad():
         output = model(input_ids=torch.tensor([ids]), output_attentions=True, use_cache=False)
-    weights = [
-        [[[round(w, 5) for w in row] for row in head] for head in layer[0].tolist()]
+    weights = [  # three digits of each, never rounded to 0
+        [[[float(f"{w:.3g}") for w in row] for row in head] for head in layer[0].tolist()]
         for layer in output.attentions
     ]
     return weights, token_labels(tokenizer, ids)
