@@ -242,3 +242,20 @@ def test_where_values_are_not_read_bad_ones_give_nan(backend):
     assert out[0, 0, 0].isnan().all()
     out = compiled(**arguments | {"send": first(arguments["send"], NAN)})
     assert out[0, 0].isnan().all()
+
+
+def test_where_values_are_not_read_an_additive_mask_fails():
+    """A compiled graph cannot look before it computes, but it does not take a bias for a mask either."""
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(mask):
+        return attention(**arguments, attn_mask=mask)
+
+    arguments, blocked = good(), torch.zeros(5, 6, dtype=torch.bool)
+    blocked[1, 2] = True
+    mask = torch.zeros(5, 6).masked_fill(blocked, -INF)
+    torch.testing.assert_close(compiled(mask), attention(**arguments, attn_mask=~blocked))
+    with pytest.raises(RuntimeError, match="attn_mask must hold only 0"):
+        compiled(first(mask, -0.5))
+    on_meta = {name: tensor.to("meta") for name, tensor in arguments.items()}
+    assert attention(**on_meta, attn_mask=mask.to("meta")).shape == (2, 4, 5, 7)

@@ -66,7 +66,8 @@ def prepare(
 
     Values (finite frequencies, positive coupling and bandwidth, masks of 0 and -inf) are read only where
     that is free of a device synchronisation: on CPU tensors, outside `torch.compile` and `torch.export`.
-    Elsewhere a bad value turns the rows that it touches into NaN, never into a plausible number.
+    Elsewhere NaN, and a coupling or bandwidth that is not positive and finite, turn the rows that they touch
+    into NaN, never into a plausible number; an infinite sender locks with nobody; a bad mask fails an assertion.
 
     Raises:
         TypeError: an argument is not of the kind expected.
@@ -95,8 +96,8 @@ def prepare(
         _check_positive("coupling", coupling)
         _check_positive("bandwidth", bandwidth)
     else:
-        coupling = torch.where(coupling > 0, coupling, torch.nan)
-        bandwidth = torch.where(bandwidth > 0, bandwidth, torch.nan)
+        coupling = torch.where((coupling > 0) & (coupling < torch.inf), coupling, torch.nan)
+        bandwidth = torch.where((bandwidth > 0) & (bandwidth < torch.inf), bandwidth, torch.nan)
 
     coupling = coupling.clamp(_WEAKEST, _STRONGEST)
 

@@ -38,8 +38,9 @@ class SelectiveSynchronizationAttention(nn.Module):
         self_coupling: whether a token may listen to itself. In the Kuramoto sum the self term is sin 0 = 0.
         frame, power, edge, top_k: see `syncattn.selective_synchronization_attention`.
         order_parameter: scale the coupling by the phases' coherence r; False sets r = 1.
-        density_range: the densities of the first and the last head at initialisation; between them in
-            geometric progression. None leaves `strength`'s plain initialisation.
+        density_range: the densities of the first and the last head at initialisation, between them in
+            geometric progression, for 128 causal tokens (with drift, longer texts lock more sparsely). None
+            leaves `strength`'s plain initialisation.
         sharpness: c = 2 alpha kappa^2 at initialisation. Large: weights fade before the locking edge comes.
         strength: how coupling and bandwidth are parametrised: "log" (one of each per head; their gradients
             do not fade), or "softplus" of raw parameters that start at 1, the coupling shared by all heads:
@@ -400,11 +401,13 @@ class SelectiveSynchronizationAttention(nn.Module):
         return kappa.clamp(min=1e-6)
 
     def extra_repr(self) -> str:
+        f = self.frequency
+        phases = 0 if self.phase_proj is None else self.phase_proj.out_features // self.num_heads
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, freq_dim={self.freq_dim}, "
-            f"position={self.frequency.position!r}, delay={self.frequency.delay}, frame={self.frame!r}, "
-            f"power={self.power}, self_coupling={self.self_coupling}, top_k={self.top_k}, "
-            f"strength={self.strength!r}"
+            f"phase_dim={phases}, directed={f.send_proj is not None}, position={f.position!r}, "
+            f"delay={f.delay}, detuning={f.detuning is not None}, self_coupling={self.self_coupling}, frame={self.frame!r}, "
+            f"power={self.power}, edge={self.edge}, top_k={self.top_k}, strength={self.strength!r}"
         )
 
 
