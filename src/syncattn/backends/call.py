@@ -67,7 +67,8 @@ def prepare(
     Values (finite frequencies, positive coupling and bandwidth, masks of 0 and -inf) are read only where
     that is free of a device synchronisation: on CPU tensors, outside `torch.compile` and `torch.export`.
     Elsewhere NaN, and a coupling or bandwidth that is not positive and finite, turn the rows that they touch
-    into NaN, never into a plausible number; an infinite sender locks with nobody; a bad mask fails an assertion.
+    into NaN, never into a plausible number; an infinite sender locks with nobody; a bad mask fails an
+    assertion on the device.
 
     Raises:
         TypeError: an argument is not of the kind expected.
