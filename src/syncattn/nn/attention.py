@@ -407,7 +407,8 @@ class SelectiveSynchronizationAttention(nn.Module):
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, freq_dim={self.freq_dim}, "
             f"phase_dim={phases}, directed={f.send_proj is not None}, position={f.position!r}, "
             f"delay={f.delay}, detuning={f.detuning is not None}, self_coupling={self.self_coupling}, "
-            f"frame={self.frame!r}, power={self.power}, edge={self.edge}, top_k={self.top_k}, strength={self.strength!r}"
+            f"frame={self.frame!r}, power={self.power}, edge={self.edge}, top_k={self.top_k}, "
+            f"strength={self.strength!r}"
         )
 
 
