@@ -98,12 +98,12 @@ BAD = [
     (
         {"receive": first(torch.randn(2, 4, 5, 3), NAN)},
         ValueError,
-        r"receive must hold finite frequencies, got nan at index \(0, 0, 0, 0\) \(1 non-finite of 120\)",
+        r"receive must hold finite frequencies, .* got nan at index \(0, 0, 0, 0\) \(1 bad of 120\)",
     ),
     (
         {"send": first(torch.randn(2, 4, 6, 3), -INF)},
         ValueError,
-        r"send must hold finite frequencies, got -inf at index",
+        r"send must hold finite frequencies, .* got -inf at index",
     ),
     (
         {"coupling": torch.tensor([1.0, 0.0, 1.0, 1.0])},
@@ -202,13 +202,13 @@ def test_good_input_passes():
 
 
 def test_inputs_are_checked_without_being_summed_wrongly():
-    """Infinities of both signs cancel in a sum, large numbers overflow one."""
+    """Infinities of both signs cancel in a sum; the largest frequencies allowed overflow a float16 one."""
     arguments = good()
     arguments["receive"].view(-1)[:2] = torch.tensor([INF, -INF])
-    with pytest.raises(ValueError, match=r"receive must hold finite frequencies, got inf .* \(2 non-finite"):
+    with pytest.raises(ValueError, match=r"receive must hold finite frequencies, .* got inf .* \(2 bad"):
         attention(**arguments)
     arguments = {k: v.double() for k, v in good().items()}
-    arguments["receive"].fill_(1e308)
+    arguments["receive"].fill_(1e13)
     assert torch.isfinite(attention(**arguments)).all()
 
 

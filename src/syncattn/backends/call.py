@@ -12,6 +12,8 @@ FRAMES = ("absolute", "nearest")
 # Beyond these a coupling acts as the bound: kappa^3 and 1/kappa^2 stay normal float32 numbers. At the one,
 # nothing but equal frequencies locks; at the other, nothing but underflow unlocks.
 _WEAKEST, _STRONGEST = 1e-10, 1e15
+_NARROWEST = 1e30  # of the bandwidth: only equal frequencies lock
+_HIGHEST = 1e13  # of a frequency: its squared differences stay far below what stands for "may not attend"
 
 
 class Call(NamedTuple):
@@ -91,9 +93,9 @@ def prepare(
         raise ValueError(f"bandwidth must have shape (H,) = ({heads},), got {tuple(bandwidth.shape)}")
     bandwidth = bandwidth.to(compute_dtype)
     if _values_are_free(receive):
-        _check_finite("receive", receive)
+        _check_frequencies("receive", receive)
         if send is not receive:
-            _check_finite("send", send)
+            _check_frequencies("send", send)
         _check_positive("coupling", coupling)
         _check_positive("bandwidth", bandwidth)
     else:
@@ -101,6 +103,7 @@ def prepare(
         bandwidth = torch.where((bandwidth > 0) & (bandwidth < torch.inf), bandwidth, torch.nan)
 
     coupling = coupling.clamp(_WEAKEST, _STRONGEST)
+    bandwidth = bandwidth.clamp(max=_NARROWEST)
 
     mask = None if attn_mask is None else _normalise_mask(attn_mask, (batch, heads, queries, keys), receive)
     return Call(
@@ -260,20 +263,32 @@ def boolean_mask(mask: Tensor, name: str = "attn_mask") -> Tensor:
     return allowed
 
 
+def is_transformed() -> bool:
+    """Whether forward-mode differentiation or a torch.func transform (vmap, grad, jvp) is under way."""
+    if torch.compiler.is_compiling():
+        return False
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def _values_are_free(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)  # a fake or distributed tensor has none to read
+    return (
+        plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed()
+    )
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
-    # The sum is finite when all elements are (barring overflow): one read, no temporary.
-    if not torch.isfinite(tensor.detach().sum(dtype=torch.float64)):
-        finite = torch.isfinite(tensor.detach())
-        if not bool(finite.all()):
-            bad = tuple((~finite).nonzero()[0].tolist())
-            raise ValueError(
-                f"{name} must hold finite frequencies, got {tensor[bad].item()} at index {bad} "
-                f"({int((~finite).sum())} non-finite of {tensor.numel()})"
-            )
+def _check_frequencies(name: str, tensor: Tensor) -> None:
+    if tensor.numel() == 0:
+        return
+    low, high = torch.aminmax(tensor.detach())
+    if not bool((low >= -_HIGHEST) & (high <= _HIGHEST)):  # NaN fails both
+        bad = ~(tensor.detach().abs() <= _HIGHEST)
+        at = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} must hold finite frequencies, at most {_HIGHEST:g} in size, got {tensor[at].item()} "
+            f"at index {at} ({int(bad.sum())} bad of {tensor.numel()})"
+        )
 
 
 def _check_positive(name: str, tensor: Tensor) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import Call, expand_heads, without_autocast
+from syncattn.backends.call import Call, expand_heads, is_transformed, without_autocast
 from syncattn.backends.tiles import Frame, Problem, rows_of
 
 
@@ -28,7 +28,9 @@ def unavailable() -> str | None:
 
 def refuses(call: Call) -> str | None:
     """Why this backend cannot take the call, or None."""
-    return "it never holds S and P (return_weights=True)" if call.return_weights else None
+    if call.return_weights:
+        return "it never holds S and P (return_weights=True)"
+    return "it has no forward-mode or torch.func derivative" if is_transformed() else None
 
 
 def run(call: Call) -> Tensor:

@@ -15,7 +15,7 @@ from syncattn.functional import coherence, order_parameter, selective_synchroniz
 from syncattn.nn import density
 from syncattn.nn.frequency import Frequency
 from syncattn.nn.state import IncrementalState
-from syncattn.nn.tokens import allowed_pairs, last_real, positions, real_tokens
+from syncattn.nn.tokens import allowed_pairs, last_real, positions, real_tokens, same_tokens
 
 STRENGTHS = ("log", "softplus")
 
@@ -182,8 +182,9 @@ class SelectiveSynchronizationAttention(nn.Module):
 
         Args:
             query: receivers (B, N, E), or (N, E) without a batch; (N, B, E) if not batch_first.
-            key: senders (B, M, E); None for query. Passing query itself, the same object, is self-attention;
-                anything else is cross-attention, in which no token is "itself".
+            key: senders (B, M, E); None for query. Query itself, or another view of its memory (as autograd
+                wrappers pass), is self-attention; anything else, an equal copy too, is cross-attention, in
+                which no token is "itself".
             value: what is read from the senders (B, M, E); None for key.
             key_padding_mask: (B, M), True = padding. Neither drift, delay nor the order parameter sees it:
                 positions count from each sequence's first real token.
@@ -279,7 +280,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         """The operator's checked call that `forward` would make, for counting."""
         query, key, value, key_padding_mask = self._batch_first(query, key, value, key_padding_mask)
         arguments = self._operator_arguments(query, key, value, key_padding_mask, attn_mask, is_causal, None)
-        real = real_tokens(key_padding_mask, *query.shape[:2]) if key is query else None
+        real = real_tokens(key_padding_mask, *query.shape[:2]) if same_tokens(query, key) else None
         if real is not None:  # what padding hears nobody reads
             arguments["attn_mask"] = arguments["attn_mask"] & real[:, None, :, None]
         return prepare(**arguments)
@@ -322,7 +323,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         state: IncrementalState | None,
     ) -> dict[str, Any]:
         """What the operator is called with; inputs (B, N, E)."""
-        itself = key is query
+        itself = same_tokens(query, key)
         if state is not None and (not itself or not is_causal or attn_mask is not None):
             raise ValueError(
                 "state is for causal self-attention: it needs is_causal=True, and neither key nor attn_mask"
@@ -343,7 +344,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         own = position if itself else positions(None, queries, None, query.device)
 
         emitted = self.frequency.emit(key, position)
-        if itself and self.frequency.symmetric:
+        if key is query and self.frequency.symmetric:
             receive = emitted
         else:
             receive = self.frequency.receive(query, position[:, keys - queries :] if is_causal else own)

@@ -62,8 +62,10 @@ class Frequency(nn.Module):
             raise ValueError(f"position='own_drift' needs freq_dim of at least 2, got {freq_dim}")
         if position == "rotary" and freq_dim % 2:
             raise ValueError(f"position='rotary' needs an even freq_dim, got {freq_dim}")
-        if not 0 < window_range[0] <= window_range[1]:
-            raise ValueError(f"window_range must be 0 < narrowest <= widest, got {tuple(window_range)}")
+        if not 0 < window_range[0] <= window_range[1] < math.inf:
+            raise ValueError(
+                f"window_range must be 0 < narrowest <= widest, finite, got {tuple(window_range)}"
+            )
         if not 0 <= delay <= 1:
             raise ValueError(f"delay must be a fraction of the heads, from 0 to 1, got {delay!r}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -7,7 +7,19 @@ import math
 import torch
 from torch import Tensor, nn
 
-from syncattn.backends.call import boolean_mask
+from syncattn.backends.call import boolean_mask, is_transformed
+
+
+def same_tokens(query: Tensor, key: Tensor) -> bool:
+    """Whether key is query: the same object, or the same memory (a detached alias) where that is known."""
+    if key is query:
+        return True
+    if torch.compiler.is_compiling() or type(key) not in (Tensor, torch.nn.Parameter) or key.is_meta:
+        return False
+    if is_transformed() or key.device != query.device or key.dtype != query.dtype or key.numel() == 0:
+        return False
+    alike = key.shape == query.shape and key.stride() == query.stride()
+    return alike and key.data_ptr() == query.data_ptr()
 
 
 def real_tokens(key_padding_mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
