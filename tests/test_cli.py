@@ -96,6 +96,14 @@ def test_compare_ends_with_a_table_samples_and_a_report(text, tmp_path, monkeypa
         (["--context", "100000"], "the text is shorter than the context needs"),
         (["--tokens", "0"], "tokens must be positive"),
         (["--precision", "int8"], "precision must be"),
+        (["--weight-decay", "nan"], "weight_decay must be"),
+        (["--weight-decay", "inf"], "weight_decay must be"),
+        (["--lr", "nan"], "learning_rate must be"),
+        (["--seed", "-1"], "seed must be from 0 to 4294967295"),
+        (["--seed", "4294967296"], "seed must be from 0 to 4294967295"),
+        (["--warmup", "4"], "warmup must be 0 or more and below the number of steps, 4"),
+        (["--tokens", "128", "--warmup", "2"], "below the number of steps, 2"),
+        (["--set", "id2label=1"], "a field of OSNConfig"),
     ],
 )
 def test_bad_options_leave_nothing_behind(extra, message, text, tmp_path):
@@ -119,6 +127,23 @@ def test_bad_texts_are_told_in_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("content", [b"short\n", b"x", b"\xef\xbb\xbf", b" \n\n", b"\n"])
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_text_that_is_too_short_leaves_nothing_behind(command, content, tmp_path):
+    (tmp_path / "short.txt").write_bytes(content)
+    result = run(command, tmp_path / "short.txt", "--out", tmp_path / "out", *TINY)
+    fails_with(result, f"has {len(content)} tokens")
+    assert "each part needs at least 16" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_warm_up_longer_than_the_default_run_fits_a_budget():
+    from syncattn.cli import _options
+
+    options = _options(10_000_000, context=128, batch_size=16, warmup=2000)
+    assert options.warmup == 2000 < options.steps
+
+
 def test_bad_output_folders_are_told_in_one_line(trained, text, tmp_path):
     out, _ = trained
     fails_with(run("train", text), "--out is missing")
@@ -136,6 +161,15 @@ def test_bad_comparisons_are_told_in_one_line(text, tmp_path):
         (["--lr-grid", "0.1", "--baseline-lr", "0.1"], "exclude each other"),
         (["--baseline", "learned"], "baselines must be among"),
         (["--baseline-delay", "3"], "delay must be"),
+        (["--baseline-delay", "nan"], "delay must be"),
+        (["--lr-grid", "0.01,-1"], "OSN: learning_rate must be a positive number, not -1"),
+        (["--lr-grid", "0.01,nan"], "OSN: learning_rate must be a positive number, not nan"),
+        (["--lr-grid", "0.01,0.01"], "--lr-grid must be different numbers"),
+        (["--baseline-lr", "-1"], "Transformer, rotary: learning_rate must be"),
+        (["--seeds", "0,-1"], "seed must be from 0"),
+        (["--seeds", "0,0"], "--seeds must be different numbers"),
+        (["--prompt", ""], "the prompt is empty"),
+        ([text], "is given twice"),
     ):
         fails_with(run("compare", text, "--out", tmp_path / "out", *TINY, *extra), message)
     assert not (tmp_path / "out").exists()
@@ -155,6 +189,8 @@ def test_bad_models_are_told_in_one_line(trained, tmp_path):
     fails_with(run("generate", tmp_path, "--prompt", "x"), "no config.json")
     fails_with(run("generate", out, "--prompt", ""), "the prompt is empty")
     fails_with(run("generate", out, "--prompt", "x", "--temperature", "0"), "temperature must be positive")
+    fails_with(run("generate", out, "--prompt", "x", "--seed", "-1"), "seed must be from 0")
+    fails_with(run("generate", out, "--prompt", "\udcff"), "the prompt is not UTF-8 text")
     weights = out / "model.safetensors"
     whole = weights.read_bytes()
     try:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -346,8 +347,9 @@ def user_errors() -> Iterator[None]:
 def _options(tokens: int | None, **fields: Any) -> TrainingOptions:
     from syncattn.training.options import TrainingOptions
 
+    warmup = fields.pop("warmup")  # its bound is known when the steps are
     options = TrainingOptions(**fields)
-    return options if tokens is None else options.for_tokens(tokens)
+    return replace(options if tokens is None else options.for_tokens(tokens), warmup=warmup)
 
 
 def _corpus(texts: list[str] | None, max_chars: int | None, console: Any) -> Corpus:

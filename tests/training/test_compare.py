@@ -8,9 +8,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 import syncattn.training.compare as compare_module
 from syncattn.training.compare import compare, contenders, mean_and_spread, prompt_from, sentence_from
+from syncattn.training.data import Corpus
 from syncattn.training.errors import Interrupted, UserError
 from syncattn.training.generate import Sampling
 from syncattn.training.loop import Loop
@@ -157,6 +159,30 @@ def test_bad_arguments_are_refused(config, finished, corpus, tokenizer, tmp_path
         again(finished, corpus, tokenizer, out=tmp_path / "out", seeds=())
 
 
+def test_everything_is_checked_before_anything_is_trained(finished, corpus, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_module, "train", lambda *args, **kwargs: pytest.fail("trained"))
+    entrants, options, _, _ = finished
+    baseline = replace(entrants[2], learning_rates=(-1.0,))
+    cases = [
+        ("Transformer, rotary: learning_rate must be", {"entrants": [entrants[0], baseline]}),
+        ("OSN: seed must be from 0", {"seeds": (0, -1)}),
+        ("the prompt is empty", {"prompt": ""}),
+        ("shorter than the context", {"corpus": Corpus("abc", "", "", ("x",))}),
+        ("sees no CUDA device", {"options": replace(options, device="cuda")}),
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for message, changed in cases:
+        arguments = {"entrants": entrants, "corpus": corpus, "options": options} | changed
+        with pytest.raises(UserError, match=message):
+            compare(tokenizer=tokenizer, out=tmp_path / "out", **arguments)
+        assert not (tmp_path / "out").exists()
+
+
+def test_near_learning_rates_have_runs_of_their_own(finished):
+    keys = {compare_module._key(finished[0][0], rate, 0) for rate in (0.01, 0.0100000001)}
+    assert keys == {"osn-lr0.01-seed0", "osn-lr0.0100000001-seed0"}
+
+
 class Page(HTMLParser):
     """Collects tags, and complains about those that do not match."""
 
@@ -222,4 +248,5 @@ def test_sentences_and_prompts_come_from_the_text():
     )
     assert sentence_from(text) == "The phase of each oscillator drifts."
     assert sentence_from("x" * 500) == "x" * 40
+    assert prompt_from("one line\n") == "one line\n"
     assert prompt_from(text) in text and prompt_from("x" * 500) == "x" * 120

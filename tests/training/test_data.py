@@ -121,6 +121,22 @@ def test_bad_specs_are_refused_with_the_file_and_the_place(tmp_path):
         load_corpus([tmp_path])  # a bad file in a folder is not passed over
 
 
+def test_other_encodings_are_named(tmp_path):
+    for encoding in ("utf-16", "utf-32"):
+        (tmp_path / "text.txt").write_text("ünïcode", encoding=encoding)
+        with pytest.raises(UserError, match=rf"text.txt is {encoding.upper()} .*, expected UTF-8"):
+            load_corpus([tmp_path / "text.txt"])
+
+
+def test_a_text_given_twice_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    (tmp_path / "link.txt").symlink_to(path)
+    for specs in ([path, path], [path, tmp_path / "link.txt"], [tmp_path, f"{tmp_path}/."], ["pydoc"] * 2):
+        with pytest.raises(UserError, match="is given twice"):
+            load_corpus(specs)
+
+
 def test_a_text_shorter_than_the_context_says_what_it_has_and_needs():
     corpus = Corpus("a" * 900, "b" * 50, "c" * 50, ("x",))
     with pytest.raises(UserError, match=r"1,000 tokens.*validation 50.*at least 64.*about 1,280"):

@@ -45,11 +45,14 @@ def test_the_prompt_may_be_longer_than_the_context(trained):
 
 
 def test_bad_sampling_is_refused(trained):
-    for fields in ({"max_new_tokens": 0}, {"temperature": 0.0}, {"top_k": 0}):
+    bad = [{"max_new_tokens": 0}, {"temperature": 0.0}, {"temperature": float("nan")}, {"top_k": 0}]
+    for fields in [*bad, {"seed": -1}, {"seed": 2**32}]:
         with pytest.raises(UserError, match=next(iter(fields))):
             Sampling(**fields)
     with pytest.raises(UserError, match="prompt is empty"):
         generate(*load_model(trained), "")
+    with pytest.raises(UserError, match=r"the prompt is not UTF-8 text: '\\udcff' at position 2"):
+        generate(*load_model(trained), "ab\udcff")
 
 
 def test_characters_without_a_token_are_named(corpus, config, options, tmp_path):

@@ -19,14 +19,20 @@ from syncattn.training.tokenizers import byte_tokenizer
         ("learning_rate", 0.0),
         ("learning_rate", math.nan),
         ("weight_decay", -1.0),
+        ("weight_decay", math.nan),
+        ("weight_decay", math.inf),
         ("warmup", -1),
+        ("warmup", 1200),
         ("eval_every", 0),
         ("threads", 0),
         ("seed", -1),
+        ("seed", 2**32),
         ("beta2", 1.0),
+        ("beta2", math.nan),
         ("precision", "fp16"),
         ("device", "tpu"),
         ("max_grad_norm", 0.0),
+        ("max_grad_norm", math.nan),
     ],
 )
 def test_a_bad_option_is_named(field, value):
@@ -54,6 +60,8 @@ def test_lists_of_numbers():
     assert numbers("--seeds", "0,1, 2", int) == [0, 1, 2]
     with pytest.raises(UserError, match="--seeds must be numbers"):
         numbers("--seeds", "0,x", int)
+    with pytest.raises(UserError, match=r"--lr-grid must be different numbers, but 0\.1 is twice"):
+        numbers("--lr-grid", "0.1,0.2,0.10", float)
 
 
 def test_settings_reach_the_config():
@@ -68,7 +76,10 @@ def test_settings_reach_the_config():
     ("settings", "message"),
     [
         (["delay"], "expected NAME=VALUE"),
-        (["dellay=1"], "a field of OSNConfig"),
+        (["dellay=1"], "a field of OSNConfig as NAME; did you mean delay"),
+        (["id2label=1"], "a field of OSNConfig"),
+        (["model_type=x"], "a field of OSNConfig"),
+        (["delay=NaN"], "delay must be"),
         (["delay=2"], "delay must be"),
         (["vocab_size=3"], "the tokenizer decides"),
         (["position=sideways"], "position must be"),

@@ -31,6 +31,12 @@ def test_round_trip_is_exact_before_and_after_saving(kind, tmp_path):
         assert each(TEXT)["input_ids"] == ids.tolist()
 
 
+@pytest.mark.parametrize("kind", ["byte", "char"])
+def test_no_text_has_no_tokens(kind):
+    ids = encode(make_tokenizer(kind, "abc"), "")
+    assert ids.shape == (0,) and ids.dtype == (torch.uint8 if kind == "byte" else torch.int32)
+
+
 def test_token_i_is_byte_i():
     tokenizer = byte_tokenizer()
     assert len(tokenizer) == 256 and is_byte_tokenizer(tokenizer)

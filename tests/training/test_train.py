@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 import syncattn.training.loop as loop_module
-from syncattn.models import OSNConfig, TransformerBaselineConfig
+from syncattn.models import OSNConfig, OSNForCausalLM, TransformerBaselineConfig
+from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.training.checkpoints import find_checkpoint
 from syncattn.training.data import EvaluationWindows
 from syncattn.training.errors import Diverged, Interrupted, UserError
-from syncattn.training.loop import Loop
+from syncattn.training.loop import Loop, has_diverged
 from syncattn.training.tokenizers import encode
 from syncattn.training.train import resume, train
 
@@ -156,7 +157,16 @@ def test_resume_refuses_what_is_no_unfinished_run(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "run.json", "text"]
+    "damage",
+    [
+        "model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "run.json",
+        "text",
+    ],
 )
 def test_resume_refuses_a_damaged_checkpoint_and_leaves_it_alone(
     damage, config, tokenizer, options, tmp_path, monkeypatch, text_file
@@ -273,6 +283,42 @@ def test_a_loss_that_is_no_number_ends_the_run(config, corpus, tokenizer, option
 def test_frequencies_that_overflow_end_the_run(config, corpus, tokenizer, options, tmp_path):
     with pytest.raises(Diverged, match="diverged at step"):
         train(config, corpus, tokenizer, tmp_path / "run", replace(options, learning_rate=1e25))
+
+
+def test_only_values_out_of_proportion_are_divergence(config):
+    model = OSNForCausalLM(config)
+    assert not has_diverged(model)
+    for value in (math.nan, math.inf, 1e9):
+        broken = copy.deepcopy(model)
+        with torch.no_grad():
+            next(broken.parameters())[0] = value
+        assert has_diverged(broken)
+    layer = next(m for m in model.modules() if isinstance(m, SelectiveSynchronizationAttention))
+    with torch.no_grad():
+        layer.raw_coupling.fill_(500.0)  # its exponential overflows
+    assert has_diverged(model)
+
+
+def test_another_error_while_training_is_no_divergence(
+    config, corpus, tokenizer, options, tmp_path, monkeypatch
+):
+    def broken(self, *args, **kwargs):
+        raise ValueError("a bug that speaks of finite numbers")
+
+    monkeypatch.setattr(Loop, "training_step", broken)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        train(config, corpus, tokenizer, tmp_path / "run", options)
+    assert not isinstance(caught.value, UserError)
+
+
+def test_a_start_that_fails_leaves_nothing_behind(config, corpus, tokenizer, options, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no CUDA device"):
+        train(config, corpus, tokenizer, tmp_path / "run", replace(options, device="cuda"))
+    monkeypatch.setattr("syncattn.training.train.calibrate", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(config, corpus, tokenizer, tmp_path / "run", options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_mixed_precision_runs(config, corpus, tokenizer, options, tmp_path):

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.trainer_pt_utils import safe_globals
 
 import syncattn.models  # noqa: F401  registers the models with the Auto classes
 from syncattn.training.errors import UserError
@@ -23,6 +24,7 @@ from syncattn.training.tokenizers import load_tokenizer
 
 WEIGHTS = "model.safetensors"
 _STATES = ("optimizer.pt", "scheduler.pt")
+_RANDOM_STATES = "rng_state*.pth"  # one file, or one for each process
 _JSON = ("config.json", "trainer_state.json", "progress.json")
 
 
@@ -48,7 +50,9 @@ def find_checkpoint(folder: Path) -> Path:
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder has all the files that training goes on from."""
     files = (WEIGHTS, *_STATES, *_JSON)
-    return folder.name.rpartition("-")[2].isdigit() and all((folder / name).is_file() for name in files)
+    if not folder.name.rpartition("-")[2].isdigit() or not any(folder.glob(_RANDOM_STATES)):
+        return False
+    return all((folder / name).is_file() for name in files)
 
 
 def check_checkpoint(checkpoint: Path) -> None:
@@ -58,11 +62,13 @@ def check_checkpoint(checkpoint: Path) -> None:
         UserError: a file is truncated or corrupted.
     """
     check_weights(checkpoint / WEIGHTS)
-    for name in _STATES:
+    states = [checkpoint / name for name in _STATES]
+    for path in (*states, *sorted(checkpoint.glob(_RANDOM_STATES))):
         try:
-            torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+            with safe_globals():  # the arrays of NumPy's generator
+                torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load has no error class of its own for damaged files
-            raise _damaged(checkpoint / name, error) from error
+            raise _damaged(path, error) from error
     for name in _JSON:
         _check_json(checkpoint / name)
 

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from syncattn.models import OSNConfig
 from syncattn.models.baseline import match_parameters
 from syncattn.training.checkpoints import check_checkpoint, find_checkpoint, load_model
-from syncattn.training.data import Corpus
+from syncattn.training.data import Corpus, encode_corpus
 from syncattn.training.environment import command, machine, versions
 from syncattn.training.errors import Diverged, Interrupted, UserError
 from syncattn.training.files import RESULT_FILE, RUN_FILE, check_output, prepare_output, read_json, write_json
-from syncattn.training.generate import Sampling, generate
+from syncattn.training.generate import Sampling, encode_prompt, generate
 from syncattn.training.options import TrainingOptions
 from syncattn.training.settings import config_errors
-from syncattn.training.tokenizers import token_labels
-from syncattn.training.train import describe_config, parameter_count, quiet, train
+from syncattn.training.tokenizers import encode, token_labels
+from syncattn.training.train import check_start, describe_config, parameter_count, quiet, train
 
 RUNS = "runs"
 COMPARE_FILE = "compare.json"
@@ -126,6 +127,16 @@ def compare(
     seeds = list(dict.fromkeys(seeds))
     if not seeds:
         raise UserError("no seed given: expected at least one")
+    for entrant in entrants:
+        check_start(entrant.config, tokenizer, options)
+        for rate, seed in product(entrant.learning_rates, seeds):
+            try:
+                replace(options, learning_rate=rate, seed=seed)
+            except UserError as error:
+                raise UserError(f"{entrant.title}: {error}") from error
+    encode_corpus(corpus, lambda text: encode(tokenizer, text), options.context)
+    prompt = prompt_from(corpus.validation) if prompt is None else prompt
+    encode_prompt(tokenizer, prompt)
     _prepare(out, entrants, options, overwrite)
     say: Callable[[str], None] = (
         (lambda text: None) if console is None else (lambda text: console.print(text))
@@ -182,7 +193,7 @@ def compare(
             )
             for entrant in entrants
         ],
-        "prompt": prompt or prompt_from(corpus.validation),
+        "prompt": prompt,
         "sentence": sentence_from(corpus.validation),
     }
     with quiet():
@@ -225,7 +236,7 @@ def sentence_from(text: str) -> str:
 def prompt_from(text: str) -> str:
     """The lines after the middle of a text, 120 characters of them, to be continued."""
     start = text.find("\n", len(text) // 2) + 1
-    return text[start : start + _PROMPT]
+    return text[start : start + _PROMPT] or text[:_PROMPT]
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -326,7 +337,10 @@ def _same_settings(folder: Path, record: dict[str, Any], settings: dict[str, Any
 
 
 def _key(entrant: Contender, rate: float, seed: int) -> str:
-    return f"{entrant.name}-lr{rate:g}-seed{seed}"
+    short = f"{rate:g}"
+    if float(short) != rate:  # two rates that are near would share a folder
+        short = repr(rate)
+    return f"{entrant.name}-lr{short}-seed{seed}"
 
 
 def _summary(entrant: Contender, runs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import importlib
+import os
 import re
 import sysconfig
 from collections import Counter
@@ -38,6 +40,11 @@ _STDLIB_SKIPPED_FILES = frozenset(
     {"site.py", "sitecustomize.py", "usercustomize.py", "sysconfig.py", "turtle.py"}
 )
 _PYDOC_SECTION = 4000
+
+_BYTE_ORDER_MARKS = {  # that of UTF-32 begins with that of UTF-16
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 
 
 @dataclass(frozen=True)
@@ -89,13 +96,14 @@ def load_corpus(specs: Sequence[str | Path], max_chars: int | None = None) -> Co
         max_chars: keep this many characters of the whole at most (the earlier specs first); None keeps all.
 
     Raises:
-        UserError: no spec, a missing path, a folder without text, an empty, binary or non-UTF-8 file, or a
-            cap that is not positive.
+        UserError: no spec, one that is given twice, a missing path, a folder without text, an empty, binary
+            or non-UTF-8 file, or a cap that is not positive.
     """
     if not specs:
         raise UserError("no text given: expected files, folders or one of " + ", ".join(sorted(BUILT_IN)))
     if max_chars is not None and max_chars < 1:
         raise UserError(f"max_chars must be positive, not {max_chars}")
+    _refuse_repeats(specs)
     parts: tuple[list[str], list[str], list[str]] = ([], [], [])
     sources, notes = [], []
     left = max_chars
@@ -202,6 +210,22 @@ class EvaluationWindows(Dataset):
         return {"input_ids": window, "labels": window}
 
 
+def _refuse_repeats(specs: Sequence[str | Path]) -> None:
+    """Each spec is split by itself: text in two of them could be trained on and be validated with."""
+    seen: dict[str, str | Path] = {}
+    for spec in specs:
+        built_in = str(spec) in BUILT_IN
+        place = str(spec) if built_in else os.path.realpath(os.path.expanduser(spec))
+        if place in seen:
+            first = str(seen[place])
+            same = "" if first == str(spec) else f" (as {first!r}, too)"
+            raise UserError(
+                f"the text {str(spec)!r} is given twice{same}: it could be in the training and in the "
+                "validation part; give it once"
+            )
+        seen[place] = spec
+
+
 def _read_spec(spec: str | Path) -> tuple[str, list[str], str]:
     """One spec -> (its absolute name, its documents, a sentence on what was read)."""
     if str(spec) in BUILT_IN:
@@ -223,13 +247,16 @@ def read_text(path: Path) -> str:
     """The whole file as UTF-8, line ends untouched.
 
     Raises:
-        UserError: it cannot be read, has NUL bytes (binary), or is not UTF-8 (with the first bad byte's
-            offset).
+        UserError: it cannot be read, is UTF-16 or UTF-32, has NUL bytes (binary), or is not UTF-8 (with the
+            first bad byte's offset).
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    for encoding, marks in _BYTE_ORDER_MARKS.items():
+        if data.startswith(marks):
+            raise UserError(f"{path} is {encoding} (it begins with that byte order mark), expected UTF-8")
     if (position := data.find(b"\x00")) >= 0:
         raise UserError(f"{path} is binary, not text: NUL byte at offset {position}")
     try:

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from syncattn.training.errors import UserError
+from syncattn.training.options import check_seed
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Sampling:
         temperature: of the distribution that is sampled from; below 1 is more cautious.
         top_k: sample among this many likeliest tokens only; None takes all.
         greedy: always take the likeliest token instead of sampling.
-        seed: of the sampling.
+        seed: of the sampling; below 2**32.
     """
 
     max_new_tokens: int = 200
@@ -30,6 +31,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ("max_new_tokens", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -46,19 +48,10 @@ def generate(
     """The continuation of `prompt`, without the prompt itself.
 
     Raises:
-        UserError: the prompt is empty or has characters that the tokeniser does not know.
+        UserError: see `encode_prompt`.
     """
     sampling = sampling or Sampling()
-    encoded = tokenizer(prompt, add_special_tokens=False, return_tensors="pt", verbose=False)
-    input_ids = encoded["input_ids"].long().to(model.device)
-    if not prompt or input_ids.numel() == 0:
-        raise UserError("the prompt is empty: the model needs at least one token to go on from")
-    if tokenizer.unk_token_id is not None and (input_ids == tokenizer.unk_token_id).any():
-        known = tokenizer.get_vocab()
-        unknown = sorted({character for character in prompt if character not in known})
-        raise UserError(
-            f"the prompt has characters that the model's text did not have: {' '.join(map(repr, unknown))}"
-        )
+    input_ids = encode_prompt(tokenizer, prompt).to(model.device)
     choice: dict[str, Any] = (
         {"do_sample": False} if sampling.greedy else {"do_sample": True, "temperature": sampling.temperature}
     )
@@ -78,3 +71,28 @@ def generate(
     # Decoded together, then cut: one character may span the border between prompt and continuation.
     text, start = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (output[0], input_ids[0]))
     return text.removeprefix(start)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
+    """A prompt as (1, tokens) int64, without special tokens.
+
+    Raises:
+        UserError: it is empty, has bytes that are no UTF-8, or characters that the tokeniser does not know.
+    """
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:  # Python keeps the bytes of such an argument as lone surrogates
+        raise UserError(
+            f"the prompt is not UTF-8 text: {prompt[error.start]!r} at position {error.start} is no character"
+        ) from error
+    encoded = tokenizer(prompt, add_special_tokens=False, return_tensors="pt", verbose=False)
+    input_ids: torch.Tensor = encoded["input_ids"].long()
+    if not prompt or input_ids.numel() == 0:
+        raise UserError("the prompt is empty: the model needs at least one token to go on from")
+    if tokenizer.unk_token_id is not None and (input_ids == tokenizer.unk_token_id).any():
+        known = tokenizer.get_vocab()
+        unknown = sorted({character for character in prompt if character not in known})
+        raise UserError(
+            f"the prompt has characters that the model's text did not have: {' '.join(map(repr, unknown))}"
+        )
+    return input_ids

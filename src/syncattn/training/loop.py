@@ -222,6 +222,21 @@ def diverged(step: int, what: str, options: TrainingOptions) -> Diverged:
     )
 
 
+def has_diverged(model: nn.Module) -> bool:
+    """Whether a model's values are out of all proportion, so that the SSA operator may refuse them.
+
+    A parameter is not finite or above 1e5 in magnitude, which no working model comes near, or a bandwidth or
+    coupling is not positive and finite.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, SelectiveSynchronizationAttention):
+                for value in (module.bandwidth, module.coupling_strength):
+                    if not bool(((value > 0) & torch.isfinite(value)).all()):
+                        return True
+        return not all(bool((parameter.abs() < 1e5).all()) for parameter in model.parameters())
+
+
 def head_densities(model: PreTrainedModel, input_ids: Tensor) -> list[list[float]]:
     """Fraction of the allowed pairs that lock, as nested lists (layer, head); [] for a model without SSA.
 

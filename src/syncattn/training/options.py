@@ -21,9 +21,9 @@ class TrainingOptions:
         learning_rate: peak, after a linear warm-up and before a cosine decay to 0.
         weight_decay: AdamW's, on the weights of linear layers and embeddings only.
         beta2: AdamW's second-moment decay.
-        warmup: steps of warm-up; None is 5 % of the steps, at least one.
+        warmup: steps of warm-up, fewer than all; None is 5 % of the steps, at least one.
         max_grad_norm: gradients are clipped to this norm.
-        seed: of the initial weights, of the data's order and of dropout.
+        seed: of the initial weights, of the data's order and of dropout; below 2**32.
         log_every, eval_every, save_every: in steps; None is a 50th, a tenth and a fifth of the run.
         eval_tokens: tokens of the validation text that the running evaluations use, evenly spaced; 0 is all.
         final_eval_tokens: the same for the last evaluation, on validation and test text; 0 is all.
@@ -60,10 +60,15 @@ class TrainingOptions:
         for name in ("log_every", "eval_every", "save_every", "threads"):
             if getattr(self, name) is not None:
                 _check(self, name, "at least 1", 1)
-        for name in ("eval_tokens", "final_eval_tokens", "weight_decay", "seed"):
+        for name in ("eval_tokens", "final_eval_tokens"):
             _check(self, name, "0 or more", 0)
-        if self.warmup is not None:
-            _check(self, "warmup", "0 or more", 0)
+        check_seed(self.seed)
+        if self.warmup is not None and not 0 <= self.warmup < self.steps:
+            raise UserError(
+                f"warmup must be 0 or more and below the number of steps, {self.steps}, not {self.warmup}"
+            )
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(f"weight_decay must be a number of 0 or more, not {self.weight_decay}")
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -105,12 +110,26 @@ def numbers(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
     """A list of numbers such as "0,1,2", each made by `kind`.
 
     Raises:
-        UserError: something in it is no such number; the message begins with `name`.
+        UserError: something in it is no such number, or is there twice; the message begins with `name`.
     """
     try:
-        return [kind(part) for part in text.split(",")]
+        found = [kind(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{name} must be numbers separated by commas, not {text!r}") from None
+    for index, number in enumerate(found):
+        if number in found[:index]:
+            raise UserError(f"{name} must be different numbers, but {number} is twice in {text!r}")
+    return found
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what NumPy's generator cannot be seeded with.
+
+    Raises:
+        UserError: `seed` is negative or has more than 32 bits.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must be from 0 to {2**32 - 1}, not {seed}")
 
 
 def _check(options: TrainingOptions, name: str, expected: str, least: int) -> None:

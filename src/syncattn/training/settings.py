@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +30,8 @@ def make_config(
 
     Args:
         paper: the published formulation instead of the trainable one.
-        settings: any other fields as "name=value", the value as JSON, or a plain string where it is none.
+        settings: any other fields that OSNConfig itself has, as "name=value", the value as JSON, or a plain
+            string where it is none.
 
     Raises:
         UserError: an unknown field, or what the config itself refuses.
@@ -45,11 +48,14 @@ def make_config(
     }
     if freq_dim is not None:
         fields["freq_dim"] = freq_dim
-    known = {field.name for field in dataclass_fields(OSNConfig)}
+    # Not the fields that it inherits, such as id2label: they say nothing about an OSN.
+    known = {field.name for field in dataclass_fields(OSNConfig)} & inspect.get_annotations(OSNConfig).keys()
     for setting in settings or []:
         name, equals, value = setting.partition("=")
         if not equals or name not in known:
-            raise UserError(f"--set {setting}: expected NAME=VALUE with a field of OSNConfig as NAME")
+            near = difflib.get_close_matches(name, known - {name})
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"--set {setting}: expected NAME=VALUE with a field of OSNConfig as NAME{hint}")
         if name == "vocab_size":
             raise UserError("--set vocab_size: the tokenizer decides it")
         try:

@@ -72,7 +72,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
     """All of `text` as (tokens,), uint8 for bytes and int32 otherwise, with no special tokens added."""
     if is_byte_tokenizer(tokenizer):
-        return torch.frombuffer(bytearray(text, "utf-8"), dtype=torch.uint8)
+        data = bytearray(text, "utf-8")  # frombuffer refuses an empty one
+        return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     # A tokeniser's memory grows with the length of one call, so long text goes in pieces cut at line ends.
     ids: list[int] = []
     for piece in _pieces(text):

@@ -40,13 +40,14 @@ from syncattn.training.files import (
     LOGS,
     RESULT_FILE,
     RUN_FILE,
+    check_output,
     disk_errors,
     prepare_output,
     read_json,
     staged,
     write_json,
 )
-from syncattn.training.loop import Loop, diverged, stop_on_signals
+from syncattn.training.loop import Loop, diverged, has_diverged, stop_on_signals
 from syncattn.training.options import TrainingOptions
 from syncattn.training.progress import Display
 from syncattn.training.tokenizers import encode, load_tokenizer
@@ -88,20 +89,15 @@ def train(
             `Interrupted` after Ctrl-C, with how to go on.
     """
     out = Path(out)
-    if config.vocab_size < len(tokenizer):
-        raise UserError(
-            f"config.vocab_size is {config.vocab_size}, the tokenizer has {len(tokenizer)} tokens"
-        )
+    check_start(config, tokenizer, options)
+    main = int(os.environ.get("RANK", "0")) == 0
+    if checkpoint is None and main:
+        check_output(out, overwrite=overwrite)
     with quiet(), _threads(options.threads):
         tokens = encode_corpus(corpus, lambda text: encode(tokenizer, text), options.context)
         set_seed(options.seed)
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-        main = int(os.environ.get("RANK", "0")) == 0
-        if checkpoint is None and main:
-            # The final model, one checkpoint (model and two moments), another while it is replaced, logs.
-            prepare_output(out, 8 * 4 * parameter_count(model) + 2_000_000, overwrite=overwrite)
-            (out / CHECKPOINTS).mkdir(exist_ok=True)
-            write_json(out / RUN_FILE, _run_description(config, corpus, tokenizer, options))
+        arguments = _training_arguments(out, options)
         train_windows = RandomWindows(
             tokens["train"], options.context, options.steps * options.batch_size, options.seed
         )
@@ -112,10 +108,16 @@ def train(
         if checkpoint is None and options.calibrate and wants_calibration(model):
             first = torch.stack([train_windows[i]["input_ids"] for i in range(options.batch_size)])
             calibrate(model, input_ids=first, use_cache=False)
+        # Only now, so that a start that fails leaves nothing behind.
+        if checkpoint is None and main:
+            # The final model, one checkpoint (model and two moments), another while it is replaced, logs.
+            prepare_output(out, 8 * 4 * parameter_count(model) + 2_000_000, overwrite=overwrite)
+            (out / CHECKPOINTS).mkdir(exist_ok=True)
+            write_json(out / RUN_FILE, _run_description(config, corpus, tokenizer, options))
         display = Display(console if main else None, label)
         loop = Loop(
             model,
-            _training_arguments(out, options),
+            arguments,
             options,
             tokenizer,
             train_windows,
@@ -132,8 +134,8 @@ def train(
         except KeyboardInterrupt:
             raise _interrupted(out, loop.state.global_step) from None
         except ValueError as error:
-            # The operator refuses frequencies that overflowed, which may happen before the loss is looked at.
-            if isinstance(error, UserError) or "finite" not in str(error):
+            # The operator refuses what overflowed, which may happen before the loss is looked at.
+            if isinstance(error, UserError) or not has_diverged(model):
                 raise
             raise diverged(loop.state.global_step, str(error), options) from error
         finally:
@@ -144,6 +146,27 @@ def train(
             return _finish(loop, tokens, corpus, main)
         except KeyboardInterrupt:
             raise _interrupted(out, loop.state.global_step) from None
+
+
+def check_start(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, options: TrainingOptions
+) -> None:
+    """What can be known before any work.
+
+    Raises:
+        UserError: a vocabulary that does not fit, a batch that the processes cannot share, no such device.
+    """
+    if config.vocab_size < len(tokenizer):
+        raise UserError(
+            f"config.vocab_size is {config.vocab_size}, the tokenizer has {len(tokenizer)} tokens"
+        )
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if options.batch_size % processes:
+        raise UserError(
+            f"batch_size is {options.batch_size}, which {processes} processes cannot share equally"
+        )
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
 
 
 def resume(folder: str | Path, console: Console | None = None, label: str = "") -> dict[str, Any]:
@@ -277,14 +300,7 @@ def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _training_arguments(out: Path, options: TrainingOptions) -> TrainingArguments:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if options.batch_size % processes:
-        raise UserError(
-            f"batch_size is {options.batch_size}, which {processes} processes cannot share equally"
-        )
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
-    per_device = options.batch_size // processes
+    per_device = options.batch_size // int(os.environ.get("WORLD_SIZE", "1"))
     arguments = TrainingArguments(
         output_dir=str(out / CHECKPOINTS),
         per_device_train_batch_size=per_device,
