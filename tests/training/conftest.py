@@ -1,6 +1,7 @@
 """A small text, a tiny model and short runs."""
 
 import random
+import signal
 
 import pytest
 
@@ -11,6 +12,14 @@ from syncattn.models import OSNConfig
 from syncattn.training.data import Corpus, load_corpus
 from syncattn.training.options import TrainingOptions
 from syncattn.training.tokenizers import byte_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C as in a terminal: a shell starts its background jobs with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
