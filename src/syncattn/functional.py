@@ -133,8 +133,6 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
     if phase.shape[-1] == 0:
         raise ValueError("phase must have at least one phase per token, got p = 0")
     batch, heads, tokens, _ = phase.shape
-    phase = phase.to(torch.promote_types(phase.dtype, torch.float32))
-    parts = torch.stack((phase.cos(), phase.sin()), dim=-1)  # (B, H, N, p, 2)
     if mask is not None and not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
     if mask is not None and mask.dtype != torch.bool:
@@ -155,24 +153,33 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
                 )
             j = torch.arange(tokens, device=phase.device)
             mask = mask & (j <= j[tokens - queries :, None])
-        seen = mask.to(phase.dtype).expand(-1, -1, -1, tokens)
+        parts, _ = phase_parts(phase, None)
+        seen = mask.to(parts.dtype).expand(-1, -1, -1, tokens)
         with without_autocast(phase.device):
             sums = (seen @ parts.flatten(-2)).unflatten(-1, parts.shape[-2:])  # (B, H, Q, p, 2)
         return coherence(sums, seen.sum(-1))
 
-    if mask is None:
-        counts = torch.ones(batch, 1, tokens, dtype=phase.dtype, device=phase.device)
-    elif mask.shape == (batch, tokens):
-        counts = mask[:, None].to(phase.dtype)
-        parts = torch.where(mask[:, None, :, None, None], parts, 0.0)
-    else:
+    if mask is not None and mask.shape != (batch, tokens):
         raise ValueError(
             f"mask must have shape (B, N) = {(batch, tokens)} or be 4-D, broadcastable to (B, H, Q, N), "
             f"got {tuple(mask.shape)}"
         )
+    parts, counts = phase_parts(phase, mask)
     if is_causal:
         return coherence(parts.cumsum(2), counts.cumsum(2))
     return coherence(parts.sum(2), counts.sum(2))
+
+
+def phase_parts(phase: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the order parameter sums, of phases (B, H, N, p): (cos, sin) (B, H, N, p, 2); counts (B, 1, N).
+
+    Both are 0 for tokens that are not real, (B, N) bool; float32 at least.
+    """
+    phase = phase.to(torch.promote_types(phase.dtype, torch.float32))
+    parts = torch.stack((phase.cos(), phase.sin()), dim=-1)
+    if real is None:
+        return parts, torch.ones_like(parts[:, :1, :, 0, 0])
+    return torch.where(real[:, None, :, None, None], parts, 0.0), real[:, None].to(phase.dtype)
 
 
 def coherence(sums: Tensor, counts: Tensor) -> Tensor:

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from syncattn import locking
 from syncattn.backends.call import Call, check_options, prepare
-from syncattn.functional import coherence, order_parameter, selective_synchronization_attention
+from syncattn.functional import (
+    coherence,
+    order_parameter,
+    phase_parts,
+    selective_synchronization_attention,
+)
 from syncattn.nn import density
 from syncattn.nn.frequency import Frequency
 from syncattn.nn.state import IncrementalState
@@ -415,12 +420,7 @@ class SelectiveSynchronizationAttention(nn.Module):
 
 def _running_coherence(phase: Tensor, real: Tensor | None, state: IncrementalState) -> Tensor:
     """r of each new token (B, H, N) from the prefix sums in state, which are brought up to date."""
-    phase = phase.to(torch.promote_types(phase.dtype, torch.float32))
-    parts = torch.stack((phase.cos(), phase.sin()), dim=-1)  # (B, H, N, p, 2)
-    counts = torch.ones_like(parts[:, :1, :, 0, 0])
-    if real is not None:
-        parts = torch.where(real[:, None, :, None, None], parts, 0.0)
-        counts = counts * real[:, None]
+    parts, counts = phase_parts(phase, real)
     sums, counts = parts.cumsum(2), counts.cumsum(2)
     if state.phase_sum is not None and state.count is not None:
         sums = sums + state.phase_sum[:, :, None]
