@@ -14,7 +14,9 @@ export OMP_WAIT_POLICY := passive
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST) | head -3
 
-$(STAMP): pyproject.toml constraints.txt
+KERNEL := $(wildcard src/syncattn/backends/cpu/kernel/*)
+
+$(STAMP): pyproject.toml setup.py constraints.txt $(KERNEL)
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "syncattn needs Python 3.11 or later: found '$$("$(PYTHON)" --version 2>&1)'; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)

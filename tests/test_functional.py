@@ -5,16 +5,38 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import syncattn
 from syncattn import locking
-from syncattn.backends.select import BACKENDS
 
 attention = syncattn.selective_synchronization_attention
-NAMES = list(BACKENDS)
+NAMES = [name for name, reason in syncattn.backends.availability().items() if reason is None]
 every_backend = pytest.mark.parametrize("backend", NAMES)
+# What a backend computes in: float64 where it can, so that only its logic is looked at. In float32 a row of
+# these problems, in which a pair may stand near the locking edge, is good to about 1e-5.
+DTYPES = {"cpu": torch.float32}
+WITHOUT_TOP_K = {"cpu"}
+with_top_k = pytest.mark.parametrize("backend", [name for name in NAMES if name not in WITHOUT_TOP_K])
+
+
+def dtype_of(backend):
+    return DTYPES.get(backend, torch.float64)
+
+
+def tolerance_of(backend, tolerance):
+    return tolerance if dtype_of(backend) == torch.float64 else max(tolerance, 1e-5)
+
+
+def as_taken(backend, arguments, options):
+    """The arguments in the dtype that the backend computes in; None if it does not have these options."""
+    if backend == "cpu" and (options["top_k"] is not None or options["power"] not in (1, 2)):
+        return None
+    receive, send, *others = (x.to(dtype_of(backend)) for x in arguments)
+    return [receive, receive if arguments[1] is arguments[0] else send, *others]
+
+
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
@@ -126,7 +148,10 @@ def test_rows_without_lock_are_zero_and_have_no_gradient(problem):
     _, sync, *_ = naive(*arguments, **options)
     alone = ~(sync > 0).any(-1)
     for backend in NAMES:
-        receive, *others = (x.clone().requires_grad_() for x in arguments)
+        taken = as_taken(backend, arguments, options)
+        if taken is None:
+            continue
+        receive, *others = (x.clone().requires_grad_() for x in taken)
         if arguments[1] is arguments[0]:
             others[0] = receive
         coupling = others[2][None, :, None].expand(receive.shape[:3]).detach().clone().requires_grad_()
@@ -142,12 +167,18 @@ def test_rows_without_lock_are_zero_and_have_no_gradient(problem):
 
 @given(problems(), st.sampled_from(NAMES), st.integers(0, 99))
 def test_translation_invariance_and_permutation_equivariance(problem, backend, seed):
-    (receive, send, value, coupling, bandwidth), options = problem
+    arguments, options = problem
+    taken = as_taken(backend, arguments, options)
+    assume(taken is not None)
+    receive, send, value, coupling, bandwidth = taken
     g = torch.Generator().manual_seed(seed)
-    shift = 10 * torch.randn(*receive.shape[:2], 1, receive.shape[-1], generator=g, dtype=receive.dtype)
+    shift = torch.randn(*receive.shape[:2], 1, receive.shape[-1], generator=g, dtype=receive.dtype)
+    shift = (
+        10 * shift if receive.dtype == torch.float64 else shift.sign()
+    )  # little of float32 is rounded away
     out = attention(receive, send, value, coupling, bandwidth, **options, backend=backend)
     shifted = attention(receive + shift, send + shift, value, coupling, bandwidth, **options, backend=backend)
-    torch.testing.assert_close(shifted, out, rtol=0, atol=1e-6)
+    torch.testing.assert_close(shifted, out, rtol=0, atol=tolerance_of(backend, 1e-6))
 
     # Order enters through the causal mask and the pair with itself only.
     options |= {"is_causal": False, "self_coupling": True}
@@ -166,7 +197,7 @@ def test_translation_invariance_and_permutation_equivariance(problem, backend, s
         **options,
         backend=backend,
     )
-    torch.testing.assert_close(moved, out[:, :, rows], rtol=0, atol=1e-9)
+    torch.testing.assert_close(moved, out[:, :, rows], rtol=0, atol=tolerance_of(backend, 1e-9))
 
 
 @given(problems(same=True))
@@ -185,7 +216,10 @@ def test_symmetric_form_is_symmetric(problem):
 @every_backend
 @pytest.mark.parametrize("extra", [{}, {"frame": "nearest", "self_coupling": False}, {"top_k": 3}], ids=str)
 def test_causal_is_a_loop_over_prefixes(extra, backend):
-    (w, _, v, coupling, bandwidth), _ = draw_problem(1, (2, 3, 9, 9, 4, 5), same=True)
+    if "top_k" in extra and backend in WITHOUT_TOP_K:
+        pytest.skip(f"{backend} has no top_k")
+    dtype = dtype_of(backend)
+    (w, _, v, coupling, bandwidth), _ = draw_problem(1, (2, 3, 9, 9, 4, 5), same=True, dtype=dtype)
     out = attention(w, w, v, coupling, bandwidth, is_causal=True, power=2, backend=backend, **extra)
     for n in range(1, 10):
         prefix = attention(
@@ -198,21 +232,24 @@ def test_causal_is_a_loop_over_prefixes(extra, backend):
             backend=backend,
             **extra,
         )
-        torch.testing.assert_close(prefix[:, :, 0], out[:, :, n - 1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            prefix[:, :, 0], out[:, :, n - 1], rtol=0, atol=tolerance_of(backend, 1e-12)
+        )
 
 
 @every_backend
 def test_queries_sit_at_the_end(backend):
     """With fewer receivers than senders, causality and the self pair are those of the last rows."""
-    (w, _, v, coupling, bandwidth), _ = draw_problem(2, (2, 2, 11, 11, 4, 3), same=True)
+    dtype = dtype_of(backend)
+    (w, _, v, coupling, bandwidth), _ = draw_problem(2, (2, 2, 11, 11, 4, 3), same=True, dtype=dtype)
     options = {"is_causal": True, "self_coupling": False, "frame": "nearest", "backend": backend}
     out = attention(w, w, v, coupling, bandwidth, **options)
     for n in (0, 1, 4, 11):
         tail = attention(w[:, :, 11 - n :], w, v, coupling, bandwidth, **options)
-        torch.testing.assert_close(tail, out[:, :, 11 - n :], rtol=0, atol=1e-12)
+        torch.testing.assert_close(tail, out[:, :, 11 - n :], rtol=0, atol=tolerance_of(backend, 1e-12))
 
 
-@every_backend
+@with_top_k
 @given(st.integers(0, 99), st.booleans(), st.sampled_from(["absolute", "nearest"]), st.integers(1, 3))
 @settings(max_examples=10)
 def test_top_k_among_equal_tokens_keeps_the_earlier(backend, seed, same, frame, k):
@@ -237,7 +274,7 @@ def test_top_k_among_equal_tokens_keeps_the_earlier(backend, seed, same, frame, 
             assert (out.double() - want).abs().max() < tolerance, (m, dtype)
 
 
-@every_backend
+@with_top_k
 def test_top_k_keeps_the_strongest_and_more_than_all_keeps_all(backend):
     arguments, _ = draw_problem(3, (2, 2, 9, 14, 4, 3))
     _, sync, _ = attention(*arguments, return_weights=True)
@@ -255,37 +292,40 @@ def test_top_k_keeps_the_strongest_and_more_than_all_keeps_all(backend):
 
 @every_backend
 def test_grouped_heads_are_repeated_heads(backend):
-    (receive, send, value, coupling, bandwidth), _ = draw_problem(4, (2, 6, 7, 9, 4, 3))
+    (receive, send, value, coupling, bandwidth), _ = draw_problem(
+        4, (2, 6, 7, 9, 4, 3), dtype=dtype_of(backend)
+    )
     for send_heads, value_heads in ((2, 6), (1, 3), (6, 2), (3, 3)):
         s, v = (x[:, :n].clone().requires_grad_() for x, n in ((send, send_heads), (value, value_heads)))
         out = attention(receive, s, v, coupling, bandwidth, power=2, backend=backend)
         repeated = (x.repeat_interleave(6 // x.shape[1], dim=1) for x in (s, v))
         want = attention(receive, *repeated, coupling, bandwidth, power=2, backend=backend)
-        torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
+        torch.testing.assert_close(out, want, rtol=0, atol=tolerance_of(backend, 1e-12))
         got, expected = (torch.autograd.grad(y.square().sum(), (s, v)) for y in (out, want))
         for a, b in zip(got, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+            torch.testing.assert_close(a, b, rtol=0, atol=tolerance_of(backend, 1e-10))
 
 
 @every_backend
 def test_coupling_per_batch_and_per_query(backend):
-    (receive, send, value, _, bandwidth), _ = draw_problem(5, (2, 3, 5, 8, 4, 3))
-    coupling = 1 + 5 * torch.rand(2, 3, 5, dtype=torch.float64)
+    (receive, send, value, _, bandwidth), _ = draw_problem(5, (2, 3, 5, 8, 4, 3), dtype=dtype_of(backend))
+    coupling = 1 + 5 * torch.rand(2, 3, 5, dtype=dtype_of(backend))
+    tolerance = tolerance_of(backend, 1e-12)
     out = attention(receive, send, value, coupling, bandwidth, backend=backend)
     for b, i in itertools.product(range(2), range(5)):
         at = slice(b, b + 1), slice(None), slice(i, i + 1)
         one = attention(receive[at], send[at[0]], value[at[0]], coupling[b, :, i], bandwidth, backend=backend)
-        torch.testing.assert_close(one, out[at], rtol=0, atol=1e-12)
+        torch.testing.assert_close(one, out[at], rtol=0, atol=tolerance)
     same = attention(receive, send, value, coupling[:, :, 0], bandwidth, backend=backend)
     spread = coupling[:, :, :1].expand(2, 3, 5)
     torch.testing.assert_close(
-        same, attention(receive, send, value, spread, bandwidth, backend=backend), rtol=0, atol=1e-12
+        same, attention(receive, send, value, spread, bandwidth, backend=backend), rtol=0, atol=tolerance
     )
 
 
 @every_backend
 def test_float_mask_of_zero_and_minus_infinity_is_boolean(backend):
-    arguments, allowed = draw_problem(6, (2, 2, 7, 8, 3, 3), mask="pairs")
+    arguments, allowed = draw_problem(6, (2, 2, 7, 8, 3, 3), mask="pairs", dtype=dtype_of(backend))
     want = attention(*arguments, attn_mask=allowed, backend=backend)
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         additive = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -torch.inf)
@@ -297,7 +337,7 @@ def test_float_mask_of_zero_and_minus_infinity_is_boolean(backend):
     "shape", [(), (1,), (9,), (7, 1), (2, 1, 1), (3, 1, 7, 1), (1, 2, 7, 9), (3, 2, 7, 9)]
 )
 def test_masks_broadcast(shape, backend):
-    arguments, _ = draw_problem(7, (3, 2, 7, 9, 4, 3))
+    arguments, _ = draw_problem(7, (3, 2, 7, 9, 4, 3), dtype=dtype_of(backend))
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.4
     full = mask.expand(3, 2, 7, 9).contiguous()
     options = {"frame": "nearest", "power": 2, "backend": backend}
@@ -305,26 +345,26 @@ def test_masks_broadcast(shape, backend):
         attention(*arguments, attn_mask=mask, **options),
         attention(*arguments, attn_mask=full, **options),
         rtol=0,
-        atol=1e-12,
+        atol=tolerance_of(backend, 1e-12),
     )
 
 
 @every_backend
 def test_softmax_is_the_limit_of_strong_coupling(backend):
     """w^r = (q, 0), w^s = (k, sqrt(R^2 - |k|^2)): softmax(2 alpha q k) as the coupling grows."""
-    g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 10, 8, generator=g, dtype=torch.float64) for _ in range(3))
+    g, dtype = torch.Generator().manual_seed(0), dtype_of(backend)
+    q, k, v = (torch.randn(2, 3, 10, 8, generator=g, dtype=torch.float64).to(dtype) for _ in range(3))
     q, k = q / 2, k / 2
     square = k.square().sum(-1, keepdim=True)
     receive = torch.cat((q, torch.zeros_like(q[..., :1])), -1)
     send = torch.cat((k, (square.max() - square).sqrt()), -1)
     want = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     for power in (1, 2):
-        alpha = torch.full((3,), 0.5 / 8**0.5 / power, dtype=torch.float64)
+        alpha = torch.full((3,), 0.5 / 8**0.5 / power, dtype=dtype)
         for kappa, tolerance in ((1e4, 1e-5), (1e6, 1e-9), (1e8, 1e-12)):
-            coupling = torch.full((3,), kappa, dtype=torch.float64)
+            coupling = torch.full((3,), kappa, dtype=dtype)
             out = attention(receive, send, v, coupling, alpha, power=power, eps=0.0, backend=backend)
-            assert (out - want).abs().max() < tolerance
+            assert (out - want).abs().max() < tolerance_of(backend, tolerance)
 
 
 @pytest.mark.parametrize("power", [1, 2, 3])
@@ -353,11 +393,11 @@ def test_power(power):
 @pytest.mark.parametrize("frame", ["absolute", "nearest"])
 def test_empty_and_single(shape, frame, backend):
     """No sequence, receiver, sender or value dimension, or one: the right shape, zeros, gradients."""
-    arguments, _ = draw_problem(0, shape)
+    arguments, _ = draw_problem(0, shape, dtype=dtype_of(backend))
     arguments = [x.requires_grad_() for x in arguments]
     options = {"frame": frame, "backend": backend}
     if shape[3] >= shape[2]:
-        options |= {"is_causal": True, "top_k": 2}
+        options |= {"is_causal": True} | ({} if backend in WITHOUT_TOP_K else {"top_k": 2})
     out = attention(*arguments, **options)
     assert out.shape == (*shape[:3], shape[5]) and torch.isfinite(out).all()
     if shape[3] == 0:
@@ -373,7 +413,9 @@ def test_empty_and_single(shape, frame, backend):
 @pytest.mark.parametrize("eps", [0.0, 1e-300, 1e-8, 0.5])
 def test_eps(eps, backend):
     """A row without lock is 0 even when nothing is added to its sum."""
-    (w, _, v, coupling, bandwidth), _ = draw_problem(10, (1, 2, 6, 6, 3, 3), same=True)
+    (w, _, v, coupling, bandwidth), _ = draw_problem(
+        10, (1, 2, 6, 6, 3, 3), same=True, dtype=dtype_of(backend)
+    )
     allowed = torch.ones(6, 6, dtype=torch.bool)
     allowed[2] = False
     w, v = w.requires_grad_(), v.requires_grad_()
@@ -383,7 +425,11 @@ def test_eps(eps, backend):
     _, sync, weight = attention(w, w, v, coupling, bandwidth, attn_mask=allowed, eps=eps, return_weights=True)
     others = [0, 1, 3, 4, 5]
     total = sync[:, :, others].sum(-1)
-    torch.testing.assert_close(weight[:, :, others].sum(-1), total / (total + eps), rtol=1e-12, atol=0)
+    share = weight[:, :, others].sum(-1)
+    torch.testing.assert_close(share, total / (total + eps), rtol=tolerance_of(backend, 1e-12), atol=0)
+    ones = torch.ones_like(v[..., :1])  # so is the sum of this backend's weights
+    mixed = attention(w, w, ones, coupling, bandwidth, attn_mask=allowed, eps=eps, backend=backend)
+    torch.testing.assert_close(mixed[:, :, others, 0], share, rtol=0, atol=tolerance_of(backend, 1e-12))
 
 
 @every_backend
@@ -406,8 +452,12 @@ def test_couplings_of_any_size(kappa, backend):
 
 @every_backend
 def test_layouts_do_not_matter_and_inputs_are_left_alone(backend):
-    (receive, send, value, coupling, bandwidth), allowed = draw_problem(12, (2, 4, 6, 7, 5, 3), mask="heads")
-    options = {"frame": "nearest", "power": 2, "top_k": 4, "backend": backend}
+    arguments, allowed = draw_problem(12, (2, 4, 6, 7, 5, 3), mask="heads", dtype=dtype_of(backend))
+    receive, send, value, coupling, bandwidth = arguments
+    options = {"frame": "nearest", "power": 2, "backend": backend}
+    if backend not in WITHOUT_TOP_K:
+        options["top_k"] = 4
+    tolerance = tolerance_of(backend, 1e-12)
     want = attention(receive, send, value, coupling, bandwidth, attn_mask=allowed, **options)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (receive, send, value)]
     padded = [torch.cat((x, x), -1)[..., : x.shape[-1]] for x in strided]
@@ -415,7 +465,7 @@ def test_layouts_do_not_matter_and_inputs_are_left_alone(backend):
     before = [x.clone() for x in (*padded, coupling, bandwidth, allowed)]
     leaves = [x.detach().requires_grad_() for x in padded]
     out = attention(*leaves, coupling, bandwidth, attn_mask=allowed, **options)
-    torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
+    torch.testing.assert_close(out, want, rtol=0, atol=tolerance)
     out.mT.sum(1).sum().backward()  # an expanded, transposed gradient
     assert all(x.grad.shape == x.shape and x.grad.isfinite().all() for x in leaves)
     after = (*padded, coupling, bandwidth, allowed)
@@ -423,4 +473,4 @@ def test_layouts_do_not_matter_and_inputs_are_left_alone(backend):
     # one sequence and one head, expanded to all
     one = [x[:1, :1].expand(2, 4, -1, -1) for x in (receive, send, value)]
     out = attention(*one, coupling[:1].expand(4), bandwidth[:1].expand(4), **options)
-    torch.testing.assert_close(out, out[:1, :1].expand_as(out).contiguous(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(out, out[:1, :1].expand_as(out).contiguous(), rtol=0, atol=tolerance)

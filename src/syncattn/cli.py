@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from syncattn.bench.command import bench_command
 from syncattn.training.flags import (
     BatchSize,
     Calibrate,
@@ -293,6 +294,9 @@ def generate_command(
         typer.echo(prompt + text)
 
 
+app.command("bench")(bench_command)
+
+
 @app.command("doctor")
 def doctor_command() -> None:
     """Show versions, devices, and which backends can run here."""
@@ -301,6 +305,7 @@ def doctor_command() -> None:
     from rich.table import Table
 
     from syncattn.backends import availability, explain
+    from syncattn.backends.cpu.library import instances
     from syncattn.training.environment import machine, versions
 
     console = Console()
@@ -316,6 +321,8 @@ def doctor_command() -> None:
     for name, reason in availability().items():
         table.add_row(name, "yes" if reason is None else "no", reason or "")
     console.print(table)
+    if found := instances():
+        console.print(f"the cpu kernel uses {found[-1]} instructions", highlight=False)
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         tokens, head = torch.ones(1, 1, 32, 16, device=device), torch.ones(1, device=device)
         chosen = explain(

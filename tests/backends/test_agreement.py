@@ -1,4 +1,8 @@
-"""Every backend computes what eager defines: forward and gradients, every option, odd shapes."""
+"""Every backend computes what eager defines: forward and gradients, every option, odd shapes.
+
+In float64 where the backend has it, so that nothing but its logic is looked at; the native kernel, in
+float32, is held to eager in float64 up to rounding: conftest.py.
+"""
 
 import pytest
 import torch
@@ -7,9 +11,10 @@ from hypothesis import strategies as st
 
 import syncattn
 from syncattn.backends import tiles
-from syncattn.backends.select import BACKENDS
 
-OTHERS = [name for name in BACKENDS if name != "eager"]
+AVAILABLE = [name for name, reason in syncattn.backends.availability().items() if reason is None]
+OTHERS = [name for name in AVAILABLE if name != "eager"]
+ONLY_FLOAT32 = ("cpu",)
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SHAPES = [  # B, H, Hs, Hv, N, M, m, d
@@ -79,17 +84,6 @@ def make(shape, options, dtype=torch.float64, coupling="query", same=False, seed
     return [receive, send, value, kappa.to(dtype), bandwidth.to(dtype)], options
 
 
-def evaluate(inputs, options, backend, seed=0):
-    """The output and the gradients of a fixed random functional of it."""
-    leaves = {id(x): x.detach().clone().requires_grad_() for x in inputs}
-    torch.manual_seed(seed)  # the dropout seed comes from torch's generator
-    arguments = [leaves[id(x)] for x in inputs]
-    out = syncattn.selective_synchronization_attention(*arguments, backend=backend, **options)
-    g = torch.Generator().manual_seed(7)
-    cotangent = torch.randn(out.shape, generator=g, dtype=torch.float64).to(out.dtype)
-    return out.detach(), torch.autograd.grad(out, list(leaves.values()), cotangent)
-
-
 def close(got, want, tolerance=1e-9):
     assert got.shape == want.shape and got.dtype == want.dtype
     assert torch.isfinite(got).all()
@@ -97,18 +91,49 @@ def close(got, want, tolerance=1e-9):
     assert (got.double() - want.double()).abs().max() <= tolerance * scale
 
 
-def agree(inputs, options, backend, tolerance=1e-9):
-    want, want_gradients = evaluate(inputs, options, "eager")
-    got, gradients = evaluate(inputs, options, backend)
-    close(got, want, tolerance)
-    for a, b in zip(gradients, want_gradients, strict=True):
-        close(a, b, tolerance)
+@pytest.fixture
+def agree_to(evaluate):
+    def check(inputs, options, backend, tolerance):
+        want, want_gradients = evaluate(inputs, options, "eager")
+        got, gradients = evaluate(inputs, options, backend)
+        close(got, want, tolerance)
+        for a, b in zip(gradients, want_gradients, strict=True):
+            close(a, b, tolerance)
+
+    return check
+
+
+@pytest.fixture
+def agree(agree_to, within_rounding):
+    def check(inputs, options, backend, tolerance=1e-9):
+        if backend not in ONLY_FLOAT32:
+            agree_to(inputs, options, backend, tolerance)
+            return
+        receive, send, *others = (x.float() for x in inputs)
+        send = receive if inputs[1] is inputs[0] else send
+        within_rounding([receive, send, *others], options, backend)
+
+    return check
+
+
+def refused(options, backend):
+    """Whether the backend has no such option; it then says so."""
+    if backend != "cpu":
+        return False
+    power, top_k = options.get("power", 1), options.get("top_k")
+    return power not in (1, 2) or top_k is not None
+
+
+def skip_what_is_refused(options, backend):
+    if refused(options, backend):
+        pytest.skip("the backend says that it has no such option: test_select")
 
 
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_agrees_with_eager(shape, options, backend, monkeypatch):
+def test_agrees_with_eager(shape, options, backend, monkeypatch, agree):
+    skip_what_is_refused(options, backend)
     monkeypatch.setattr(tiles, "_CPU_TILE", 2**14)  # several tiles in every direction
     inputs, keywords = make(shape, options, seed=(SHAPES + WIDE).index(shape) * 100 + OPTIONS.index(options))
     agree(inputs, keywords, backend)
@@ -119,7 +144,8 @@ def test_agrees_with_eager(shape, options, backend, monkeypatch):
     "options", [o for o in OPTIONS if o.get("self_coupling", True) and "is_causal" not in o], ids=str
 )
 @pytest.mark.parametrize("shape", WIDE, ids=str)
-def test_more_receivers_than_senders(shape, options, backend, monkeypatch):
+def test_more_receivers_than_senders(shape, options, backend, monkeypatch, agree):
+    skip_what_is_refused(options, backend)
     monkeypatch.setattr(tiles, "_CPU_TILE", 2**14)
     inputs, keywords = make(shape, options, seed=(SHAPES + WIDE).index(shape) * 100 + OPTIONS.index(options))
     agree(inputs, keywords, backend)
@@ -131,7 +157,7 @@ MASKS = [None, "keys", "random", "batch", "pairs", "rows", "all", "none allowed"
 @pytest.mark.parametrize("backend", OTHERS)
 @given(st.data())
 @settings(max_examples=2 * settings().max_examples)
-def test_any_combination_agrees_with_eager(backend, data):
+def test_any_combination_agrees_with_eager(backend, agree, data):
     """Shapes, masks, couplings and all options together, with tiles of a few rows and senders."""
     draw = data.draw
     same = draw(st.booleans(), "symmetric")
@@ -146,14 +172,16 @@ def test_any_combination_agrees_with_eager(backend, data):
         "mask": draw(st.sampled_from(MASKS), "mask"),
         "is_causal": keys >= queries and draw(st.booleans(), "causal"),
         "self_coupling": keys < queries or draw(st.booleans(), "self"),
-        "top_k": draw(st.sampled_from([None, 1, 9, 400]), "top_k"),
+        "top_k": draw(st.sampled_from([None] if backend == "cpu" else [None, 1, 9, 400]), "top_k"),
         "dropout_p": draw(st.sampled_from([0.0, 0.25]), "dropout_p"),
         "frame": draw(st.sampled_from(["absolute", "nearest"]), "frame"),
-        "power": draw(st.sampled_from([1, 2, 2.5]), "power"),
+        "power": draw(st.sampled_from([1, 2] if backend == "cpu" else [1, 2, 2.5]), "power"),
         "edge": draw(st.sampled_from([0.0, 0.1]), "edge"),
         "eps": draw(st.sampled_from([0.0, 1e-8, 0.1]), "eps"),
     }
-    coupling = draw(st.sampled_from(["head", "batch", "query"]), "coupling")
+    # where the slope at the edge is infinite, the thousands of pairs of one coupling have no room
+    per_query = backend in ONLY_FLOAT32 and options["power"] == 1 and not options["edge"]
+    coupling = draw(st.sampled_from(["query"] if per_query else ["head", "batch", "query"]), "coupling")
     inputs, keywords = make(
         shape, options, coupling=coupling, same=same, seed=draw(st.integers(0, 999), "seed")
     )
@@ -167,7 +195,8 @@ def test_any_combination_agrees_with_eager(backend, data):
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("coupling", ["head", "batch"])
-def test_symmetric_agrees_with_eager(coupling, options, backend):
+def test_symmetric_agrees_with_eager(coupling, options, backend, agree):
+    skip_what_is_refused(options, backend)
     inputs, keywords = make((2, 3, 3, 3, 65, 65, 6, 5), options, coupling=coupling, same=True)
     agree(inputs, keywords, backend)
 
@@ -175,18 +204,18 @@ def test_symmetric_agrees_with_eager(coupling, options, backend):
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("same", [True, False])
-def test_dtypes_agree_with_eager(dtype, same, backend):
+def test_dtypes_agree_with_eager(dtype, same, backend, agree_to):
     inputs, options = make((2, 2, 2, 2, 70, 70, 8, 16), {"power": 2}, dtype=dtype, coupling="head", same=same)
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
-    agree(inputs, options, backend, tolerance)
+    agree_to(inputs, options, backend, tolerance)
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-def test_mixed_dtypes(backend):
+def test_mixed_dtypes(backend, agree_to, evaluate):
     """float32 frequencies with bfloat16 values: what a drifting frequency wants under autocast."""
     inputs, options = make((1, 2, 2, 2, 40, 40, 4, 8), {"power": 2}, dtype=torch.float32)
     inputs[2] = inputs[2].bfloat16()
     out, gradients = evaluate(inputs, options, backend)
     assert out.dtype == torch.bfloat16
     assert [g.dtype for g in gradients] == [x.dtype for x in inputs]
-    agree(inputs, options, backend, 2e-2)
+    agree_to(inputs, options, backend, 2e-2)

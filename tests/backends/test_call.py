@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import syncattn
-from syncattn.backends.select import BACKENDS
 
 attention = syncattn.selective_synchronization_attention
 explain = syncattn.backends.explain
+BACKENDS = [name for name, reason in syncattn.backends.availability().items() if reason is None]
 
 
 def good():

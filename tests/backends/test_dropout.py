@@ -5,17 +5,17 @@ import torch
 
 import syncattn
 from syncattn.backends.dropout import keep_mask, row_numbers
-from syncattn.backends.select import BACKENDS
 
 attention = syncattn.selective_synchronization_attention
+BACKENDS = [name for name, reason in syncattn.backends.availability().items() if reason is None]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def problem(batch=2, heads=3, tokens=40):
+def problem(batch=2, heads=3, tokens=40, dtype=torch.float32):
     """All pairs lock equally, and the values are the unit vectors: the output is the weights."""
-    w = torch.zeros(batch, heads, tokens, 2, dtype=torch.float64)
-    value = torch.eye(tokens, dtype=torch.float64).expand(batch, heads, -1, -1)
-    return w, w, value, torch.ones(heads, dtype=torch.float64), torch.ones(heads, dtype=torch.float64)
+    w = torch.zeros(batch, heads, tokens, 2, dtype=dtype)
+    value = torch.eye(tokens, dtype=dtype).expand(batch, heads, -1, -1)
+    return w, w, value, torch.ones(heads, dtype=dtype), torch.ones(heads, dtype=dtype)
 
 
 def masks(p, backend, seed=0, **sizes):
@@ -35,7 +35,11 @@ def test_keeps_the_share_asked_for_and_scales_it(p, backend):
 def test_every_backend_drops_the_same():
     first, *others = (masks(0.3, name) for name in BACKENDS)
     for other in others:
-        torch.testing.assert_close(first, other, rtol=0, atol=1e-12)
+        assert torch.equal(first == 0, other == 0)
+        torch.testing.assert_close(first, other)
+    wide = [masks(0.3, name, dtype=torch.float64) for name in ("tiled", "eager")]
+    torch.testing.assert_close(*wide, rtol=0, atol=1e-12)
+    assert torch.equal(first == 0, wide[0] == 0)
 
 
 @every_backend
@@ -93,7 +97,7 @@ def test_expectation_is_the_output_without_dropout(backend):
 @every_backend
 def test_returned_weights_are_before_dropout_and_the_gradient_meets_the_same_mask(backend):
     w, _, _, *strength = problem(batch=1, heads=1, tokens=12)
-    value = torch.randn(1, 1, 12, 12, dtype=torch.float64, requires_grad=True)
+    value = torch.randn(1, 1, 12, 12, requires_grad=True)
     torch.manual_seed(3)
     attention(w, w, value, *strength, dropout_p=0.5, eps=0.0, backend=backend).sum().backward()
     torch.manual_seed(3)

@@ -5,9 +5,10 @@ import torch
 
 import syncattn
 from syncattn import locking
-from syncattn.backends.select import BACKENDS
 
 attention = syncattn.selective_synchronization_attention
+# Not cpu: a finite difference in float32 is mostly rounding. test_agreement holds its gradients to eager's.
+BACKENDS = ["tiled", "eager"]
 BATCH, HEADS, TOKENS, M, D = 1, 2, 5, 2, 1
 
 CASES = [

@@ -1,5 +1,7 @@
 """Which backend takes a call, and why not the others."""
 
+import re
+
 import pytest
 import torch
 
@@ -10,24 +12,35 @@ attention = syncattn.selective_synchronization_attention
 explain = syncattn.backends.explain
 
 
-def problem():
-    w = torch.randn(1, 2, 5, 3)
-    return w, w, torch.randn(1, 2, 5, 4), torch.ones(2), torch.ones(2)
+NATIVE = syncattn.backends.availability()["cpu"] is None
+
+
+def problem(dtype=torch.float32):
+    w = torch.randn(1, 2, 5, 3, dtype=dtype)
+    strength = torch.ones(2, dtype=dtype)
+    return w, w, torch.randn(1, 2, 5, 4, dtype=dtype), strength, strength
 
 
 def test_the_first_that_can_takes_the_call_and_the_rest_say_why_not():
-    names = list(select.BACKENDS)
-    assert names[-1] == "eager" and "tiled" in names  # in order of preference, the definition last
-    chosen = explain(*problem())
+    assert list(select.BACKENDS) == ["cpu", "tiled", "eager"]  # in order of preference, the definition last
+    chosen = explain(*problem(torch.float64))
     assert chosen.backend == "tiled"
-    assert chosen.reasons == {"eager": "tiled is preferred"}
-    assert str(chosen) == "tiled: takes this call\neager: tiled is preferred"
+    assert set(chosen.reasons) == {"cpu", "eager"}
+    assert chosen.reasons["eager"] == "tiled is preferred"
+    assert str(chosen).splitlines()[0] == "tiled: takes this call"
+    assert str(chosen).splitlines()[2] == "eager: tiled is preferred"
+    if NATIVE:
+        assert chosen.reasons["cpu"] == "it computes in float32, this call needs float64"
+        chosen = explain(*problem())
+        assert chosen.backend == "cpu"
+        assert chosen.reasons == {"tiled": "cpu is preferred", "eager": "cpu is preferred"}
 
 
 def test_asked_for_by_name():
-    chosen = explain(*problem(), backend="eager")
+    chosen = explain(*problem(torch.float64), backend="eager")
     assert chosen.backend == "eager"
-    assert chosen.reasons == {"tiled": "not asked for (backend='eager')"}
+    assert chosen.reasons["tiled"] == "not asked for (backend='eager')"
+    assert chosen.reasons["cpu"] != chosen.reasons["tiled"]  # what it cannot do comes before what it may not
 
 
 def test_refusals():
@@ -39,17 +52,48 @@ def test_refusals():
             function(*problem(), return_weights=True, backend="tiled")
 
 
+@pytest.mark.skipif(not NATIVE, reason="the native kernel is not built")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"return_weights": True}, r"it never holds S and P \(return_weights=True\)"),
+        ({"power": 3}, r"it has powers 1 and 2, got 3"),
+        ({"power": 1.5}, r"it has powers 1 and 2, got 1\.5"),
+        ({"top_k": 2}, r"it has no top_k"),
+        ({"dtype": torch.float64}, r"it computes in float32, this call needs float64"),
+        ({"freq_dim": 513}, r"it takes a freq_dim of up to 512, got 513"),
+    ],
+    ids=str,
+)
+def test_what_the_native_kernel_refuses_is_refused_by_name(options, reason):
+    options = dict(options)
+    receive, send, *others = problem(options.pop("dtype", torch.float32))
+    if freq_dim := options.pop("freq_dim", None):
+        receive = send = torch.randn(1, 2, 5, freq_dim)
+    for function in (explain, attention):
+        with pytest.raises(ValueError, match="backend='cpu' cannot take this call: " + reason):
+            function(receive, send, *others, backend="cpu", **options)
+    chosen = explain(receive, send, *others, **options)
+    assert chosen.backend == ("eager" if "return_weights" in options else "tiled")
+    assert re.match(reason, chosen.reasons["cpu"])
+
+
 def test_a_backend_that_is_not_available_says_so(monkeypatch):
-    monkeypatch.setattr(select.BACKENDS["tiled"], "unavailable", lambda: "it has gone fishing")
-    assert syncattn.backends.availability() == {"tiled": "it has gone fishing", "eager": None}
+    for name in ("cpu", "tiled"):
+        monkeypatch.setattr(select.BACKENDS[name], "unavailable", lambda: "it has gone fishing")
+    gone = {"cpu": "it has gone fishing", "tiled": "it has gone fishing"}
+    assert syncattn.backends.availability() == gone | {"eager": None}
     chosen = explain(*problem())
-    assert chosen.backend == "eager" and chosen.reasons == {"tiled": "it has gone fishing"}
+    assert chosen.backend == "eager" and chosen.reasons == gone
     with pytest.raises(ValueError, match="cannot take this call: it has gone fishing"):
         attention(*problem(), backend="tiled")
 
 
 def test_availability():
-    assert syncattn.backends.availability() == {"tiled": None, "eager": None}
+    availability = syncattn.backends.availability()
+    assert list(availability) == list(select.BACKENDS)
+    assert availability["tiled"] is None and availability["eager"] is None
+    assert availability["cpu"] is None or "kernel" in availability["cpu"]
 
 
 def test_explain_computes_nothing():

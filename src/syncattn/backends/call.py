@@ -271,6 +271,11 @@ def is_transformed() -> bool:
     return forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor holds numbers on the CPU, and nothing records or replaces what is done with it."""
+    return _values_are_free(tensor) and torch._C._len_torch_dispatch_stack() == 0
+
+
 def _values_are_free(tensor: Tensor) -> bool:
     plain = type(tensor) in (Tensor, torch.nn.Parameter)  # a fake or distributed tensor has none to read
     return (
@@ -282,7 +287,7 @@ def _check_frequencies(name: str, tensor: Tensor) -> None:
     if tensor.numel() == 0:
         return
     low, high = torch.aminmax(tensor.detach())
-    if not bool((low >= -_HIGHEST) & (high <= _HIGHEST)):  # NaN fails both
+    if not (low.item() >= -_HIGHEST and high.item() <= _HIGHEST):  # NaN fails both
         bad = ~(tensor.detach().abs() <= _HIGHEST)
         at = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
@@ -292,6 +297,9 @@ def _check_frequencies(name: str, tensor: Tensor) -> None:
 
 
 def _check_positive(name: str, tensor: Tensor) -> None:
-    good = (tensor.detach() > 0) & torch.isfinite(tensor.detach())
-    if not bool(good.all()):
+    if tensor.numel() == 0:
+        return
+    low, high = torch.aminmax(tensor.detach())
+    if not (low.item() > 0 and high.item() < float("inf")):  # NaN fails both
+        good = (tensor.detach() > 0) & torch.isfinite(tensor.detach())
         raise ValueError(f"{name} must be positive and finite, got {tensor[~good].flatten()[0].item():g}")

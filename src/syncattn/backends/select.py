@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from syncattn.backends import eager, tiled
+from syncattn.backends import cpu, eager, tiled
 from syncattn.backends.call import Call, prepare
 
 
@@ -21,7 +21,7 @@ class Backend(Protocol):
 
 
 # In order of preference: the first that is available and does not refuse takes the call.
-BACKENDS: dict[str, Backend] = {"tiled": tiled, "eager": eager}
+BACKENDS: dict[str, Backend] = {"cpu": cpu, "tiled": tiled, "eager": eager}
 
 
 class Explanation(NamedTuple):

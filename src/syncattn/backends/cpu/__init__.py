@@ -1,0 +1,198 @@
+"""The native CPU kernel: fused, in O(N) memory, and at a cost that follows what locks.
+
+The arithmetic is in kernel/ (C++17, no dependency), float32 whatever the inputs are; this file says which
+calls it takes, and makes it an operator that autograd, `torch.compile` and `torch.export` know. How it works:
+docs/kernel.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from syncattn.backends.call import Call, is_plain, is_transformed, without_autocast
+from syncattn.backends.cpu import library
+from syncattn.backends.cpu.library import pointer
+from syncattn.backends.cpu.problem import Order, arrange, describe, plain, put_back, rounded
+
+_MOST_COORDINATES = 512
+
+
+@torch.compiler.assume_constant_result  # it looks at the disk, which cannot be traced
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine, or None."""
+    loaded = library.load()
+    return loaded if isinstance(loaded, str) else None
+
+
+def refuses(call: Call) -> str | None:
+    """Why this backend cannot take the call, or None."""
+    if call.receive.device.type != "cpu":
+        return f"it runs on the CPU, the tensors are on {call.receive.device}"
+    if call.return_weights:
+        return "it never holds S and P (return_weights=True)"
+    if call.compute_dtype != torch.float32:
+        return f"it computes in float32, this call needs {str(call.compute_dtype).removeprefix('torch.')}"
+    if call.power not in (1, 2):
+        return f"it has powers 1 and 2, got {call.power:g}"
+    if call.top_k is not None:
+        return "it has no top_k"
+    if call.receive.shape[-1] > _MOST_COORDINATES:
+        return f"it takes a freq_dim of up to {_MOST_COORDINATES}, got {call.receive.shape[-1]}"
+    return "it has no forward-mode or torch.func derivative" if is_transformed() else None
+
+
+def run(call: Call) -> Tensor:
+    """The operator: out (B, H, N, d)."""
+    tensors = (call.receive, call.send, call.value, call.coupling, call.bandwidth)
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    # a decoding step takes half as long if it need not pass through the dispatcher
+    compute = _forward if recorded or not is_plain(call.receive) else _compute
+    out, *_ = compute(
+        call.receive,
+        call.send,
+        call.value,
+        call.coupling,
+        call.bandwidth,
+        call.mask,
+        call.seed,
+        call.is_causal,
+        call.self_coupling,
+        call.dropout_p,
+        call.frame == "nearest",
+        int(call.power),
+        call.edge,
+        call.eps,
+        call.symmetric,
+    )
+    return out
+
+
+_ARGUMENTS = (
+    "Tensor receive, Tensor send, Tensor value, Tensor coupling, Tensor bandwidth, Tensor? mask, "
+    "Tensor? seed, bool is_causal, bool self_coupling, float dropout_p, bool nearest, int power, "
+    "float edge, float eps, bool symmetric"
+)
+
+
+@torch.library.custom_op(
+    "syncattn::cpu_forward",
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    device_types="cpu",
+)
+def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _compute(*arguments)
+
+
+def _compute(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(out (B, H, N, d) in value's dtype, and what the backward needs: the row sums Z (B, H, N) float32; in
+    the nearest frame also the nearest sender's D, float32, and place, int32, (B, H, N), else empty ones; the
+    order of the tokens (B, H, N + M) int32, whose first is -1 if they have none)."""
+    inputs = describe(arguments, None)
+    problem, value = inputs.problem, arguments[2]
+    batch, heads, queries, keys = problem.batch, problem.heads, problem.queries, problem.keys
+    framed = (batch, heads, queries) if problem.nearest else (0,)
+    out = torch.empty(batch, heads, queries, problem.value_dim)
+    row_sum = torch.empty(batch, heads, queries)
+    base = torch.empty(framed)
+    sender = torch.empty(framed, dtype=torch.int32)
+    problem.out, problem.row_sum = pointer(out), pointer(row_sum)
+    problem.base, problem.nearest_sender = pointer(base), pointer(sender)
+    library.forward(problem)
+    out = put_back(out, inputs.order.rows)
+    order = torch.full(
+        (batch, heads, queries + keys if _may_be_ordered(*arguments) else 0), -1, dtype=torch.int32
+    )
+    if inputs.order.rows is not None:
+        order[..., :queries], order[..., queries:] = inputs.order
+    return out[..., : value.shape[-1]].to(value.dtype).contiguous(), row_sum, base, sender, order
+
+
+def _may_be_ordered(receive, send, value, coupling, bandwidth, mask, seed, is_causal, *_) -> bool:
+    return not is_causal and (mask is None or mask.shape[2] == 1)
+
+
+@_forward.register_fake
+def _(*arguments):
+    receive, value, nearest = arguments[0], arguments[2], arguments[10]
+    rows = receive.shape[:3]
+    framed = rows if nearest else (0,)
+    ordered = rows[2] + value.shape[2] if _may_be_ordered(*arguments) else 0
+    return (
+        value.new_empty(*rows, value.shape[-1]),
+        value.new_empty(rows, dtype=torch.float32),
+        value.new_empty(framed, dtype=torch.float32),
+        value.new_empty(framed, dtype=torch.int32),
+        value.new_empty(*rows[:2], ordered, dtype=torch.int32),
+    )
+
+
+@torch.library.custom_op(
+    "syncattn::cpu_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor out, Tensor row_sum, Tensor base, Tensor sender, Tensor order, "
+    f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    device_types="cpu",
+)
+def _backward(grad, out, row_sum, base, sender, order, *arguments):
+    """The gradients of receive, send, value, coupling and bandwidth."""
+    receive, send, value, coupling, bandwidth = arguments[:5]
+    queries, columns = receive.shape[2], rounded(value.shape[-1])
+    ordered = order.numel() > 0 and int(order.view(-1)[0]) >= 0
+    nowhere = order.new_empty(0)
+    places = Order(
+        *(order.split((queries, order.shape[-1] - queries), -1) if ordered else (nowhere, nowhere))
+    )
+    places = Order(*(x.contiguous() for x in places))
+    inputs = describe(arguments, places)
+    problem = inputs.problem
+    grad, out = plain(grad, columns), plain(out, columns)
+    if ordered:
+        grad, out = arrange(grad, places.receive), arrange(out, places.receive)
+    grad_receive = torch.empty(problem.batch, problem.heads, queries, problem.freq_dim)
+    grad_send = torch.empty(problem.batch, problem.heads, problem.keys, problem.freq_dim)
+    grad_value = torch.empty(problem.batch, problem.heads, problem.keys, columns)
+    grad_coupling = torch.empty(problem.batch, problem.heads, queries)
+    grad_bandwidth = torch.empty(problem.batch, problem.heads, dtype=torch.float64)
+    problem.grad_out, problem.out, problem.row_sum = pointer(grad), pointer(out), pointer(row_sum)
+    problem.base, problem.nearest_sender = pointer(base), pointer(sender)
+    problem.grad_receive, problem.grad_send = pointer(grad_receive), pointer(grad_send)
+    problem.grad_value = pointer(grad_value)
+    problem.grad_coupling, problem.grad_bandwidth = pointer(grad_coupling), pointer(grad_bandwidth)
+    library.backward(problem)
+    grad_value = put_back(grad_value, places.columns)[..., : value.shape[-1]]
+    return (
+        put_back(grad_receive, places.rows).to(receive.dtype),
+        _sum_groups(put_back(grad_send, places.columns), send.shape[1]).to(send.dtype),
+        _sum_groups(grad_value, value.shape[1]).to(value.dtype).contiguous(),
+        put_back(grad_coupling, places.rows).sum_to_size(coupling.shape),
+        grad_bandwidth.sum(0).to(bandwidth.dtype),
+    )
+
+
+@_backward.register_fake
+def _(grad, out, row_sum, base, sender, order, receive, send, value, coupling, bandwidth, *options):
+    inputs = (receive, send, value, coupling, bandwidth)
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.options = inputs[7:]
+    ctx.save_for_backward(*output, *inputs[:7])
+
+
+def _differentiate(ctx, grad, *_):
+    with without_autocast(grad.device):  # .backward() may be called inside of it
+        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options)
+    return (*gradients, *(None,) * (2 + len(ctx.options)))
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _sum_groups(gradient: Tensor, heads: int) -> Tensor:
+    """Sum the gradients of the query heads that share a head, (B, H, M, x) to (B, heads, M, x)."""
+    if gradient.shape[1] == heads:
+        return gradient.contiguous()
+    return gradient.unflatten(1, (heads, -1)).sum(2)

@@ -1,0 +1,384 @@
+// One block: up to ROWS receivers and KEYS senders. Which pairs may attend, their squared detuning D, and the
+// list of those that can lock.
+#pragma once
+#include "gemm.h"
+#include "plan.h"
+
+namespace SYNCATTN_ISA {
+
+// Tiles of rows that go through the keys together, so that what is fetched of the keys is used several times.
+constexpr int64_t CONTEXTS = 4;
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// An upper bound of rho^2 = W0(2 alpha kappa^2) / (2 alpha), a hundred-thousandth too large. Newton's iteration for
+// w e^w = c falls monotonically from any start above W0, and log(1 + c) is above.
+INLINE vf radius_bound(vf inverse_square, float alpha) {
+    const float twice = 2 * alpha;
+    const vf c = twice / inverse_square, one_more = c + 1.0f;
+    const vi exponent = ((vi)one_more >> 23) - 126;  // 1 + c < 2^exponent
+    vf w = __builtin_convertvector(exponent, vf) * 0.69314724f;
+    for (int k = 0; k < 9; ++k) {
+        const vf power = exp2_of(larger(splat(-126.0f), w * -1.44269504f));
+        w -= (w - c * power) / (w + 1.0f);
+    }
+    return smaller(1.0f / inverse_square, w * 1.00001f / twice) * 1.00001f;  // rho <= kappa; NaN stays
+}
+
+// 1 / kappa^2 and the bound of rho^2 of LANES rows, from `first` on; past the last row, of the last.
+INLINE void load_strength(const SyncattnProblem& p, int64_t batch, int64_t head, int64_t first, float* inverse_square,
+                          float* radius) {
+    const float* kappa = p.coupling + batch * p.coupling_strides[0] + head * p.coupling_strides[1];
+    for (int64_t i = 0; i < LANES; ++i) {
+        const float x = kappa[least(first + i, p.queries - 1) * p.coupling_strides[2]];
+        inverse_square[i] = 1 / (x * x);
+    }
+    store(radius, radius_bound(load(inverse_square), p.bandwidth[head]));
+}
+
+// The row's part of the dropout hash, as backends/dropout.py has it.
+INLINE uint32_t row_word(const SyncattnProblem& p, int64_t batch, int64_t head, int64_t row) {
+    const int64_t head_number = batch * p.heads + head;
+    if (p.receive_index) row = p.receive_index[head_number * p.queries + row];
+    const uint64_t number = (uint64_t)(head_number * p.queries + row);
+    const uint32_t low = mix((uint32_t)(number ^ p.seed));
+    return mix(low ^ (uint32_t)((number >> 32) ^ (p.seed >> 32)));
+}
+
+// What is known about a tile of receivers before any block of it is looked at.
+struct Rows {
+    int64_t batch, head, first, count;
+    const float* receive;  // (count, m)
+    float inverse_square[ROWS + LANES], radius[ROWS + LANES];
+    float base[ROWS];  // D of the nearest allowed sender; 0 in the absolute frame
+    float farthest;    // an upper bound of base + radius over the rows
+    float rate;        // -2 alpha log2(e): J^2 = 2^(rate D)
+    uint32_t word[ROWS];
+};
+
+constexpr float RATE = -2.885390081777927f;  // -2 log2(e)
+
+INLINE void load_rows(const SyncattnProblem& p, Rows& rows, int64_t batch, int64_t head, int64_t tile) {
+    rows.batch = batch, rows.head = head, rows.first = tile * ROWS;
+    rows.count = least(ROWS, p.queries - rows.first);
+    rows.receive = p.receive + ((batch * p.heads + head) * p.queries + rows.first) * p.freq_dim;
+    rows.rate = p.bandwidth[head] * RATE;
+    memset(rows.base, 0, sizeof rows.base);
+    for (int64_t i = 0; i < rows.count; i += LANES) {
+        if (i && p.coupling_strides[2] == 0) {
+            memcpy(rows.inverse_square + i, rows.inverse_square, sizeof(vf));
+            memcpy(rows.radius + i, rows.radius, sizeof(vf));
+        } else {
+            load_strength(p, batch, head, rows.first + i, rows.inverse_square + i, rows.radius + i);
+        }
+    }
+    if (p.dropout)
+        for (int64_t i = 0; i < rows.count; ++i) rows.word[i] = row_word(p, batch, head, rows.first + i);
+}
+
+// Call when the bases are known.
+INLINE void set_farthest(Rows& rows) {
+    rows.farthest = rows.base[0] + rows.radius[0];
+    for (int64_t i = 1; i < rows.count; ++i) {
+        const float limit = rows.base[i] + rows.radius[i];
+        if (!(limit <= rows.farthest)) rows.farthest = limit;  // NaN stays: everything is then looked at
+    }
+}
+
+// The tiles from `first` to `last` (not included) whose box may be within `limit` of the box (low, high),
+// ascending, and their squared distances; `found` and `distance` have room for all.
+static int64_t tiles_within(const Boxes& boxes, const float* low, const float* high, int64_t m, int64_t first,
+                            int64_t last, float limit, int32_t* found, float* distance) {
+    int64_t count = 0;
+    const float generous = limit * 1.0001f + 1e-37f;  // a box's distance is rounded otherwise than a pair's
+    for (int64_t group = first / GROUP; group * GROUP < last; ++group) {
+        float apart = 0;
+        for (int64_t k = 0; k < m; ++k) {
+            const float below = boxes.group_low[k * boxes.group_stride + group] - high[k];
+            const float above = low[k] - boxes.group_high[k * boxes.group_stride + group];
+            const float gap = below > above ? below : above;
+            if (gap > 0) apart += gap * gap;
+        }
+        const float extra = boxes.group_limit ? boxes.group_limit[group] * 1.0001f : 0;
+        if (apart > generous + extra) continue;
+        for (int64_t start = group * GROUP; start < group * GROUP + GROUP; start += LANES) {
+            vf sum{};
+            for (int64_t k = 0; k < m; ++k) {
+                const vf below = load(boxes.low + k * boxes.stride + start) - high[k];
+                const vf above = low[k] - load(boxes.high + k * boxes.stride + start);
+                const vf gap = larger(larger(below, above), vf{});
+                sum += gap * gap;
+            }
+            vf most = vf{} + generous;
+            if (boxes.limit) most += load(boxes.limit + start) * 1.0001f;
+            uint32_t bits = bits_not_above(sum, most);
+            for (; bits; bits &= bits - 1) {
+                const int64_t lane = __builtin_ctz(bits), tile = start + lane;
+                if (tile < first || tile >= last) continue;
+                found[count] = (int32_t)tile;
+                distance[count++] = sum[lane];
+            }
+        }
+    }
+    return count;
+}
+
+// The first `count` bits.
+INLINE uint64_t bits_below(int64_t count) {
+    return count >= 64 ? ~0ull : count <= 0 ? 0 : (1ull << count) - 1;
+}
+
+// Which keys of a tile the mask lets a row attend to; of no row in particular where it is the same for all.
+static uint64_t mask_bits(const SyncattnProblem& p, int64_t batch, int64_t head, int64_t query, int64_t tile) {
+    const int64_t* s = p.mask_strides;
+    if (p.receive_index && s[2])
+        query = p.receive_index[(batch * p.heads + head) * p.queries + query];
+    const uint8_t* row = p.mask + batch * s[0] + head * s[1] + query * s[2];
+    const int64_t start = tile * KEYS, valid = least(KEYS, p.keys - start);
+    if (s[3] == 0) return *row ? bits_below(valid) : 0;
+    uint64_t bits = 0;
+    if (p.send_index) {
+        const int32_t* index = p.send_index + (batch * p.heads + head) * p.keys + start;
+        for (int64_t j = 0; j < valid; ++j) bits |= (uint64_t)(row[index[j] * s[3]] != 0) << j;
+    } else {
+        for (int64_t j = 0; j < valid; ++j) bits |= (uint64_t)(row[(start + j) * s[3]] != 0) << j;
+    }
+    return bits;
+}
+
+// The pairs of a block that may attend. Returns false if all of them may; else `allowed` holds each row's bits.
+static bool restricted(const SyncattnProblem& p, const Rows& rows, int64_t tile, uint64_t* allowed) {
+    const int64_t start = tile * KEYS, valid = least(KEYS, p.keys - start), offset = p.keys - p.queries;
+    const int64_t first = rows.first + offset, last = first + rows.count - 1;  // the rows' own places
+    if (p.symmetric) {  // each pair once, from the earlier token's row; the diagonal is added at the end
+        if (start > last && valid == KEYS) return false;
+        for (int64_t i = 0; i < rows.count; ++i) allowed[i] = bits_below(valid) & ~bits_below(first + i - start + 1);
+        return true;
+    }
+    const bool crosses_diagonal = p.is_causal && start + valid - 1 > first;
+    const bool sorted = p.send_index != nullptr;
+    const bool meets_itself = !p.self_coupling && (sorted || (start <= last && start + valid > first));
+    if (!crosses_diagonal && !meets_itself && !p.mask && valid == KEYS) return false;
+
+    uint64_t common = bits_below(valid);
+    if (p.mask && p.mask_strides[2] == 0) common &= mask_bits(p, rows.batch, rows.head, 0, tile);
+    for (int64_t i = 0; i < rows.count; ++i) {
+        uint64_t bits = common;
+        int64_t own = first + i;
+        if (crosses_diagonal) bits &= bits_below(own - start + 1);
+        if (meets_itself && !sorted && own >= start && own < start + KEYS) bits &= ~(1ull << (own - start));
+        if (meets_itself && sorted) {
+            const int64_t at = rows.batch * p.heads + rows.head;
+            own = p.receive_index[at * p.queries + rows.first + i] + offset;
+            const int32_t* index = p.send_index + at * p.keys + start;
+            for (int64_t j = 0; j < valid; ++j) bits &= ~((uint64_t)(index[j] == own) << j);
+        }
+        if (p.mask && p.mask_strides[2] && bits)
+            bits &= mask_bits(p, rows.batch, rows.head, rows.first + i, tile);
+        allowed[i] = bits;
+    }
+    return true;
+}
+
+// p[i] for each lane's i.
+INLINE vf gather(const float* p, vi i) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_i32gather_ps((__m512i)i, p, 4);
+#else
+    vf x;
+    for (int lane = 0; lane < LANES; ++lane) x[lane] = p[i[lane]];
+    return x;
+#endif
+}
+
+// A tile's frequencies as lanes, (m, KEYS), from (count, m). What is not there stands far away.
+static void pack_tile(const float* tokens, int64_t count, int64_t m, float* packed) {
+    for (int64_t v = 0; v < KEYS; v += LANES) {
+        const vi lane = lane_numbers() + (int32_t)v;
+        vi from;
+        for (int l = 0; l < LANES; ++l) from[l] = (int32_t)(least(lane[l], count - 1) * m);
+        const uint32_t there = (uint32_t)(bits_below(count) >> v);
+        for (int64_t k = 0; k < m; ++k)
+            store(packed + k * KEYS + v, where(there, gather(tokens + k, from), vf{} + FAR_FREQUENCY));
+    }
+}
+
+// Lowest and highest frequency, (m) each, of those of `count` tokens (count, m) whose bit is set; everything, if one
+// of them is NaN, so that it is looked at and shows.
+static void box_of(const float* tokens, int64_t count, int64_t m, uint64_t counted, float* low, float* high) {
+    for (int64_t k = 0; k < m; ++k) low[k] = __builtin_inff(), high[k] = -__builtin_inff();
+    for (int64_t i = 0; i < count; ++i) {
+        if (!(counted >> i & 1)) continue;
+        for (int64_t k = 0; k < m; ++k) {
+            const float x = tokens[i * m + k];
+            low[k] = low[k] <= x ? low[k] : x;  // a NaN that comes in stays: nothing compares with it
+            high[k] = high[k] >= x || high[k] != high[k] ? high[k] : x;
+            low[k] = high[k] != high[k] ? high[k] : low[k];
+        }
+    }
+    for (int64_t k = 0; k < m; ++k)
+        if (high[k] != high[k]) low[k] = -__builtin_inff(), high[k] = -low[k];
+}
+
+// One tile of `lanes`: packed, and its box.
+static void pack(const Lanes* lanes, int64_t tile, const float* tokens, int64_t count, int64_t m, uint64_t counted) {
+    float low[MOST_COORDINATES], high[MOST_COORDINATES];
+    pack_tile(tokens, count, m, lanes->packed + tile * m * KEYS);
+    box_of(tokens, count, m, counted, low, high);
+    for (int64_t k = 0; k < m; ++k) {
+        lanes->boxes.low[k * lanes->boxes.stride + tile] = low[k];
+        lanes->boxes.high[k * lanes->boxes.stride + tile] = high[k];
+    }
+}
+
+// Squares are summed up in runs of so many coordinates, and the runs then: one long sum would round more.
+constexpr int64_t RUN = 16;
+
+template <int COUNT, int VECTORS>
+INLINE void detuning_micro(float* d, const float* receive, const float* packed, int64_t m, int64_t from) {
+    vf sum[COUNT][VECTORS];
+#pragma GCC unroll 24
+    for (int r = 0; r < COUNT; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) sum[r][v] = vf{};
+    for (int64_t k = from; k < least(m, from + RUN); ++k) {
+        vf sent[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) sent[v] = load(packed + k * KEYS + v * LANES);
+#pragma GCC unroll 24
+        for (int r = 0; r < COUNT; ++r) {
+            const vf received = splat(receive[r * m + k]);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) {
+                const vf apart = received - sent[v];
+                sum[r][v] += apart * apart;
+            }
+        }
+    }
+#pragma GCC unroll 24
+    for (int r = 0; r < COUNT; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) {
+            float* to = d + r * KEYS + v * LANES;
+            store(to, from ? load(to) + sum[r][v] : sum[r][v]);
+        }
+}
+
+// D of a block, (ROWS, KEYS), between `count` tokens (count, m) and packed ones: differences first, squares after,
+// so that it is as exact as its inputs, exactly 0 between equal frequencies, and the same both ways round.
+static void detuning(const float* tokens, int64_t count, int64_t m, const float* packed, float* d) {
+    constexpr int STEP = ACCUMULATORS / WIDEST;
+    for (int64_t column = 0; column < KEYS; column += WIDEST * LANES) {
+        int64_t i = 0;
+        for (; i + STEP <= count; i += STEP)
+            for (int64_t from = 0; from < m; from += RUN)
+                detuning_micro<STEP, WIDEST>(d + i * KEYS + column, tokens + i * m, packed + column, m, from);
+        for (; i < count; ++i)
+            for (int64_t from = 0; from < m; from += RUN)
+                detuning_micro<1, WIDEST>(d + i * KEYS + column, tokens + i * m, packed + column, m, from);
+    }
+}
+
+// Sets D to FAR_DETUNING where a pair may not attend: `allowed` holds a bit for each of a row's keys.
+static void forbid(float* d, int64_t count, const uint64_t* allowed) {
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t v = 0; v < KEYS; v += LANES) {
+            float* at = d + i * KEYS + v;
+            store(at, where((uint32_t)(allowed[i] >> v), load(at), vf{} + FAR_DETUNING));
+        }
+}
+
+// Pairs that can lock, row by row: D and the key's number. They wait here until rows have enough of them.
+constexpr int64_t ROOM = 192, ENOUGH = 16;
+struct Pairs {
+    float detuning[ROWS][ROOM + LANES];
+    int32_t key[ROWS][ROOM + LANES];
+    int64_t length[ROWS], most, all;
+};
+
+INLINE void forget(Pairs& pairs) {
+    memset(pairs.length, 0, sizeof pairs.length);
+    pairs.most = pairs.all = 0;
+}
+
+// Adds those of a block that can lock: D - base <= limit; base and limit may differ by row or by key. There is
+// room for KEYS more in each row.
+template <bool BY_KEY>
+INLINE void list_lockable(Pairs& pairs, int64_t count, const float* d, int64_t first_key, const float* base,
+                          const float* limit) {
+    for (int64_t i = 0; i < count; ++i) {
+        int64_t length = pairs.length[i];
+        float* to = pairs.detuning[i];
+        int32_t* key = pairs.key[i];
+        for (int64_t v = 0; v < KEYS; v += LANES) {
+            const vf from = BY_KEY ? load(base + v) : vf{} + base[i], most = BY_KEY ? load(limit + v) : vf{} + limit[i];
+            const vf x = load(d + i * KEYS + v) - from;
+            uint32_t bits = bits_not_above(x, most);
+#if defined(__AVX512F__)
+            const vi number = lane_numbers() + (int32_t)(first_key + v);
+            _mm512_storeu_ps(to + length, _mm512_maskz_compress_ps((__mmask16)bits, (__m512)x));
+            _mm512_storeu_si512(key + length, _mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)number));
+            length += __builtin_popcount(bits);
+#else
+            for (; bits; bits &= bits - 1, ++length) {
+                const int64_t lane = __builtin_ctz(bits);
+                to[length] = x[lane], key[length] = (int32_t)(first_key + v + lane);
+            }
+#endif
+        }
+        pairs.all += length - pairs.length[i];
+        pairs.length[i] = length;
+        if (length > pairs.most) pairs.most = length;
+    }
+}
+
+// How many pairs of a block can lock.
+template <bool BY_KEY>
+INLINE int64_t count_lockable(int64_t count, const float* d, const float* base, const float* limit) {
+    int64_t all = 0;
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t v = 0; v < KEYS; v += LANES) {
+            const vf from = BY_KEY ? load(base + v) : vf{} + base[i], most = BY_KEY ? load(limit + v) : vf{} + limit[i];
+            all += __builtin_popcount(bits_not_above(load(d + i * KEYS + v) - from, most));
+        }
+    return all;
+}
+
+// F = J^2 - x / kappa^2 and J^2 = exp(-2 alpha x) = 2^(rate x), at squared detuning x counted from the frame.
+INLINE vf margin_of(vf x, float rate, vf inverse_square, vf* kernel) {
+    const vf y = larger(splat(-126.0f), x * rate);  // far pairs would be slow denormal numbers
+    *kernel = exp2_of(y);
+    return *kernel - x * inverse_square;
+}
+
+// Which function of F the weight is.
+enum Form { SQUARED, PLAIN, PLAIN_EDGE, SQUARED_EDGE };
+
+// W = S^power, S = sqrt(max(F, 0) + e^2) - e; exactly 0 where not locked.
+template <int FORM>
+INLINE vf weight_of(vf margin, float edge) {
+    const vf positive = larger(vf{}, margin);  // NaN stays: it must show
+    if constexpr (FORM == SQUARED) return positive;
+    if constexpr (FORM == PLAIN) return square_root(positive);
+    const vf sync = square_root(positive + edge * edge) - edge;
+    const vf weight = FORM == SQUARED_EDGE ? sync * sync : sync;
+    return positive == 0.0f ? vf{} : weight;
+}
+
+// dL/dF from dL/dW; exactly 0 where not locked.
+template <int FORM>
+INLINE vf through_weight(vf gradient, vf margin, float edge) {
+    if constexpr (FORM == PLAIN) gradient *= 0.5f / square_root(larger(vf{}, margin));
+    if constexpr (FORM == PLAIN_EDGE || FORM == SQUARED_EDGE) {
+        const vf root = square_root(larger(vf{}, margin) + edge * edge);
+        gradient *= (FORM == SQUARED_EDGE ? root - edge : vf{} + 0.5f) / root;
+    }
+    return margin <= 0.0f ? vf{} : gradient;
+}
+
+// Which pairs of rows, given by their words, and keys, by their numbers among the caller's, dropout keeps.
+INLINE uint32_t kept_bits(const SyncattnProblem& p, vu word, vu number) {
+    return bits_at_least(mix(number * 0x9E3779B9u + word), p.dropout_threshold);
+}
+
+}  // namespace SYNCATTN_ISA

@@ -1,0 +1,402 @@
+// The forward pass of one tile of rows: all of the senders that it can lock to, tile by tile.
+#pragma once
+#include "block.h"
+
+namespace SYNCATTN_ISA {
+
+// Blocks whose D the search for the nearest sender keeps for the pass that follows, if they are whole; more if not.
+constexpr int64_t REMEMBERED = 12;
+// A block is evaluated whole when at least this share of its pairs can lock, else pair by pair. A block that
+// follows a full one is taken for full, but every few the guess is put to the test.
+constexpr float FULL_SHARE = 0.3f;
+constexpr int64_t GUESSES = 8;
+
+struct ForwardScratch {
+    float *d, *weight, *packed;  // shared by the contexts
+    struct {
+        float *out, *distance, *remembered;
+        int32_t *found, *place;  // tiles to visit; where each tile's D is remembered, or -1
+        Pairs* pairs;
+    } of[CONTEXTS];
+};
+
+// Lays out the scratch in `memory`, and returns its size in floats.
+INLINE int64_t forward_scratch(const SyncattnProblem& p, float* memory, ForwardScratch& to) {
+    const int64_t tiles = (p.keys + KEYS - 1) / KEYS;
+    float* at = memory;
+    const auto take = [&at](int64_t n) {
+        float* taken = at;
+        at += (n + 15) / 16 * 16;
+        return taken;
+    };
+    to.d = take(ROWS * KEYS), to.weight = take(ROWS * KEYS), to.packed = take(p.freq_dim * KEYS);
+    for (auto& own : to.of) {
+        own.out = take(ROWS * p.value_dim);
+        own.distance = take(tiles), own.found = (int32_t*)take(tiles);
+        own.place = (int32_t*)take(p.nearest ? tiles : 0);
+        own.pairs = (Pairs*)take(sizeof(Pairs) / 4 + 1);
+        own.remembered = take(p.nearest ? REMEMBERED * ROWS * KEYS : 0);
+    }
+    return at - memory;
+}
+
+// D of a block as `rows` see it.
+INLINE void forward_detuning(const SyncattnProblem& p, const Rows& rows, const Lanes& senders, int64_t tile,
+                             float* memory, float* d) {
+    uint64_t allowed[ROWS];
+    const int64_t m = p.freq_dim, first = tile * KEYS;
+    const float* packed = senders.packed + tile * m * KEYS;
+    if (!senders.packed) {
+        const int64_t head_number = rows.batch * p.send_heads + rows.head / (p.heads / p.send_heads);
+        pack_tile(p.send + (head_number * p.keys + first) * m, least(KEYS, p.keys - first), m, memory);
+        packed = memory;
+    }
+    detuning(rows.receive, rows.count, m, packed, d);
+    if (restricted(p, rows, tile, allowed)) forbid(d, rows.count, allowed);
+}
+
+// The nearest allowed sender of each row, and its D: the earlier one (as the caller numbers them) on a tie.
+struct Nearest {
+    float best[ROWS];
+    int32_t place[ROWS], number[ROWS];
+};
+
+static void look_for_nearest(const SyncattnProblem& p, const Rows& rows, const float* d, int64_t tile,
+                             Nearest& nearest) {
+    const int32_t* index =
+        p.send_index ? p.send_index + (rows.batch * p.heads + rows.head) * p.keys : nullptr;
+    const int64_t start = tile * KEYS, valid = least(KEYS, p.keys - start);
+    for (int64_t i = 0; i < rows.count; ++i) {
+        const float* row = d + i * KEYS;
+        uint32_t candidates = 0;
+        for (int64_t v = 0; v < KEYS / LANES; ++v)
+            candidates |= bits_not_above(load(row + v * LANES), vf{} + nearest.best[i]);
+        if (!candidates) continue;
+        for (int64_t j = 0; j < valid; ++j) {
+            const int32_t number = index ? index[start + j] : (int32_t)(start + j);
+            const bool tie = row[j] == nearest.best[i] && number < nearest.number[i];
+            if (row[j] < nearest.best[i] || tie || row[j] != row[j]) {
+                nearest.best[i] = row[j];
+                nearest.place[i] = (int32_t)(start + j), nearest.number[i] = number;
+            }
+        }
+    }
+}
+
+// Sets rows.base, and writes what the backward needs to know of it. Tiles that are nearer come first; one whose
+// box is farther than the best of every row cannot hold a nearest sender.
+template <typename Own>
+static void find_nearest(const Plan& plan, Rows& rows, const Lanes& senders, int64_t count, const ForwardScratch& s,
+                         const Own& own) {
+    const SyncattnProblem& p = *plan.p;
+    Nearest nearest;
+    for (int64_t i = 0; i < ROWS; ++i)
+        nearest.best[i] = FAR_DETUNING, nearest.place[i] = 0, nearest.number[i] = INT32_MAX;
+    for (int64_t t = 0; t < plan.key_tiles; ++t) own.place[t] = -1;
+    const int64_t block = rows.count * KEYS, room = REMEMBERED * ROWS * KEYS / block;
+    int64_t kept = 0;
+    const auto visit = [&](int64_t t) {
+        const int64_t tile = own.found[t];
+        float* d = kept < room ? own.remembered + kept * block : s.d;
+        forward_detuning(p, rows, senders, tile, s.packed, d);
+        look_for_nearest(p, rows, d, tile, nearest);
+        if (kept < room) own.place[tile] = (int32_t)kept++;
+        own.found[t] = -1;
+    };
+    // the nearest few in their order, which rules most of the others out, then those in passing order
+    for (int64_t k = 0; k < least(count, 3); ++k) {
+        int64_t next = -1;
+        for (int64_t t = 0; t < count; ++t)
+            if (own.found[t] >= 0 && (next < 0 || own.distance[t] < own.distance[next])) next = t;
+        visit(next);
+    }
+    for (int64_t t = count - 1; t >= 0; --t) {
+        if (own.found[t] < 0) continue;
+        float worst = nearest.best[0];
+        for (int64_t i = 1; i < rows.count; ++i)
+            if (!(nearest.best[i] <= worst)) worst = nearest.best[i];
+        if (!(own.distance[t] > worst * 1.0001f)) visit(t);
+    }
+    const int64_t at = (rows.batch * p.heads + rows.head) * p.queries + rows.first;
+    for (int64_t i = 0; i < rows.count; ++i) {
+        rows.base[i] = nearest.best[i] >= FAR_DETUNING ? 0 : nearest.best[i];
+        p.base[at + i] = rows.base[i];
+        p.nearest_sender[at + i] = nearest.place[i];
+    }
+}
+
+// The numbers that the caller knows LANES keys by.
+INLINE vu key_numbers(const SyncattnProblem& p, const Rows& rows, vi key) {
+    if (!p.send_index) return (vu)key;
+    const int32_t* index = p.send_index + (rows.batch * p.heads + rows.head) * p.keys;
+    for (int lane = 0; lane < LANES; ++lane) key[lane] = key[lane] < p.keys ? index[key[lane]] : 0;
+    return (vu)key;
+}
+
+// Dropout of LANES weights of one row.
+INLINE vf drop(const SyncattnProblem& p, const Rows& rows, int64_t row, vi key, vf weight) {
+    return where(kept_bits(p, vu{} + rows.word[row], key_numbers(p, rows, key)), weight * p.dropout_scale, vf{});
+}
+
+// W of a whole block, and the row sums (LANES of each row); dropout only changes what is mixed. In the symmetric
+// form the columns' sums, too.
+template <int FORM, bool SYMMETRIC>
+static void weigh_block(const SyncattnProblem& p, const Rows& rows, const float* d, int64_t tile, float* weight,
+                        float* sums, float* column_sums) {
+    vf columns[KEYS / LANES] = {};
+    for (int64_t i = 0; i < rows.count; ++i) {
+        const vf base = vf{} + rows.base[i], inverse_square = vf{} + rows.inverse_square[i];
+        vf sum = load(sums + i * LANES);
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < KEYS; v += LANES) {
+            vf kernel;
+            const vf x = load(d + i * KEYS + v) - base;
+            const vf w = weight_of<FORM>(margin_of(x, rows.rate, inverse_square, &kernel), p.edge);
+            store(weight + i * KEYS + v, w);
+            sum += w;
+            if constexpr (SYMMETRIC) columns[v / LANES] += w;
+        }
+        store(sums + i * LANES, sum);
+        if (!p.dropout) continue;
+        for (int64_t v = 0; v < KEYS; v += LANES) {
+            float* at = weight + i * KEYS + v;
+            store(at, drop(p, rows, i, lane_numbers() + (int32_t)(tile * KEYS + v), load(at)));
+        }
+    }
+    if constexpr (SYMMETRIC)
+        for (int64_t j = 0; j < least(KEYS, p.keys - tile * KEYS); ++j)
+            column_sums[tile * KEYS + j] += columns[j / LANES][j % LANES];
+}
+
+// VECTORS of the columns of out += sum_k w_k v_key(k). Two pairs at a time: one chain of sums would be bound by
+// the latency of an addition.
+template <int VECTORS>
+INLINE void mix_pairs(float* out, const float* weight, const int32_t* key, int64_t count, const float* value,
+                      int64_t ldv) {
+    vf sum[VECTORS], other[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) sum[v] = load(out + v * LANES), other[v] = vf{};
+    int64_t k = 0;
+    for (; k + 2 <= count; k += 2) {
+        const float *row = value + key[k] * ldv, *next = value + key[k + 1] * ldv;
+        const vf w = splat(weight[k]), u = splat(weight[k + 1]);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) {
+            sum[v] += w * load(row + v * LANES);
+            other[v] += u * load(next + v * LANES);
+        }
+    }
+    if (k < count) {
+        const float* row = value + key[k] * ldv;
+        const vf w = splat(weight[k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) sum[v] += w * load(row + v * LANES);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) store(out + v * LANES, sum[v] + other[v]);
+}
+
+// VECTORS of the columns of to_key(k) += w_k x: the other half of a symmetric pair.
+template <int VECTORS>
+INLINE void spread_pairs(float* to, const float* weight, const int32_t* key, int64_t count, const float* x,
+                         int64_t row_floats) {
+    vf own[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) own[v] = load(x + v * LANES);
+    for (int64_t k = 0; k < count; ++k) {
+        float* row = to + key[k] * row_floats;
+        const vf w = splat(weight[k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) store(row + v * LANES, load(row + v * LANES) + w * own[v]);
+    }
+}
+
+INLINE void spread(float* to, const float* weight, const int32_t* key, int64_t count, const float* x, int64_t dim) {
+    int64_t c = 0;
+    for (; c + 4 * LANES <= dim; c += 4 * LANES) spread_pairs<4>(to + c, weight, key, count, x + c, dim);
+    for (; c < dim; c += LANES) spread_pairs<1>(to + c, weight, key, count, x + c, dim);
+}
+
+// A head's sums, to which the symmetric form adds from both sides of each pair: (N, d) and (N).
+struct HeadSums {
+    float *out, *row_sum;
+};
+
+// Weighs and mixes the pairs that wait, and forgets them.
+template <int FORM, bool SYMMETRIC>
+static void forward_pairs(const SyncattnProblem& p, const Rows& rows, Pairs& pairs, float* sums, float* out,
+                          const float* values, HeadSums all) {
+    const int64_t dim = p.value_dim;
+    for (int64_t i = 0; i < rows.count; ++i) {
+        const int64_t count = pairs.length[i];
+        if (count == 0) continue;
+        float* weight = pairs.detuning[i];  // in place of D
+        int32_t* key = pairs.key[i];
+        store(weight + count, vf{} + FAR_DETUNING);  // what fills the last vector does not lock
+        memset(key + count, 0, sizeof(vi));
+        const vf inverse_square = vf{} + rows.inverse_square[i];
+        vf sum = load(sums + i * LANES);
+        for (int64_t k = 0; k < count; k += LANES) {
+            vf kernel;
+            vf w = weight_of<FORM>(margin_of(load(weight + k), rows.rate, inverse_square, &kernel), p.edge);
+            sum += w;
+            if (p.dropout) {
+                vi number;
+                memcpy(&number, key + k, sizeof number);
+                w = drop(p, rows, i, number, w);
+            }
+            store(weight + k, w);
+        }
+        store(sums + i * LANES, sum);
+        int64_t c = 0;
+        for (; c + 4 * LANES <= dim; c += 4 * LANES)
+            mix_pairs<4>(out + i * dim + c, weight, key, count, values + c, dim);
+        for (; c < dim; c += LANES) mix_pairs<1>(out + i * dim + c, weight, key, count, values + c, dim);
+        if constexpr (SYMMETRIC) {
+            for (int64_t k = 0; k < count; ++k) all.row_sum[key[k]] += weight[k];
+            spread(all.out, weight, key, count, values + (rows.first + i) * dim, dim);
+        }
+    }
+    forget(pairs);
+}
+
+// A tile of rows on its way through the keys.
+struct Context {
+    Rows rows;
+    int64_t count, next;  // of the tiles of keys that it can lock to
+    bool whole;           // whether the last block was worth evaluating whole
+    float sums[ROWS * LANES];
+};
+
+static void forward_begin(const Plan& plan, const Lanes& senders, int64_t batch, int64_t head, int64_t tile,
+                          Context& c, const ForwardScratch& s, int64_t number) {
+    const SyncattnProblem& p = *plan.p;
+    const auto& own = s.of[number];
+    load_rows(p, c.rows, batch, head, tile);
+    float low[MOST_COORDINATES], high[MOST_COORDINATES];
+    box_of(c.rows.receive, c.rows.count, p.freq_dim, ~0ull, low, high);
+    int64_t last = plan.key_tiles;
+    if (p.is_causal) last = least(last, (c.rows.first + c.rows.count - 1 + p.keys - p.queries) / KEYS + 1);
+    const int64_t first = p.symmetric ? c.rows.first / KEYS : 0;
+    const auto find = [&](float limit) {
+        if (senders.packed)
+            return tiles_within(senders.boxes, low, high, p.freq_dim, first, last, limit, own.found, own.distance);
+        for (int64_t t = 0; t < last; ++t) own.found[t] = (int32_t)t, own.distance[t] = 0;
+        return last;  // too few rows for boxes to be worth their making
+    };
+    if (p.nearest) find_nearest(plan, c.rows, senders, find(__builtin_inff()), s, own);
+    set_farthest(c.rows);
+    memset(own.out, 0, sizeof(float) * (size_t)(ROWS * p.value_dim));
+    memset(c.sums, 0, sizeof c.sums);
+    forget(*own.pairs);
+    c.count = find(c.rows.farthest);
+    c.next = 0, c.whole = false;
+}
+
+// One block, against the context's next tile of keys.
+template <int FORM, bool SYMMETRIC>
+static void forward_step(const SyncattnProblem& p, const Lanes& senders, const float* values, Context& c,
+                         const ForwardScratch& s, int64_t number, HeadSums all) {
+    const auto& own = s.of[number];
+    const Rows& rows = c.rows;
+    const int64_t tile = own.found[c.next], full = (int64_t)(FULL_SHARE * (float)(rows.count * KEYS));
+    const float* d = s.d;
+    if (p.nearest && own.place[tile] >= 0) d = own.remembered + own.place[tile] * rows.count * KEYS;
+    else forward_detuning(p, rows, senders, tile, s.packed, s.d);
+    if (c.next++ % GUESSES == 0) c.whole = count_lockable<false>(rows.count, d, rows.base, rows.radius) > full;
+    if (c.whole) {
+        const int64_t dim = p.value_dim, first = tile * KEYS, valid = least(KEYS, p.keys - first);
+        weigh_block<FORM, SYMMETRIC>(p, rows, d, tile, s.weight, c.sums, all.row_sum);
+        gemm(own.out, dim, s.weight, KEYS, 1, values + first * dim, dim, rows.count, dim, valid, true);
+        if constexpr (SYMMETRIC)
+            gemm(all.out + first * dim, dim, s.weight, 1, KEYS, values + rows.first * dim, dim, valid, dim, rows.count,
+                 true);
+        return;
+    }
+    const int64_t before = own.pairs->all;
+    list_lockable<false>(*own.pairs, rows.count, d, tile * KEYS, rows.base, rows.radius);
+    c.whole = own.pairs->all - before > full;
+    if (own.pairs->all >= ENOUGH * rows.count || own.pairs->most > ROOM - KEYS)
+        forward_pairs<FORM, SYMMETRIC>(p, rows, *own.pairs, c.sums, own.out, values, all);
+}
+
+// CONTEXTS tiles of rows through all keys. Adds to `all` in the symmetric form, else sets out and row_sum.
+template <int FORM, bool SYMMETRIC>
+static void forward_task(const Plan& plan, int64_t batch, int64_t head, int64_t task, float* memory) {
+    const SyncattnProblem& p = *plan.p;
+    const int64_t head_number = batch * p.heads + head, dim = p.value_dim;
+    const Lanes& senders = plan.senders[batch * p.send_heads + head / (p.heads / p.send_heads)];
+    const int64_t value_number = batch * p.value_heads + head / (p.heads / p.value_heads);
+    const float* values = p.value + value_number * p.keys * dim;
+    const int64_t first = task * CONTEXTS, tiles = (p.queries + ROWS - 1) / ROWS;
+    const int64_t contexts = least(CONTEXTS, tiles - first);
+    const HeadSums all{p.out + head_number * p.queries * dim, p.row_sum + head_number * p.queries};
+    ForwardScratch s;
+    forward_scratch(p, memory, s);
+    Context context[CONTEXTS];
+    for (int64_t c = 0; c < contexts; ++c) forward_begin(plan, senders, batch, head, first + c, context[c], s, c);
+    for (;;) {  // the lowest tile of keys that any of them has to do, by all that have
+        int64_t tile = INT64_MAX;
+        for (int64_t c = 0; c < contexts; ++c)
+            if (context[c].next < context[c].count) tile = least(tile, s.of[c].found[context[c].next]);
+        if (tile == INT64_MAX) break;
+        for (int64_t c = 0; c < contexts; ++c)
+            if (context[c].next < context[c].count && s.of[c].found[context[c].next] == tile)
+                forward_step<FORM, SYMMETRIC>(p, senders, values, context[c], s, c, all);
+    }
+    for (int64_t c = 0; c < contexts; ++c) {
+        const Rows& rows = context[c].rows;
+        forward_pairs<FORM, SYMMETRIC>(p, rows, *s.of[c].pairs, context[c].sums, s.of[c].out, values, all);
+        for (int64_t i = 0; i < rows.count; ++i) {
+            const float sum = total(load(context[c].sums + i * LANES)), normaliser = sum == 0 ? 1 : 1 / (sum + p.eps);
+            float* const to = all.out + (rows.first + i) * dim;
+            float& row_sum = all.row_sum[rows.first + i];
+            row_sum = SYMMETRIC ? row_sum + sum : sum;
+            for (int64_t x = 0; x < dim; x += LANES) {
+                const vf mixed = load(s.of[c].out + i * dim + x);
+                store(to + x, SYMMETRIC ? load(to + x) + mixed : mixed * normaliser);
+            }
+        }
+    }
+}
+
+// The weight of a token with itself: F = 1 at D = 0.
+template <int FORM>
+INLINE float own_weight(const SyncattnProblem& p) {
+    return p.self_coupling ? weight_of<FORM>(vf{} + 1.0f, p.edge)[0] : 0;
+}
+
+// A whole head of the symmetric form.
+template <int FORM>
+static void forward_symmetric(const Plan& plan, int64_t batch, int64_t head, float* memory) {
+    const SyncattnProblem& p = *plan.p;
+    const int64_t head_number = batch * p.heads + head, dim = p.value_dim;
+    float *out = p.out + head_number * p.queries * dim, *row_sum = p.row_sum + head_number * p.queries;
+    const float* value = p.value + (batch * p.value_heads + head / (p.heads / p.value_heads)) * p.keys * dim;
+    memset(out, 0, sizeof(float) * (size_t)(p.queries * dim));
+    memset(row_sum, 0, sizeof(float) * (size_t)p.queries);
+    for (int64_t task = 0; task < plan.row_tasks; ++task) forward_task<FORM, true>(plan, batch, head, task, memory);
+    const float own = own_weight<FORM>(p);
+    for (int64_t i = 0; i < p.queries; ++i) {
+        const float sum = row_sum[i] += own, normaliser = sum == 0 ? 1 : 1 / (sum + p.eps);
+        for (int64_t c = i * dim; c < (i + 1) * dim; c += LANES) {
+            const vf mixed = own ? load(out + c) + load(value + c) * own : load(out + c);
+            store(out + c, mixed * normaliser);
+        }
+    }
+}
+
+static void forward_rows(const Plan* plan, int64_t batch, int64_t head, int64_t task, float* memory) {
+    const SyncattnProblem& p = *plan->p;
+    if (p.symmetric) {
+        const auto form = p.edge > 0 ? (p.power == 2 ? forward_symmetric<SQUARED_EDGE> : forward_symmetric<PLAIN_EDGE>)
+                                     : (p.power == 2 ? forward_symmetric<SQUARED> : forward_symmetric<PLAIN>);
+        return form(*plan, batch, head, memory);
+    }
+    const auto form = p.edge > 0
+                          ? (p.power == 2 ? forward_task<SQUARED_EDGE, false> : forward_task<PLAIN_EDGE, false>)
+                          : (p.power == 2 ? forward_task<SQUARED, false> : forward_task<PLAIN, false>);
+    form(*plan, batch, head, task, memory);
+}
+
+}  // namespace SYNCATTN_ISA

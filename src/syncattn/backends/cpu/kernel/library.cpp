@@ -1,0 +1,268 @@
+// The C interface: which instance runs, on which threads, and the tables that are made before it does.
+#include <cstring>
+
+#include "plan.h"
+#include "threads.h"
+
+extern const Instance instance_plain;
+#if defined(__x86_64__)
+extern const Instance instance_avx2, instance_avx512;
+#endif
+
+namespace {
+
+using syncattn::allocate;
+using syncattn::for_each_task;
+using syncattn::Memory;
+using syncattn::Team;
+using syncattn::Threads;
+
+const Instance* const every_instance[] = {
+    &instance_plain,
+#if defined(__x86_64__)
+    &instance_avx2,
+    &instance_avx512,
+#endif
+};
+
+bool runs_here(const Instance* instance) {
+#if defined(__x86_64__)
+    if (instance == &instance_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (instance == &instance_avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("fma");
+#endif
+    return instance == &instance_plain;
+}
+
+const Instance* find(const char* name) {
+    const Instance* best = nullptr;
+    for (const Instance* instance : every_instance)
+        if (runs_here(instance) && (!name || !strcmp(name, instance->name))) best = instance;
+    return best;
+}
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Floats of one head's boxes; lays them out if `boxes` is given.
+int64_t lay_out(Boxes* boxes, float* memory, int64_t tiles, int64_t m, bool limits) {
+    const int64_t stride = round_up(tiles, GROUP), groups = stride / GROUP, group_stride = round_up(groups, GROUP);
+    const int64_t floats = 2 * m * (stride + group_stride) + (limits ? stride + group_stride : 0);
+    if (!boxes) return floats;
+    *boxes = Boxes{tiles, stride, groups, group_stride, memory, memory + m * stride, nullptr, nullptr, nullptr, nullptr};
+    boxes->group_low = memory + 2 * m * stride;
+    boxes->group_high = boxes->group_low + m * group_stride;
+    if (limits) boxes->limit = boxes->group_high + m * group_stride, boxes->group_limit = boxes->limit + stride;
+    return floats;
+}
+
+void make_groups(const Boxes& boxes, int64_t m) {
+    for (int64_t group = 0; group < boxes.groups; ++group) {
+        const int64_t first = group * GROUP, end = first + GROUP < boxes.tiles ? first + GROUP : boxes.tiles;
+        for (int64_t k = 0; k < m; ++k) {
+            float low = __builtin_inff(), high = -low;
+            for (int64_t tile = first; tile < end; ++tile) {
+                if (boxes.low[k * boxes.stride + tile] < low) low = boxes.low[k * boxes.stride + tile];
+                if (boxes.high[k * boxes.stride + tile] > high) high = boxes.high[k * boxes.stride + tile];
+            }
+            // tiles that are not there are infinitely far away
+            for (int64_t tile = end; tile < first + GROUP; ++tile)
+                boxes.low[k * boxes.stride + tile] = __builtin_inff(),
+                boxes.high[k * boxes.stride + tile] = -__builtin_inff();
+            boxes.group_low[k * boxes.group_stride + group] = low;
+            boxes.group_high[k * boxes.group_stride + group] = high;
+        }
+        if (!boxes.limit) continue;
+        float most = boxes.limit[first];
+        for (int64_t tile = first; tile < end; ++tile)
+            if (!(boxes.limit[tile] <= most)) most = boxes.limit[tile];
+        for (int64_t tile = end; tile < first + GROUP; ++tile) boxes.limit[tile] = 0;
+        boxes.group_limit[group] = most;
+    }
+}
+
+int64_t tiles_of(int64_t tokens, int64_t size) { return (tokens + size - 1) / size; }
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// One block of memory for everything of one kind, handed out in pieces that start on cache lines.
+struct Arena {
+    Memory<float> memory;
+    int64_t used = 0;
+    float* take(int64_t floats) {
+        float* at = memory ? memory.get() + used : nullptr;
+        used += round_up(floats, 16);
+        return at;
+    }
+};
+
+// Runs `carve` twice: to measure the arena, and to cut it up.
+template <typename Carve>
+void cut(Arena& arena, const Carve& carve) {
+    carve();
+    arena.memory = allocate<float>(arena.used);
+    arena.used = 0;
+    carve();
+}
+
+// With so few rows, as in a decoding step, tables of the senders would cost more than they spare.
+constexpr int64_t FEW_ROWS = ROWS;
+
+void forward(const SyncattnProblem& p, const Instance& instance, Threads threads) {
+    const int64_t m = p.freq_dim, send_heads = p.batch * p.send_heads;
+    Plan plan{};
+    plan.p = &p;
+    plan.row_tasks = tiles_of(p.queries, instance.rows);
+    const int64_t tiles = plan.key_tiles = tiles_of(p.keys, KEYS);
+    std::vector<Lanes> senders((size_t)send_heads);
+    Arena arena;
+    const bool few = p.queries <= FEW_ROWS;
+    cut(arena, [&] {
+        for (Lanes& lanes : senders) {
+            if (few) continue;
+            lanes.packed = arena.take(tiles * m * KEYS);
+            lay_out(&lanes.boxes, arena.take(lay_out(nullptr, nullptr, tiles, m, false)), tiles, m, false);
+        }
+    });
+    // A sender that no row may attend to does not stretch its tile's box.
+    const bool by_key = p.mask && p.mask_strides[1] == 0 && p.mask_strides[2] == 0 && p.mask_strides[3] != 0;
+    for_each_task(few ? 0 : send_heads * tiles, 16, threads, 0, [&](int64_t task, float*) {
+        const int64_t h = task / tiles, tile = task % tiles, start = tile * KEYS;
+        const int64_t valid = least(KEYS, p.keys - start), batch = h / p.send_heads;
+        uint64_t counted = ~0ull;
+        for (int64_t j = 0; by_key && j < valid; ++j) {
+            const int64_t key = p.send_index ? p.send_index[h * p.keys + start + j] : start + j;
+            if (!p.mask[batch * p.mask_strides[0] + key * p.mask_strides[3]]) counted &= ~(1ull << j);
+        }
+        instance.pack(&senders[(size_t)h], tile, p.send + (h * p.keys + start) * m, valid, m, counted);
+    });
+    for (const Lanes& lanes : senders)
+        if (!few) make_groups(lanes.boxes, m);
+    plan.senders = senders.data();
+    const int64_t rows = p.symmetric ? 1 : plan.row_tasks;  // a symmetric head is one task
+    for_each_task(p.batch * p.heads * rows, 1, threads, instance.scratch_floats(&p),
+                  [&](int64_t task, float* scratch) {
+                      // the last rows of a causal call have the most to do: they come first
+                      const int64_t h = task / rows, tile = rows - 1 - task % rows;
+                      instance.forward_rows(&plan, h / p.heads, h % p.heads, tile, scratch);
+                  });
+}
+
+// Adds up the parts of one head, and moves each row's frame with its nearest sender.
+void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int64_t head) {
+    const int64_t m = p.freq_dim, wide = round_up(m + 2, 16), heads = p.batch * p.heads, h = batch * p.heads + head;
+    const float* send = p.send + (batch * p.send_heads + head / (p.heads / p.send_heads)) * p.keys * m;
+    float sum[MOST_COORDINATES + 2];
+    for (int64_t i = 0; i < p.queries; ++i) {
+        for (int64_t k = 0; k < m + 2; ++k) sum[k] = 0;
+        for (int64_t part = 0; part < plan.parts; ++part) {
+            const PartSums& from = plan.sums[part * heads + h];
+            const float* lane = from.by_lane + i / KEYS * (m + 2) * KEYS + i % KEYS;
+            for (int64_t k = 0; k < m + 2; ++k) sum[k] += lane[k * KEYS];
+            for (int64_t k = 0; k < m + 2; ++k) sum[k] += from.by_row[i * wide + k];
+        }
+        float* grad = p.grad_receive + (h * p.queries + i) * m;
+        for (int64_t k = 0; k < m; ++k) grad[k] = 2 * sum[k];
+        if (p.nearest && p.keys) {
+            const int64_t j = p.nearest_sender[h * p.queries + i];
+            const float* receive = p.receive + (h * p.queries + i) * m;
+            for (int64_t k = 0; k < m; ++k) {
+                const float moved = 2 * sum[m] * (receive[k] - send[j * m + k]);
+                grad[k] -= moved;
+                p.grad_send[(h * p.keys + j) * m + k] += moved;
+            }
+        }
+        const int64_t* s = p.coupling_strides;
+        const float kappa = p.coupling[batch * s[0] + head * s[1] + i * s[2]];
+        p.grad_coupling[h * p.queries + i] = 2 * sum[m + 1] / kappa / kappa / kappa;
+    }
+    double bandwidth = 0;
+    for (int64_t part = 0; part < plan.parts; ++part) bandwidth += *plan.sums[part * heads + h].bandwidth;
+    p.grad_bandwidth[h] = -2 * bandwidth;
+}
+
+void backward(const SyncattnProblem& p, const Instance& instance, Threads threads) {
+    const int64_t m = p.freq_dim, wide = round_up(m + 2, 16), heads = p.batch * p.heads;
+    Plan plan{};
+    plan.p = &p;
+    const int64_t tiles = plan.receiver_tiles = tiles_of(p.queries, KEYS);
+    plan.row_tasks = tiles_of(p.keys, instance.rows);
+    // By the shapes alone, never by the number of threads: the sums are the same for any of them.
+    const int64_t wanted = heads > 0 ? (32 + heads - 1) / heads : 1;
+    plan.parts = p.symmetric || !plan.row_tasks ? 1 : least(wanted, plan.row_tasks);
+    std::vector<Receivers> receivers((size_t)heads);
+    std::vector<PartSums> sums((size_t)(plan.parts * heads));
+    Arena arena, summed;
+    cut(arena, [&] {
+        for (Receivers& r : receivers) {
+            const int64_t rows = tiles * KEYS;
+            r.lanes.packed = arena.take(rows * m);
+            lay_out(&r.lanes.boxes, arena.take(lay_out(nullptr, nullptr, tiles, m, true)), tiles, m, true);
+            r.frequency = arena.take(rows * wide);
+            r.gradient = arena.take(rows * p.value_dim);
+            r.gradient_t = arena.take(rows * p.value_dim);
+            r.value_t = arena.take(p.symmetric ? rows * p.value_dim : 0);
+            for (float** table : {&r.offset, &r.base, &r.radius, &r.inverse_square}) *table = arena.take(rows);
+            r.word = reinterpret_cast<uint32_t*>(arena.take(rows));
+        }
+    });
+    cut(summed, [&] {
+        for (PartSums& s : sums) {
+            s.by_lane = summed.take(tiles * (m + 2) * KEYS);
+            s.by_row = summed.take(p.queries * wide);
+            s.bandwidth = reinterpret_cast<double*>(summed.take(2));
+        }
+    });
+    memset(summed.memory.get(), 0, (size_t)summed.used * sizeof(float));
+    plan.receivers = receivers.data();
+    plan.sums = sums.data();
+    for_each_task(heads * tiles, 1, threads, 0, [&](int64_t task, float*) {
+        const int64_t h = task / tiles, tile = task % tiles, start = tile * KEYS;
+        const float* receive = p.receive + (h * p.queries + start) * m;
+        instance.pack(&receivers[(size_t)h].lanes, tile, receive, least(KEYS, p.queries - start), m, ~0ull);
+        instance.backward_prepare(&plan, h / p.heads, h % p.heads, tile);
+    });
+    for (const Receivers& r : receivers) make_groups(r.lanes.boxes, m);
+    for_each_task(heads * plan.parts, 1, threads, instance.scratch_floats(&p),
+                  [&](int64_t task, float* scratch) {
+                      const int64_t h = task / plan.parts;
+                      instance.backward_keys(&plan, h / p.heads, h % p.heads, task % plan.parts, scratch);
+                  });
+    for_each_task(heads, 1, threads, 0,
+                  [&](int64_t h, float*) { finish_head(p, plan, h / p.heads, h % p.heads); });
+}
+
+template <typename Pass>
+int run(const SyncattnProblem* problem, const char* name, int threads, Team team, Pass pass) {
+    const Instance* instance = find(name);
+    if (!instance) return 2;
+    try {
+        pass(*problem, *instance, Threads{threads, team});
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Both return 0, 1 if memory ran out, 2 if this machine has no such instance. `name` chooses one; null: the best.
+// `team` is GOMP_parallel, or null: then threads are started for the call.
+EXPORT int syncattn_forward(const SyncattnProblem* problem, const char* name, int threads, Team team) {
+    return run(problem, name, threads, team, forward);
+}
+
+EXPORT int syncattn_backward(const SyncattnProblem* problem, const char* name, int threads, Team team) {
+    return run(problem, name, threads, team, backward);
+}
+
+// The name of the k-th instance that this machine can run, the best last; null past the end.
+EXPORT const char* syncattn_instance(int k) {
+    for (const Instance* instance : every_instance)
+        if (runs_here(instance) && k-- == 0) return instance->name;
+    return nullptr;
+}
+
+EXPORT int64_t syncattn_problem_bytes() { return (int64_t)sizeof(SyncattnProblem); }

@@ -1,0 +1,71 @@
+// How a call is cut, and the tables that are made once for all of its blocks. Plain C structs: they are shared
+// by library.cpp and the instances.
+#pragma once
+#include "problem.h"
+
+constexpr int64_t ROWS = 24;   // of a block: four times the six that a micro-kernel holds in registers
+constexpr int64_t KEYS = 64;   // of a block: what it needs of them fits the first-level cache
+constexpr int64_t GROUP = 16;  // tiles in a group, which is ruled out as one
+
+constexpr int64_t MOST_COORDINATES = 512;  // that frequencies may have
+
+// Pairs that may not attend stand at this squared detuning, and absent senders at these frequencies: neither
+// locks from there, and all arithmetic stays finite.
+constexpr float FAR_DETUNING = 1e30f, FAR_FREQUENCY = 1e18f;
+
+// Bounding boxes of consecutive tokens' frequencies: one for each tile, and one for each group of tiles.
+// low and high are (m, tiles rounded up to GROUP), group_low and group_high (m, groups rounded up to GROUP).
+typedef struct {
+    int64_t tiles, stride, groups, group_stride;
+    float *low, *high, *group_low, *group_high;
+    float *limit, *group_limit;  // added to the caller's limit on the distance; null: nothing is
+} Boxes;
+
+// One head's tokens as the lanes of blocks: KEYS of them in each tile.
+typedef struct {
+    Boxes boxes;
+    float* packed;  // (tiles, m, KEYS): their frequencies; null: each is packed when it is needed
+} Lanes;
+
+// What the backward needs of one head's receivers, which are the lanes of its blocks. All filled up to whole tiles.
+typedef struct {
+    Lanes lanes;
+    float* frequency;       // (N, m + 2 rounded up to 16): the frequency, then 1, then 0
+    float* gradient;        // (N, d): dO' = dO / (Z + eps)
+    float* gradient_t;      // (tiles, d, KEYS): the same, transposed
+    float* value_t;         // (tiles, d, KEYS): the values, transposed; symmetric form only
+    float* offset;          // (N): <dO', out>
+    float* base;            // (N): D of the nearest allowed sender; 0 in the absolute frame
+    float* radius;          // (N): an upper bound of rho^2
+    float* inverse_square;  // (N): 1 / kappa^2
+    uint32_t* word;         // (N): the row's part of the dropout hash
+} Receivers;
+
+// Sums over a part of the keys, of one head's receivers.
+typedef struct {
+    float* by_lane;     // (tiles, m + 2, KEYS): of dD (w^r - w^s), of dD, and of dF x
+    float* by_row;      // (N, m + 2 rounded up to 16): more of the same
+    double* bandwidth;  // one number
+} PartSums;
+
+typedef struct {
+    const SyncattnProblem* p;
+    const Lanes* senders;        // (B * Hs); forward only
+    const Receivers* receivers;  // (B * H); backward only
+    const PartSums* sums;        // (parts, B * H); backward only
+    int64_t parts;               // of the keys
+    int64_t row_tasks;           // of the instance's rows: of receivers, or of senders
+    int64_t key_tiles;           // of KEYS senders
+    int64_t receiver_tiles;      // of KEYS receivers
+} Plan;
+
+// What each instance offers. `scratch` is the thread's own, of scratch_floats.
+typedef struct {
+    const char* name;
+    int64_t rows;  // that a task takes
+    int64_t (*scratch_floats)(const SyncattnProblem*);
+    void (*pack)(const Lanes*, int64_t tile, const float* tokens, int64_t count, int64_t m, uint64_t counted);
+    void (*forward_rows)(const Plan*, int64_t batch, int64_t head, int64_t row_tile, float* scratch);
+    void (*backward_prepare)(const Plan*, int64_t batch, int64_t head, int64_t receiver_tile);
+    void (*backward_keys)(const Plan*, int64_t batch, int64_t head, int64_t part, float* scratch);
+} Instance;

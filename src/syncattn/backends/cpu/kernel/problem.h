@@ -1,0 +1,45 @@
+// The C interface of the kernel: one call's tensors as raw pointers. `_library.py` mirrors this struct field
+// by field, and `syncattn_layout` lets it check that it does.
+#pragma once
+#include <stdint.h>
+
+extern "C" {
+
+// Every tensor is float32, contiguous in the order given, unless strides are given (in elements, 0 where the
+// dimension is broadcast). B batch, H heads, N queries, M keys, m frequency coordinates, d value columns.
+typedef struct {
+    int64_t batch, heads, send_heads, value_heads;  // the numbers of send and value heads divide heads
+    int64_t queries, keys, freq_dim, value_dim;     // value_dim is a multiple of 16
+    const float* receive;                           // (B, H, N, m)
+    const float* send;                              // (B, Hs, M, m)
+    const float* value;                             // (B, Hv, M, d)
+    const float* coupling;                          // kappa
+    int64_t coupling_strides[3];                    // of batch, head, query
+    const float* bandwidth;                         // alpha (H)
+    const uint8_t* mask;                            // 1 = may attend; null: all may
+    int64_t mask_strides[4];                        // of batch, head, query, key
+    const int32_t* receive_index;                   // (B, H, N): where each row stood before it was sorted, or null
+    const int32_t* send_index;                      // (B, H, M): the same of the senders (then Hs = Hv = H), or null
+    int32_t is_causal, self_coupling, nearest;      // as the operator has them
+    int32_t symmetric;  // receive == send, one kappa a head, the absolute frame, no mask, order or dropout: S_ij = S_ji
+    int32_t power;      // 1 or 2
+    float edge, eps;
+    int32_t dropout;                                // whether pairs are dropped
+    uint32_t dropout_threshold;                     // those whose hash is below this
+    float dropout_scale;                            // 1 / (1 - p)
+    uint64_t seed;
+    // What the forward leaves for the backward.
+    float* out;        // (B, H, N, d)
+    float* row_sum;    // (B, H, N): Z = sum_j W_ij
+    float* base;       // (B, H, N): D of the nearest allowed sender; nearest frame only
+    int32_t* nearest_sender;  // (B, H, N): where it stands in `send`; nearest frame only
+    // The backward's.
+    const float* grad_out;     // (B, H, N, d)
+    float* grad_receive;       // (B, H, N, m)
+    float* grad_send;          // (B, H, M, m): of every query head
+    float* grad_value;         // (B, H, M, d): of every query head
+    float* grad_coupling;      // (B, H, N)
+    double* grad_bandwidth;    // (B, H)
+} SyncattnProblem;
+
+}

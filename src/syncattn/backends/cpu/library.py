@@ -1,0 +1,143 @@
+"""The compiled kernel behind ctypes: loading it, its instances, its threads, and one call of it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PATH = Path(__file__).parent / "_kernel.so"
+_POINTERS = ctypes.c_void_p
+
+
+class Problem(ctypes.Structure):
+    """`SyncattnProblem` of kernel/problem.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "send_heads", "value_heads")),
+        *((name, ctypes.c_int64) for name in ("queries", "keys", "freq_dim", "value_dim")),
+        *((name, _POINTERS) for name in ("receive", "send", "value", "coupling")),
+        ("coupling_strides", ctypes.c_int64 * 3),
+        ("bandwidth", _POINTERS),
+        ("mask", _POINTERS),
+        ("mask_strides", ctypes.c_int64 * 4),
+        ("receive_index", _POINTERS),
+        ("send_index", _POINTERS),
+        *((name, ctypes.c_int32) for name in ("is_causal", "self_coupling", "nearest", "symmetric", "power")),
+        ("edge", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("dropout", ctypes.c_int32),
+        ("dropout_threshold", ctypes.c_uint32),
+        ("dropout_scale", ctypes.c_float),
+        ("seed", ctypes.c_uint64),
+        *((name, _POINTERS) for name in ("out", "row_sum", "base", "nearest_sender")),
+        *((name, _POINTERS) for name in ("grad_out", "grad_receive", "grad_send", "grad_value")),
+        *((name, _POINTERS) for name in ("grad_coupling", "grad_bandwidth")),
+    )
+
+
+@cache
+def load() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    if sys.byteorder != "little":
+        return "its kernel is written for little-endian machines"
+    if not _PATH.exists():
+        return (
+            "its kernel was not built: the install found no C++ compiler (GCC or Clang with C++17). "
+            "Install one, then syncattn again"
+        )
+    try:
+        library = ctypes.CDLL(str(_PATH))
+    except OSError as error:
+        return f"its kernel cannot be loaded: {error}"
+    size = getattr(library, "syncattn_problem_bytes", lambda: 0)
+    if size() != ctypes.sizeof(Problem):
+        return "its kernel was built from another version of syncattn: install syncattn again"
+    library.syncattn_instance.restype = ctypes.c_char_p
+    for function in (library.syncattn_forward, library.syncattn_backward):
+        function.argtypes = (ctypes.POINTER(Problem), ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p)
+    library.syncattn_order.argtypes = (
+        *(ctypes.POINTER(Problem), ctypes.c_int, ctypes.c_void_p),
+        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32)),
+    )
+    return library
+
+
+def instances() -> list[str]:
+    """The instruction sets that the kernel has and this machine runs, the one that is used last."""
+    library = load()
+    names: list[str] = []
+    while not isinstance(library, str) and (name := library.syncattn_instance(len(names))) is not None:
+        names.append(name.decode())
+    return names
+
+
+@cache
+def team() -> int | None:
+    """The address of torch's own `GOMP_parallel` (OpenMP): the kernel runs on torch's threads.
+
+    None where torch has another runtime: the kernel then starts threads for each call.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    for path in sorted(folder.glob("libtorch_cpu*")):
+        try:
+            # a handle's symbols include those of the libraries that it was linked to
+            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def forward(problem: Problem) -> None:
+    """Run the forward pass; see `_run`."""
+    _run(_loaded().syncattn_forward, problem)
+
+
+def backward(problem: Problem) -> None:
+    """Run the backward pass; see `_run`."""
+    _run(_loaded().syncattn_backward, problem)
+
+
+def _run(function: Any, problem: Problem) -> None:
+    """Run a pass on as many threads as torch uses.
+
+    SYNCATTN_CPU_INSTANCE names an instruction set to use in place of the best one (see `instances`).
+
+    Raises:
+        MemoryError: there is no memory for its tables, O(N).
+        RuntimeError: the instruction set asked for is not one that this machine runs.
+    """
+    name = os.environ.get("SYNCATTN_CPU_INSTANCE")
+    code = function(problem, name.encode() if name else None, torch.get_num_threads(), team())
+    if code == 2:
+        raise RuntimeError(
+            f"SYNCATTN_CPU_INSTANCE must be one of {instances()} on this machine, got {name!r}"
+        )
+    if code:
+        raise MemoryError("the CPU kernel found no memory for its tables")
+
+
+def order(problem: Problem, receive_order: Tensor, send_order: Tensor) -> bool:
+    """Decide whether to order the call's tokens; if so, write each head's order (B, H, N), (B, H, M)."""
+    ordered = ctypes.c_int32()
+    orders = pointer(receive_order), pointer(send_order)
+    if _loaded().syncattn_order(problem, torch.get_num_threads(), team(), *orders, ordered):
+        raise MemoryError("the CPU kernel found no memory for the order of the tokens")
+    return bool(ordered.value)
+
+
+def _loaded() -> ctypes.CDLL:
+    library = load()
+    assert not isinstance(library, str), library
+    return library
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """A tensor's address, null for None."""
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,162 @@
+"""One call as the kernel reads it: plain float32 tensors, in an order in which most tiles can be left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from syncattn.backends.cpu import library
+from syncattn.backends.cpu.library import pointer
+
+COLUMNS = 16  # the kernel wants the value's columns in multiples of this
+_PAIRS_WORTH_ORDERING = 2**19  # a head's; below, even looking whether an order would pay does not
+
+
+class Options(NamedTuple):
+    """What of a call is not a tensor, in the order of the operator's schema."""
+
+    is_causal: bool
+    self_coupling: bool
+    dropout_p: float
+    nearest: bool
+    power: int
+    edge: float
+    eps: float
+    symmetric: bool
+
+
+class Order(NamedTuple):
+    """Where the tokens that the kernel sees stand among the caller's, int32; empty: they stand as given."""
+
+    receive: Tensor  # (B, H, N) or (0,)
+    send: Tensor  # (B, H, M) or (0,)
+
+    @property
+    def rows(self) -> Tensor | None:
+        return self.receive if self.receive.numel() else None
+
+    @property
+    def columns(self) -> Tensor | None:
+        return self.send if self.send.numel() else None
+
+
+class Inputs(NamedTuple):
+    """A call's tensors, float32 and contiguous, and what points to their memory: keep both alive together."""
+
+    problem: library.Problem
+    receive: Tensor  # (B, H, N, m)
+    send: Tensor  # (B, Hs, M, m)
+    value: Tensor  # (B, Hv, M, d filled up to a multiple of 16)
+    coupling: Tensor
+    bandwidth: Tensor
+    mask: Tensor | None
+    order: Order
+
+
+def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
+    """The call, given by the operator's arguments, in this order; None: in the one that suits it best."""
+    receive, send, value, coupling, bandwidth, mask, seed = arguments[:7]
+    options = Options(*arguments[7:])
+    batch, heads, queries, freq_dim = receive.shape
+    keys = value.shape[2]
+    if order is None:
+        nowhere = torch.empty(0, dtype=torch.int32)
+        order = Order(nowhere, nowhere)
+        by_key = mask is None or mask.shape[2] == 1
+        if not options.is_causal and by_key and queries * keys >= _PAIRS_WORTH_ORDERING:
+            natural = describe(arguments, order)
+            order = _choose(natural, order)
+            if order.rows is None:
+                return natural
+    coupling = coupling.expand(batch, heads, queries)
+    receive, plain_value = plain(receive, freq_dim), plain(value, rounded(value.shape[-1]))
+    send = receive if options.symmetric else plain(send, freq_dim)
+    if order.rows is not None:
+        same = send is receive
+        receive, plain_value = arrange(receive, order.receive), arrange(plain_value, order.send)
+        send = receive if same else arrange(send, order.send)
+        if coupling.stride(2):
+            coupling = coupling.gather(2, order.receive.long())
+    bandwidth = bandwidth.contiguous()
+    problem = library.Problem(
+        batch=batch,
+        heads=heads,
+        send_heads=send.shape[1],
+        value_heads=plain_value.shape[1],
+        queries=queries,
+        keys=keys,
+        freq_dim=freq_dim,
+        value_dim=plain_value.shape[-1],
+        receive=pointer(receive),
+        send=pointer(send),
+        value=pointer(plain_value),
+        coupling=pointer(coupling),
+        coupling_strides=coupling.stride(),
+        bandwidth=pointer(bandwidth),
+        receive_index=pointer(order.rows),
+        send_index=pointer(order.columns),
+        is_causal=options.is_causal,
+        self_coupling=options.self_coupling,
+        nearest=options.nearest,
+        power=options.power,
+        edge=options.edge,
+        eps=options.eps,
+    )
+    if mask is not None:
+        mask = mask.expand(batch, heads, queries, keys)
+        problem.mask = pointer(mask)
+        problem.mask_strides = mask.stride()
+    if seed is not None:
+        problem.dropout = 1
+        problem.dropout_threshold = int(options.dropout_p * 2**32)
+        problem.dropout_scale = 1 / (1 - options.dropout_p)
+        problem.seed = int(seed)
+    # S_ij = S_ji halves the work of finding and weighing the pairs, but makes a head one task: for as many
+    # heads as the machine has cores. (Not as there are threads in use: the result must not depend on these.)
+    simple = mask is None and seed is None and not options.is_causal and not options.nearest
+    enough = batch * heads >= (os.cpu_count() or 1)
+    problem.symmetric = options.symmetric and simple and coupling.stride(2) == 0 and enough
+    return Inputs(problem, receive, send, plain_value, coupling, bandwidth, mask, order)
+
+
+def _choose(natural: Inputs, unordered: Order) -> Order:
+    problem = natural.problem
+    receive_order = torch.empty(problem.batch, problem.heads, problem.queries, dtype=torch.int32)
+    send_order = torch.empty(problem.batch, problem.heads, problem.keys, dtype=torch.int32)
+    chosen = library.order(problem, receive_order, send_order)
+    return Order(receive_order, send_order) if chosen else unordered
+
+
+def rounded(columns: int) -> int:
+    """The number of columns that the kernel wants for a value with these."""
+    return -(-columns // COLUMNS) * COLUMNS
+
+
+def plain(x: Tensor, columns: int) -> Tensor:
+    """x in float32, contiguous, its last dimension filled up with zeros to `columns`."""
+    x = x.float()
+    if x.shape[-1] != columns:
+        x = torch.nn.functional.pad(x, (0, columns - x.shape[-1]))
+    return x.contiguous()
+
+
+def arrange(x: Tensor, order: Tensor) -> Tensor:
+    """The tokens of x (B, H or a divisor, N, c) in each head's order (B, H, N): (B, H, N, c)."""
+    batch, heads, tokens = order.shape
+    groups = heads // x.shape[1]
+    first = torch.arange(batch * heads).div(groups, rounding_mode="floor").view(batch, heads, 1) * tokens
+    return x.reshape(-1, x.shape[-1]).index_select(0, (order + first).flatten()).view(*order.shape, -1)
+
+
+def put_back(x: Tensor, order: Tensor | None) -> Tensor:
+    """The inverse of `arrange`, of x (B, H, N, c) or (B, H, N)."""
+    if order is None:
+        return x
+    batch, heads, tokens = order.shape
+    first = torch.arange(batch * heads).view(batch, heads, 1) * tokens
+    flat = x.reshape(batch * heads * tokens, -1)
+    return torch.empty_like(flat).index_copy_(0, (order + first).flatten(), flat).view(x.shape)

@@ -1,0 +1,151 @@
+"""The command `syncattn bench`. Heavy imports are inside, so that `syncattn --help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from syncattn.bench.plan import Plan
+
+
+def bench_command(
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SUITE...",
+            help="table, tokens, variants, frequencies (together: operator), decode, train, block, scaling.",
+            show_default="all",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="A folder for bench.json, bench.md and the figures.")] = Path(
+        "runs/bench"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under two minutes.")] = False,
+    threads: Annotated[str, typer.Option(help="CPU threads, as a list.")] = "1,2",
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    tokens: Annotated[int, typer.Option(help="N of the table; the targets are stated for 4096.")] = 4096,
+    rounds: Annotated[int, typer.Option(help="How often each contender is timed.")] = 5,
+    budget: Annotated[
+        float, typer.Option(help="Seconds for one number; what needs longer for one call is left out.")
+    ] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")
+    ] = False,
+) -> None:
+    """Time the operator, the block and the training step beside softmax attention; check them first.
+
+    A wrong result gets no number, and the exit status is 1. Ctrl-C leaves what is done in bench.json.
+    """
+    from syncattn.cli import user_errors
+
+    with user_errors():
+        from rich.console import Console
+
+        from syncattn.bench.plan import Plan, chosen_suites
+        from syncattn.bench.plan import quick as smaller
+        from syncattn.training.options import numbers
+
+        counts = tuple(numbers("--threads", threads, int))
+        plan = Plan(
+            suites=chosen_suites(suites or []),
+            threads=counts[:1] if device == "cuda" else counts,
+            device=device,
+            rounds=rounds,
+            budget=budget,
+            tokens=tokens,
+            seed=seed,
+        )
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=150)  # a file has no edge to fold the tables at
+        status = run(smaller(plan) if quick else plan, out, console, overwrite=overwrite)
+    if status:
+        raise typer.Exit(status)
+
+
+def run(plan: Plan, out: Path, console: Console, *, overwrite: bool = False) -> int:
+    """Measure what the plan says into `out`; the exit status: 0, 1 if anything was wrong, 130 after Ctrl-C.
+
+    Raises:
+        UserError: `out` cannot be used.
+    """
+    import torch
+
+    from syncattn.bench import models, operators, tables
+    from syncattn.bench.figures import write_figures
+    from syncattn.bench.session import JSON_FILE, Session
+    from syncattn.training.files import check_output, disk_errors, remove_staging
+
+    check_output(out, overwrite=overwrite)
+    with disk_errors(f"cannot write to the output folder {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+        remove_staging(out)
+        if overwrite:
+            for name in (JSON_FILE, tables.MARKDOWN_FILE, "density.png", "tokens.png", "memory.png"):
+                (out / name).unlink(missing_ok=True)
+    before = torch.get_num_threads()
+    session = Session(plan, out)
+    jobs: dict[str, list[Any]] = {name: [] for name in plan.suites}
+    for suite, found in [*operators.jobs(plan, session.backends), *models.jobs(plan)]:
+        if suite in jobs:
+            jobs[suite] += found
+    session.save()
+    try:
+        _work(session, [job for found in jobs.values() for job in found], console)
+        session.record["status"] = "complete"
+    except KeyboardInterrupt:
+        session.record["status"] = "interrupted"
+    except BaseException:
+        session.record["status"] = "failed"
+        raise
+    finally:
+        torch.set_num_threads(before)
+        session.save()
+        tables.write_markdown(session.record, out / tables.MARKDOWN_FILE)
+    drawn = write_figures(session.record, out)
+    tables.show(session.record, console)
+    for line in session.wrong:
+        console.print(f"wrong: {line}", style="bold red", highlight=False, soft_wrap=True)
+    files = ", ".join([JSON_FILE, tables.MARKDOWN_FILE, *drawn])
+    console.print(f"{out}: {files}", highlight=False, soft_wrap=True)
+    if session.record["status"] == "interrupted":
+        console.print("interrupted: what was done is there", highlight=False)
+        return 130
+    return 1 if session.wrong else 0
+
+
+def _work(session: Any, jobs: list[Any], console: Console) -> None:
+    """Do the jobs one after the other; a terminal sees how far they are."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from syncattn.bench.session import out_of_memory
+    from syncattn.bench.tables import entry_text
+
+    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(
+        *columns,
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        refresh_per_second=1,  # it draws in a thread of its own, which should not disturb what is timed
+    )
+    session.tell = lambda entry: console.print(entry_text(entry), highlight=False, soft_wrap=True)
+    with progress:
+        task = progress.add_task("", total=len(jobs))
+        for job in jobs:
+            progress.update(task, description=job.title)
+            try:
+                job.run(session)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                session.record.setdefault("skipped", []).append({"job": job.title, "reason": "out of memory"})
+                console.print(f"{job.title}: out of memory", style="yellow", highlight=False)
+            progress.advance(task)

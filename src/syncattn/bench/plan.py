@@ -1,0 +1,136 @@
+"""What a benchmark run measures: its sizes, its suites, how long it may take."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from syncattn.training.errors import UserError
+
+# In the order in which they run: the issue's table first, the longest extras last.
+SUITES = {
+    "table": "the operator at the targets' sizes",
+    "decode": "one query and a cache",
+    "train": "a whole training step",
+    "block": "one block of a model",
+    "scaling": "a fixed window over ever more tokens",
+    "tokens": "the operator over N, with the published formulation and memory",
+    "variants": "other powers, frames, structures and bf16",
+    "frequencies": "the operator over freq_dim",
+}
+GROUPS = {"operator": ("table", "tokens", "variants", "frequencies"), "all": tuple(SUITES)}
+FORWARD, BACKWARD = "forward", "forward+backward"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes and limits of a run.
+
+    Args:
+        suites: names out of `SUITES`.
+        threads: numbers of CPU threads; the first is the one for the extras, which run with one setting only.
+        device: "cpu" or "cuda".
+        rounds: how often every contender is timed, interleaved with the others.
+        budget: seconds that one contender may take for one number. When they are spent it sits out the other
+            rounds; if one call alone would take longer, it is left out, with the reason.
+        tokens: N of the table and of the variants.
+        heads, head_dim, freq_dim: H, d, m of the operator.
+        densities: wanted fractions of locked pairs, dense to sparse.
+        window: tokens that a drifting head can look back.
+        token_sweep, memory_sweep: the N of suite "tokens", for time and for memory.
+        freq_sweep, freq_tokens: the m of suite "frequencies", and its N.
+        scaling: the N of suite "scaling"; growth is counted from the first.
+        decode_keys: cache lengths M.
+        model_tokens: N of the blocks and training steps.
+        model_sizes: (hidden size, blocks, heads) of the models; the first is the block's.
+        step_tokens: tokens in a training step's batch; the batch has at least one sequence.
+        check_rows: rows per head that correctness is checked on, and density is counted on.
+        seed: of the inputs.
+
+    Raises:
+        UserError: something is out of range; the message names the option.
+    """
+
+    suites: tuple[str, ...] = tuple(SUITES)
+    threads: tuple[int, ...] = (1, 2)
+    device: str = "cpu"
+    rounds: int = 5
+    budget: float = 10.0
+    tokens: int = 4096
+    heads: int = 8
+    head_dim: int = 64
+    freq_dim: int = 8
+    densities: tuple[float, ...] = (0.95, 0.25, 0.05, 0.01)
+    window: int = 128
+    token_sweep: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192, 16384)
+    memory_sweep: tuple[int, ...] = (512, 1024, 2048, 4096)
+    freq_sweep: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    freq_tokens: int = 2048
+    scaling: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536)
+    decode_keys: tuple[int, ...] = (512, 2048, 4096, 16384)
+    model_tokens: tuple[int, ...] = (512, 2048)
+    model_sizes: tuple[tuple[int, int, int], ...] = ((256, 4, 4), (64, 2, 4))
+    step_tokens: int = 2048
+    check_rows: int = 32
+    seed: int = 0
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.suites:
+            if name not in SUITES:
+                raise UserError(f"SUITE must be among {', '.join([*SUITES, *GROUPS])}, not {name!r}")
+        if not self.threads or min(self.threads) < 1:
+            raise UserError(f"--threads must be 1 or more, as a list such as 1,2, not {self.threads}")
+        if self.rounds < 2:
+            raise UserError(f"--rounds must be at least 2, not {self.rounds}")
+        if not self.budget > 0:
+            raise UserError(f"--budget must be a positive number of seconds, not {self.budget}")
+        if self.tokens < 16:
+            raise UserError(f"--tokens must be at least 16, not {self.tokens}")
+        if self.device not in ("cpu", "cuda"):
+            raise UserError(f"--device must be 'cpu' or 'cuda', not {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
+        if self.seed < 0:
+            raise UserError(f"--seed must be 0 or more, not {self.seed}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON stores it."""
+        return asdict(self)
+
+
+def quick(plan: Plan) -> Plan:
+    """The same, small enough for two minutes: shapes of the curves rather than the targets' sizes."""
+    return replace(
+        plan,
+        quick=True,
+        rounds=min(plan.rounds, 3),
+        budget=min(plan.budget, 2.0),
+        tokens=min(plan.tokens, 1024),
+        threads=plan.threads[:1],
+        densities=(0.95, 0.05),
+        token_sweep=(256, 512, 1024),
+        memory_sweep=(256, 1024),
+        freq_sweep=(2, 8, 32),
+        freq_tokens=512,
+        scaling=(1024, 2048, 4096),
+        decode_keys=(512, 4096),
+        model_tokens=(512,),
+        model_sizes=plan.model_sizes[-1:],
+    )
+
+
+def chosen_suites(names: list[str]) -> tuple[str, ...]:
+    """Suites and groups by name, in running order, none twice; no name is all of them.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    wanted: set[str] = set()
+    for name in names or ["all"]:
+        if name not in SUITES and name not in GROUPS:
+            raise UserError(f"SUITE must be among {', '.join([*SUITES, *GROUPS])}, not {name!r}")
+        wanted.update(GROUPS.get(name, (name,)))
+    return tuple(name for name in SUITES if name in wanted)

@@ -1,0 +1,338 @@
+// The kernel's own test: random problems of odd sizes with every option, on every instance that this machine runs,
+// against the definition in double precision and plain loops. Tensors lie on the heap at their exact sizes and are
+// filled with NaN before they are written, so that sanitizers see what goes too far. No torch, no Python.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "problem.h"
+
+extern "C" {
+int syncattn_forward(const SyncattnProblem*, const char* instance, int threads, void (*)(void (*)(void*), void*, unsigned, unsigned));
+int syncattn_backward(const SyncattnProblem*, const char* instance, int threads, void (*)(void (*)(void*), void*, unsigned, unsigned));
+const char* syncattn_instance(int);
+}
+
+namespace {
+
+using std::vector;
+
+struct Random {
+    uint64_t state;
+    uint32_t next() {
+        state = state * 6364136223846793005ull + 1442695040888963407ull;
+        return (uint32_t)(state >> 33);
+    }
+    int64_t below(int64_t n) { return next() % n; }
+    bool coin() { return next() >> 5 & 1; }
+    float uniform() { return (float)(next() & 0xFFFFFF) / 0x1000000; }
+    float normal() {
+        float sum = -6;
+        for (int i = 0; i < 12; ++i) sum += uniform();
+        return sum;
+    }
+};
+
+uint32_t mix(uint32_t x) {
+    x = (x ^ (x >> 16)) * 0x7FEB352Du;
+    x = (x ^ (x >> 15)) * 0x846CA68Bu;
+    return x ^ (x >> 16);
+}
+
+vector<float> normals(Random& random, int64_t count) {
+    vector<float> x(count);
+    for (float& number : x) number = random.normal();
+    return x;
+}
+
+// One problem with all of its memory.
+struct Case {
+    SyncattnProblem p{};
+    vector<float> receive, send, value, coupling, bandwidth, grad_out;
+    vector<uint8_t> mask;
+    // what the kernel writes
+    vector<float> out, row_sum, base, grad_receive, grad_send, grad_value, grad_coupling;
+    vector<int32_t> sender;
+    vector<double> grad_bandwidth;
+
+    int64_t rows() const { return p.batch * p.heads * p.queries; }
+    double kappa(int64_t b, int64_t h, int64_t i) const {
+        return coupling[b * p.coupling_strides[0] + h * p.coupling_strides[1] + i * p.coupling_strides[2]];
+    }
+    bool allowed(int64_t b, int64_t h, int64_t i, int64_t j) const {
+        const int64_t own = i + p.keys - p.queries, *s = p.mask_strides;
+        if (p.is_causal && j > own) return false;
+        if (!p.self_coupling && j == own) return false;
+        return !p.mask || mask[b * s[0] + h * s[1] + i * s[2] + j * s[3]];
+    }
+    const float* sent(int64_t b, int64_t h, int64_t j) const {
+        return &send[((b * p.send_heads + h / (p.heads / p.send_heads)) * p.keys + j) * p.freq_dim];
+    }
+    const float* read(int64_t b, int64_t h, int64_t j) const {
+        return &value[((b * p.value_heads + h / (p.heads / p.value_heads)) * p.keys + j) * p.value_dim];
+    }
+    const float* received(int64_t b, int64_t h, int64_t i) const {
+        return &receive[((b * p.heads + h) * p.queries + i) * p.freq_dim];
+    }
+    double detuning(int64_t b, int64_t h, int64_t i, int64_t j) const {
+        double sum = 0;
+        for (int64_t k = 0; k < p.freq_dim; ++k) {
+            const double apart = (double)received(b, h, i)[k] - sent(b, h, j)[k];
+            sum += apart * apart;
+        }
+        return sum;
+    }
+    // The nearest allowed sender, the earlier on a tie, or -1.
+    int64_t nearest(int64_t b, int64_t h, int64_t i, double* d) const {
+        int64_t best = -1;
+        *d = 0;
+        for (int64_t j = 0; p.nearest && j < p.keys; ++j)
+            if (allowed(b, h, i, j) && (best < 0 || detuning(b, h, i, j) < *d)) best = j, *d = detuning(b, h, i, j);
+        return best;
+    }
+    // How near the row's pairs come to the locking edge, where gradients jump.
+    double room(int64_t b, int64_t h, int64_t i) const {
+        double base, least = 1;
+        nearest(b, h, i, &base);
+        for (int64_t j = 0; j < p.keys; ++j) {
+            if (!allowed(b, h, i, j)) continue;
+            const double x = detuning(b, h, i, j) - base, f = exp(-2.0 * bandwidth[h] * x) - x / pow(kappa(b, h, i), 2);
+            if (fabs(f) < least) least = fabs(f);
+        }
+        return least;
+    }
+};
+
+template <typename T>
+void poison(vector<T>& memory, int64_t count) {
+    memory = vector<T>();
+    memory.reserve(count);
+    memory.assign(count, std::numeric_limits<T>::has_quiet_NaN ? std::numeric_limits<T>::quiet_NaN() : (T)(1 << 30));
+}
+
+void make(Case& c, Random& random, int number) {
+    static const int64_t lengths[] = {1, 2, 5, 23, 24, 25, 49, 63, 64, 65, 90, 130, 200};
+    static const int64_t dims[] = {1, 2, 3, 4, 7, 8, 15, 16, 17, 33};
+    SyncattnProblem& p = c.p;
+    p.batch = 1 + random.below(2);
+    p.heads = 1 << random.below(3);
+    p.send_heads = random.coin() ? p.heads : 1;
+    p.value_heads = random.coin() ? p.heads : 1;
+    p.queries = lengths[random.below(13)];
+    p.keys = lengths[random.below(13)];
+    p.freq_dim = dims[random.below(10)];
+    p.value_dim = 16 * (1 + random.below(number % 7 == 0 ? 9 : 3));
+    p.power = 1 + random.below(2);
+    p.edge = random.coin() ? 0.0f : 0.05f;
+    p.eps = 1e-8f;
+    p.nearest = random.coin();
+    p.is_causal = p.keys >= p.queries && random.coin();
+    p.self_coupling = p.keys < p.queries || random.coin();
+    p.dropout = random.below(3) == 0;
+    p.dropout_threshold = p.dropout ? 1000000000u : 0;
+    p.dropout_scale = p.dropout ? (float)(1 / (1 - 1000000000.0 / 4294967296.0)) : 1;
+    p.seed = ((uint64_t)random.next() << 31) ^ random.next();
+    c.receive = normals(random, p.batch * p.heads * p.queries * p.freq_dim);
+    c.send = normals(random, p.batch * p.send_heads * p.keys * p.freq_dim);
+    c.value = normals(random, p.batch * p.value_heads * p.keys * p.value_dim);
+    if (random.coin())  // along a drift: whole tiles are out of reach
+        for (int side = 0; side < 2; ++side) {
+            vector<float>& w = side ? c.send : c.receive;
+            const int64_t tokens = side ? p.keys : p.queries;
+            for (size_t t = 0; t < w.size() / p.freq_dim; ++t) w[t * p.freq_dim] += 0.2f * (t % tokens);
+        }
+    c.bandwidth.resize(p.heads);
+    const float reach = random.coin() ? 0.6f : 3;  // few pairs or many
+    for (float& alpha : c.bandwidth) alpha = (0.1f + random.uniform()) / (p.freq_dim * reach * reach);
+    const bool by_query = p.edge > 0 || p.power == 1 || random.coin();
+    const int64_t strides[] = {by_query ? p.heads * p.queries : 0, by_query ? p.queries : 1, by_query ? 1 : 0};
+    for (int k = 0; k < 3; ++k) p.coupling_strides[k] = strides[k];
+    c.coupling.resize(by_query ? c.rows() : p.heads);
+    for (float& kappa : c.coupling) kappa = reach * sqrtf((float)p.freq_dim) * (1 + random.uniform());
+    if (random.below(3) > 0) {
+        const int64_t sizes[] = {p.batch, p.heads, p.queries, p.keys};
+        int64_t count = 1;
+        for (int k = 3; k >= 0; --k) {
+            const bool broadcast = random.coin();
+            p.mask_strides[k] = broadcast ? 0 : count;
+            count *= broadcast ? 1 : sizes[k];
+        }
+        c.mask.resize(count);
+        for (uint8_t& bit : c.mask) bit = random.below(4) > 0;
+        p.mask = c.mask.data();
+    }
+    for (int64_t b = 0; by_query && b < p.batch; ++b)
+        for (int64_t h = 0; h < p.heads; ++h)
+            for (int64_t i = 0; i < p.queries; ++i)
+                for (int tries = 0; c.room(b, h, i) < 1e-3 && tries < 40; ++tries)
+                    c.coupling[b * strides[0] + h * strides[1] + i * strides[2]] *= 1.013f;
+    c.grad_out = normals(random, c.rows() * p.value_dim);
+    p.receive = c.receive.data(), p.send = c.send.data(), p.value = c.value.data();
+    p.coupling = c.coupling.data(), p.bandwidth = c.bandwidth.data();
+    p.grad_out = c.grad_out.data();
+}
+
+void clear(Case& c) {
+    SyncattnProblem& p = c.p;
+    poison(c.out, c.rows() * p.value_dim), poison(c.row_sum, c.rows());
+    poison(c.base, p.nearest ? c.rows() : 0), poison(c.sender, p.nearest ? c.rows() : 0);
+    poison(c.grad_receive, c.rows() * p.freq_dim), poison(c.grad_coupling, c.rows());
+    poison(c.grad_send, p.batch * p.heads * p.keys * p.freq_dim);
+    poison(c.grad_value, p.batch * p.heads * p.keys * p.value_dim);
+    poison(c.grad_bandwidth, p.batch * p.heads);
+    p.out = c.out.data(), p.row_sum = c.row_sum.data();
+    p.base = c.base.data(), p.nearest_sender = c.sender.data();
+    p.grad_receive = c.grad_receive.data(), p.grad_send = c.grad_send.data(), p.grad_value = c.grad_value.data();
+    p.grad_coupling = c.grad_coupling.data(), p.grad_bandwidth = c.grad_bandwidth.data();
+}
+
+// What is wanted, and of each number the sum of the absolute values that it is a sum of: rounding is relative to it.
+struct Sums {
+    vector<double> sum, size;
+    void resize(int64_t count) { sum.resize(count), size.resize(count); }
+    void add(int64_t at, double term, double magnitude) { sum[at] += term, size[at] += fabs(magnitude); }
+};
+struct Answer {
+    Sums out, receive, send, value, coupling, bandwidth;
+};
+
+Answer define(const Case& c) {
+    const SyncattnProblem& p = c.p;
+    Answer a;
+    a.out.resize(c.rows() * p.value_dim), a.receive.resize(c.rows() * p.freq_dim), a.coupling.resize(c.rows());
+    a.send.resize(p.batch * p.heads * p.keys * p.freq_dim), a.value.resize(p.batch * p.heads * p.keys * p.value_dim);
+    a.bandwidth.resize(p.batch * p.heads);
+    vector<double> weight(p.keys), kept(p.keys), slope(p.keys), x(p.keys), kernel(p.keys);
+    for (int64_t b = 0; b < p.batch; ++b)
+        for (int64_t h = 0; h < p.heads; ++h)
+            for (int64_t i = 0; i < p.queries; ++i) {
+                const int64_t head = b * p.heads + h, row = head * p.queries + i;
+                const double kappa = c.kappa(b, h, i), alpha = c.bandwidth[h];
+                double base, sum = 0;
+                const int64_t near = c.nearest(b, h, i, &base);
+                const uint32_t word = mix(mix((uint32_t)(row ^ p.seed)) ^ (uint32_t)(((uint64_t)row >> 32) ^ (p.seed >> 32)));
+                for (int64_t j = 0; j < p.keys; ++j) {
+                    weight[j] = slope[j] = kept[j] = 0;
+                    if (!c.allowed(b, h, i, j)) continue;
+                    x[j] = c.detuning(b, h, i, j) - base, kernel[j] = exp(-2 * alpha * x[j]);
+                    const double margin = kernel[j] - x[j] / (kappa * kappa);
+                    if (margin <= 0) continue;
+                    const double root = sqrt(margin + (double)p.edge * p.edge), sync = root - p.edge;
+                    weight[j] = p.power == 1 ? sync : sync * sync;
+                    slope[j] = p.power == 1 ? 0.5 / root : sync / root;
+                    kept[j] = !p.dropout || mix((uint32_t)j * 0x9E3779B9u + word) >= p.dropout_threshold ? p.dropout_scale : 0;
+                    sum += weight[j];
+                }
+                const double normaliser = sum == 0 ? 1 : sum + p.eps;
+                const float* grad = &c.grad_out[row * p.value_dim];
+                double offset = 0, all = 0, offset_size = 0, all_size = 0;
+                for (int64_t j = 0; j < p.keys; ++j)
+                    for (int64_t k = 0; k < p.value_dim; ++k) {
+                        const double share = weight[j] * kept[j] / normaliser;
+                        const double mixed = share * c.read(b, h, j)[k], back = share * grad[k];
+                        a.out.add(row * p.value_dim + k, mixed, mixed);
+                        a.value.add((head * p.keys + j) * p.value_dim + k, back, back);
+                    }
+                for (int64_t k = 0; k < p.value_dim; ++k) {
+                    const double term = grad[k] * a.out.sum[row * p.value_dim + k];
+                    offset += term, offset_size += fabs(term);
+                }
+                for (int64_t j = 0; j < p.keys; ++j) {
+                    if (weight[j] == 0) continue;
+                    double flow = 0, flow_size = offset_size;
+                    for (int64_t k = 0; k < p.value_dim; ++k) {
+                        const double term = grad[k] * c.read(b, h, j)[k] * kept[j];
+                        flow += term, flow_size += fabs(term);
+                    }
+                    const double through = (flow - offset) / normaliser * slope[j];
+                    const double size = flow_size / normaliser * slope[j];
+                    const double rate = -2 * alpha * kernel[j] - 1 / (kappa * kappa);
+                    const double by_alpha = -2 * x[j] * kernel[j], by_kappa = 2 * x[j] / (kappa * kappa * kappa);
+                    a.bandwidth.add(head, through * by_alpha, size * by_alpha);
+                    a.coupling.add(row, through * by_kappa, size * by_kappa);
+                    all += through * rate, all_size += size * rate;
+                    for (int64_t k = 0; k < p.freq_dim; ++k) {
+                        const double apart = (double)c.received(b, h, i)[k] - c.sent(b, h, j)[k];
+                        const double term = 2 * through * rate * apart, magnitude = 2 * size * rate * apart;
+                        a.receive.add(row * p.freq_dim + k, term, magnitude);
+                        a.send.add((head * p.keys + j) * p.freq_dim + k, -term, magnitude);
+                    }
+                }
+                for (int64_t k = 0; near >= 0 && k < p.freq_dim; ++k) {
+                    const double apart = (double)c.received(b, h, i)[k] - c.sent(b, h, near)[k];
+                    a.receive.add(row * p.freq_dim + k, -2 * all * apart, 2 * all_size * apart);
+                    a.send.add((head * p.keys + near) * p.freq_dim + k, 2 * all * apart, 2 * all_size * apart);
+                }
+            }
+    return a;
+}
+
+// To a thousandth of the largest sum: a pair may be so near the locking edge that its slope is no better.
+template <typename T>
+bool close(const char* name, const vector<T>& got, const Sums& want) {
+    double largest = 1e-3, worst = 0;
+    for (const double size : want.size) largest = fmax(largest, size);
+    for (size_t k = 0; k < got.size(); ++k) {
+        const double error = fabs(got[k] - want.sum[k]);
+        if (!(error <= worst)) worst = error;  // NaN stays
+        if (error != error) break;
+    }
+    if (worst <= 1e-3 * largest && got.size() == want.sum.size()) return true;
+    printf("  %s: off by %g of %g\n", name, worst, largest);
+    return false;
+}
+
+template <typename T>
+void append(vector<double>& to, const vector<T>& from) {
+    to.insert(to.end(), from.begin(), from.end());
+}
+
+bool passes(Case& c, const Answer& want, const char* instance, int number) {
+    vector<double> bits[2];
+    bool good = true;
+    for (int run = 0; run < 2; ++run) {
+        const int threads = run ? 3 : 1;
+        clear(c);
+        if (syncattn_forward(&c.p, instance, threads, nullptr) || syncattn_backward(&c.p, instance, threads, nullptr)) {
+            printf("  it returned an error\n");
+            return false;
+        }
+        append(bits[run], c.out), append(bits[run], c.grad_receive), append(bits[run], c.grad_send);
+        append(bits[run], c.grad_value), append(bits[run], c.grad_coupling), append(bits[run], c.grad_bandwidth);
+    }
+    good &= close("out", c.out, want.out) & close("receive", c.grad_receive, want.receive);
+    good &= close("send", c.grad_send, want.send) & close("value", c.grad_value, want.value);
+    good &= close("coupling", c.grad_coupling, want.coupling) & close("bandwidth", c.grad_bandwidth, want.bandwidth);
+    if (bits[0] != bits[1]) {
+        printf("  one thread and three give different bits\n");
+        good = false;
+    }
+    if (!good) {
+        const SyncattnProblem& p = c.p;
+        printf("case %d on %s: B %ld H %ld Hs %ld Hv %ld N %ld M %ld m %ld d %ld causal %d self %d nearest %d power %d edge %g "
+               "dropout %d mask %d\n", number, instance, (long)p.batch, (long)p.heads, (long)p.send_heads, (long)p.value_heads,
+               (long)p.queries, (long)p.keys, (long)p.freq_dim, (long)p.value_dim, p.is_causal, p.self_coupling, p.nearest,
+               p.power, p.edge, p.dropout, p.mask != nullptr);
+    }
+    return good;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    const int cases = count > 1 ? atoi(arguments[1]) : 60;
+    int failures = 0;
+    for (int number = 0; number < cases; ++number) {
+        Random random{(uint64_t)number * 977 + 1};
+        Case c;
+        make(c, random, number);
+        const Answer want = define(c);
+        for (int k = 0; syncattn_instance(k); ++k) failures += !passes(c, want, syncattn_instance(k), number);
+    }
+    printf("%d cases, %d failures\n", cases, failures);
+    return failures ? 1 : 0;
+}

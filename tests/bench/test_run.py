@@ -1,0 +1,203 @@
+"""Whole runs at toy sizes: what they leave behind, and how they end."""
+
+import json
+import types
+
+import pytest
+from typer.testing import CliRunner
+
+from syncattn import functional
+from syncattn.backends import eager, select, tiled
+from syncattn.bench import memory, operators, targets
+from syncattn.bench.contenders import backend_names
+from syncattn.bench.inputs import Case
+from syncattn.bench.plan import BACKWARD, FORWARD, SUITES
+from syncattn.bench.session import Session
+from syncattn.bench.timing import Clock, interleave, ratios, spread
+from syncattn.cli import app
+
+
+def record(folder):
+    return json.loads((folder / "bench.json").read_text())
+
+
+def test_all_suites(bench):
+    status, out = bench(*SUITES)
+    assert status == 0
+    found = record(out)
+    assert found["status"] == "complete" and found["format"] == 1
+    assert {entry["suite"] for entry in found["entries"]} == set(SUITES)
+    for name in ("date", "command", "machine", "versions", "backends", "plan", "method", "seconds"):
+        assert found[name], name
+    assert {"torch", "syncattn", "python"} <= found["versions"].keys()
+    assert {"processor", "cores", "flags"} <= found["machine"].keys()
+    for entry in found["entries"]:
+        assert {"suite", "name", "threads", "passes", "case", "counted", "reference"} <= entry.keys()
+        for name, result in entry["contenders"].items():
+            assert result["status"] == "measured", (entry["name"], name, result)
+            assert len(result["seconds"]) == 2 and result["time"]["median"] > 0
+            assert "ratio" in result
+            if entry["suite"] != "decode" and name != "sdpa":
+                assert result["errors"]["out"] < 1e-2
+    assert {each["suite"] for each in found["memory"]} == {"tokens", "scaling"}
+    assert {"bench.json", "bench.md", "density.png", "tokens.png", "memory.png"} == {
+        path.name for path in out.iterdir()
+    }
+    page = (out / "bench.md").read_text()
+    for text in ("## Targets", "dense, symmetric", "training step", "published, ms", "growth"):
+        assert text in page
+
+
+def test_the_targets_table_says_what_was_met(bench):
+    _, out = bench("table")
+    found = record(out)
+    assert targets.rows(found) == []  # stated for 4,096 tokens, d 64 and m 8 only
+    for entry in found["entries"]:
+        entry["case"] |= targets.SIZES
+        for result in entry["contenders"].values():
+            result["ratio"] = {"median": 0.5, "quartiles": [0.49, 0.51]}
+    rows = {row[0]: row[2:] for row in targets.rows(found)}
+    assert rows["dense, symmetric, forward"] == ["<= 0.55", "0.50 (0.49 to 0.51)", "yes"]
+    assert rows["dense, directed, forward+backward"][2] == "no"
+
+
+def prefer(monkeypatch, name, run):
+    """Put a backend before all others; only tiled and eager stay."""
+    module = types.SimpleNamespace(unavailable=lambda: None, refuses=lambda call: None, run=run)
+    backends = {name: module, "tiled": tiled, "eager": eager}
+    monkeypatch.setattr(select, "BACKENDS", backends)
+    monkeypatch.setattr(functional, "BACKENDS", backends)
+
+
+def only_backward_wrong(call):
+    return tiled.run(call._replace(bandwidth=call.bandwidth.detach() + 0 * call.bandwidth))
+
+
+def crashes(call):
+    if call.value.shape[-1] > 1:
+        raise RuntimeError("illegal instruction")
+    return tiled.run(call)
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "right"),
+    [
+        (lambda call: 1.01 * tiled.run(call), "out is off by 1.0e-02", ()),
+        (only_backward_wrong, "gradient of bandwidth is off", (FORWARD,)),
+        (crashes, "it failed: illegal instruction", ()),
+    ],
+    ids=["output", "gradient", "crash"],
+)
+def test_a_wrong_backend_gets_no_number_and_exit_status_1(how, said, right, bench, monkeypatch):
+    prefer(monkeypatch, "wrong", how)
+    status, out = bench("table", densities=(0.2,))
+    assert status == 1
+    for entry in record(out)["entries"]:
+        others = {n: r["status"] for n, r in entry["contenders"].items() if n != "wrong"}
+        assert others == {"sdpa": "measured", "tiled": "measured"}
+        result = entry["contenders"]["wrong"]
+        if entry["passes"] in right:
+            assert result["status"] == "measured"
+        else:
+            assert result["status"] == "wrong" and said in result["reason"]
+            assert not {"seconds", "time", "ratio"} & result.keys()
+    assert "WRONG" in (out / "bench.md").read_text() and said in (out / "bench.md").read_text()
+
+
+@pytest.mark.parametrize("suite", ["block", "train", "decode"])
+def test_a_wrong_backend_is_seen_in_models(suite, bench, monkeypatch):
+    prefer(monkeypatch, "wrong", lambda call: 1.5 * tiled.run(call))
+    status, out = bench(suite, decode_keys=())
+    assert status == 1
+    entries = record(out)["entries"]
+    assert entries and all(entry["contenders"]["osn"]["status"] == "wrong" for entry in entries)
+    assert all(entry["contenders"]["sdpa"]["status"] == "measured" for entry in entries)
+
+
+def test_interrupting_leaves_what_is_done(bench, monkeypatch):
+    whole = operators.run_case
+
+    def until_the_third(session, **arguments):
+        if len(session.record["entries"]) >= 2:
+            raise KeyboardInterrupt
+        whole(session, **arguments)
+
+    monkeypatch.setattr(operators, "run_case", until_the_third)
+    status, out = bench("table")
+    found = record(out)
+    assert status == 130 and found["status"] == "interrupted" and len(found["entries"]) == 2
+    assert "interrupted" in (out / "bench.md").read_text()
+
+
+def test_what_is_too_slow_is_left_out_with_its_reason(bench):
+    status, out = bench("tokens", budget=1e-5, memory_sweep=())
+    assert status == 0
+    for entry in record(out)["entries"]:
+        if entry["case"]["tokens"] == 64:
+            result = entry["contenders"]["sdpa"]
+            assert result["status"] == "left out" and "--budget" in result["reason"]
+
+
+def test_too_slow_looks_ahead(plan, tmp_path):
+    session = Session(plan, tmp_path)
+    session.seen["key"] = (100, 2.0)
+    assert session.too_slow("key", 150) is None
+    assert "about 8 s" in session.too_slow("key", 200)
+    assert session.too_slow("key", 300, heavy=True) is None
+    assert session.too_slow("another", 10**9) is None
+
+
+def test_rounds_are_interleaved_in_rotating_order():
+    calls = []
+    runners = {name: lambda name=name: calls.append(name) for name in "abc"}
+
+    class OneSecond(Clock):
+        def seconds(self, run, repeats=1):
+            run()
+            return 1.0
+
+    found = interleave(runners, OneSecond("cpu"), rounds=4, budget=2.5, few=frozenset("c"))
+    assert "".join(calls) == "abc" + "abc" + "bca" + "ab" + ""
+    assert found == {"a": [1, 1, 1, None], "b": [1, 1, 1, None], "c": [1, 1, None, None]}
+    assert ratios([2.0, 3.0, None], [1.0, 2.0, 4.0]) == [2.0, 1.5]
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == {"median": 3.0, "quartiles": [2.0, 4.0], "count": 5}
+    assert interleave({}, Clock("cpu"), 3, 1.0) == {}
+
+
+@pytest.mark.skipif(memory.unavailable("cpu") is not None, reason="no /proc/self/clear_refs")
+def test_memory_of_a_fresh_process():
+    case = Case("case", tokens=768, heads=4, density=0.2, power=1).as_dict()
+    found = memory.peak_bytes(case, "published", BACKWARD, "cpu", 60.0)
+    matrix = 4 * 4 * 768**2
+    assert 5 * matrix < found < 30 * matrix
+
+
+def test_our_backends_are_found_without_the_definition():
+    names = backend_names("cpu")
+    assert "tiled" in names and "eager" not in names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "SUITE must be among"),
+        (["--threads", "two"], "--threads must be numbers"),
+        (["--threads", "0"], "--threads must be 1 or more"),
+        (["--rounds", "1"], "--rounds must be at least 2, not 1"),
+        (["--budget", "0"], "--budget must be a positive number of seconds"),
+        (["--tokens", "3"], "--tokens must be at least 16"),
+        (["--device", "tpu"], "--device must be 'cpu' or 'cuda', not 'tpu'"),
+        (["--seed", "-1"], "--seed must be"),
+    ],
+)
+def test_bad_options_are_named(arguments, message, tmp_path):
+    result = CliRunner().invoke(app, ["bench", "--out", str(tmp_path / "out"), *arguments])
+    assert result.exit_code == 1 and not (tmp_path / "out").exists()
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("syncattn: ") and message in line
+
+
+def test_an_occupied_folder_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    result = CliRunner().invoke(app, ["bench", "table", "--out", str(tmp_path)])
+    assert result.exit_code == 1 and "is not empty" in result.stderr
