@@ -93,14 +93,14 @@ def test_the_delayed_heads_are_spread_evenly(delay, want):
 def test_delayed_heads_hear_what_the_token_before_emitted():
     f, x = frequency(delay=0.5), torch.randn(2, 9, E, dtype=torch.float64)
     emitted = f.emit(x, torch.arange(9)[None])
-    send = f.delay_by_one(emitted, None, None, None)
+    send = f.delay_by_one(emitted, None, f.before_all(emitted.shape[0]))
     assert f.delayed.tolist() == [False, True, False]
     assert torch.equal(send[:, [0, 2]], emitted[:, [0, 2]])
     assert torch.equal(send[:, 1, 1:], emitted[:, 1, :-1])
     nobody = f.emit(torch.zeros(1, 1, E, dtype=torch.float64), torch.tensor([[-1]]))
     torch.testing.assert_close(send[:, 1, 0], nobody[0, 1, 0].expand(2, M))
     real = torch.tensor([[True] * 9, [False, True, False, True, True, False, False, True, True]])
-    send = f.delay_by_one(emitted, real, None, None)[1, 1]
+    send = f.delay_by_one(emitted, real, f.before_all(emitted.shape[0]))[1, 1]
     for j, before in ((3, 1), (4, 3), (7, 4), (8, 7)):
         assert torch.equal(send[j], emitted[1, 1, before])
     torch.testing.assert_close(send[1], nobody[0, 1, 0])

@@ -353,11 +353,14 @@ class SelectiveSynchronizationAttention(nn.Module):
             receive = emitted
         else:
             receive = self.frequency.receive(query, position[:, keys - queries :] if is_causal else own)
-        send = self.frequency.delay_by_one(emitted, real, None if state is None else state.last, count)
+        send, last = emitted, None if state is None else state.last
+        if self.frequency.delay:
+            last = self.frequency.before_all(emitted.shape[0]) if last is None else last
+            send = self.frequency.delay_by_one(emitted, real, last)
         values = self.value_proj(value).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
         coupling = self._effective_coupling(key, queries, real, allowed, is_causal, state)
         if state is not None:
-            state.last = last_real(emitted, real, state.last)
+            state.last = last_real(emitted, real, last)
             counted = keys if real is None else real.sum(-1, keepdim=True)
             state.count = position.new_zeros(batch, 1) + counted + (0 if count is None else count)
             send, values, real = state.append(send, values, real)

@@ -120,29 +120,24 @@ class Frequency(nn.Module):
         """What tokens emit, before any delay: as `receive`."""
         return self._locate(self._content(self.send_proj or self.receive_proj, x), position)
 
-    def delay_by_one(
-        self, emitted: Tensor, real: Tensor | None, last: Tensor | None, count: Tensor | None
-    ) -> Tensor:
+    def before_all(self, batch: int) -> Tensor:
+        """What a token without content emits at position -1 (B, H, m): it stands before the first token."""
+        weight = self.receive_proj.weight
+        before = torch.full((1, 1), -1, device=weight.device)
+        return self.emit(weight.new_zeros(1, 1, self.embed_dim), before)[:, :, 0].expand(batch, -1, -1)
+
+    def delay_by_one(self, emitted: Tensor, real: Tensor | None, last: Tensor) -> Tensor:
         """What couples to the receivers: in delayed heads, what the real token before each one emitted.
 
         Args:
             emitted: (B, H, N, m).
             real: (B, N) bool, False = padding, which emits nothing; None if there is none.
-            last: what the last real token before these emitted (B, H, m), or None at a sequence's start.
-            count: how many real tokens came before these, per sequence (B, 1); with last.
+            last: what the last real token before these emitted (B, H, m): `before_all` at a sequence's start.
 
         Returns:
             (B, H, N, m)
         """
-        if self.delay == 0:
-            return emitted
-        batch, heads, _, m = emitted.shape
-        nobody = emitted.new_zeros(1, 1, self.embed_dim, dtype=self.receive_proj.weight.dtype)
-        before = torch.full((1, 1), -1, device=emitted.device)
-        first = self.emit(nobody, before)[:, :, 0].expand(batch, heads, m)  # a token without content
-        if last is not None and count is not None:
-            first = torch.where((count > 0)[..., None], last.to(first.dtype), first)
-        previous = shift_by_one(emitted, first.to(emitted.dtype), real)
+        previous = shift_by_one(emitted, last.to(emitted.dtype), real)
         return torch.where(self.delayed[:, None, None], previous, emitted)
 
     def _content(self, projection: nn.Linear, x: Tensor) -> Tensor:
