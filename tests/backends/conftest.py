@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import syncattn
+from syncattn import locking
 
 attention = syncattn.selective_synchronization_attention
 
@@ -160,6 +161,37 @@ def within_rounding(inputs, options, backend):
         assert distance(a, c) <= 4 * max(distance(b, c), softmax_gradients * scale), name
 
 
+def draw(batch, heads, queries, keys, m, d, *, density=0.5, same=False, structure="gaussian", options=None):
+    """Inputs of which this share of all pairs locks in the absolute frame."""
+    g = torch.Generator().manual_seed(hash((batch, heads, queries, keys, m, d)) % 2**31)
+    tokens = max(queries, keys)
+    w = torch.randn(batch, heads, tokens, m, generator=g)
+    if structure == "clusters":  # consecutive tokens in clusters far apart
+        w = 0.3 * w + 8 * torch.randn(tokens // 40 + 1, m, generator=g).repeat_interleave(40, 0)[:tokens]
+    elif structure == "drift":  # along the sequence, as position puts it
+        w = w + 0.1 * torch.arange(tokens, dtype=torch.float32)[:, None] * torch.eye(m)[0]
+    receive = w[:, :, tokens - queries :]
+    send = receive if same else (w + 0.3 * torch.randn(w.shape, generator=g))[:, :, tokens - keys :]
+    if not same:
+        receive = receive.contiguous()
+    value = torch.randn(batch, heads, keys, d, generator=g)
+    squared = torch.cdist(receive[:, :, ::7].double(), send.double()).square().transpose(0, 1).flatten(1)
+    if density == 0:
+        radius = 0.9 * squared[squared > 1e-9].amin().sqrt().expand(heads)
+    else:
+        radius = squared.quantile(density, 1).clamp(min=1e-6).sqrt() * (1.5 if density == 1 else 1)
+    coupling, bandwidth = locking.coupling_from_radius(radius, torch.linspace(1, 50, heads).double())
+    return [receive, receive if same else send, value, coupling.float(), bandwidth.float()]
+
+
+def per_query(inputs):
+    """A coupling for each receiver: then each can be moved off the locking edge."""
+    receive, *others, coupling, bandwidth = inputs
+    g = torch.Generator().manual_seed(1)
+    spread = 1 + 0.1 * torch.rand(receive.shape[:3], generator=g)
+    return [receive, *others, (coupling[:, None] * spread).float(), bandwidth]
+
+
 @pytest.fixture(name="within_rounding")
 def _within_rounding():
     return within_rounding
@@ -173,3 +205,13 @@ def _evaluate():
 @pytest.fixture(name="with_room")
 def _with_room():
     return with_room
+
+
+@pytest.fixture(name="draw")
+def _draw():
+    return draw
+
+
+@pytest.fixture(name="per_query")
+def _per_query():
+    return per_query

@@ -1,4 +1,4 @@
-"""The native kernel against the definition: every size, layout, mask, density and instruction set."""
+"""The native kernel against the definition: every size, mask, density and group of heads."""
 
 import itertools
 
@@ -7,7 +7,6 @@ import torch
 
 import syncattn
 from syncattn import locking
-from syncattn.backends.cpu import library
 
 attention = syncattn.selective_synchronization_attention
 MISSING = syncattn.backends.availability()["cpu"]
@@ -28,35 +27,12 @@ FORMS = [  # each of the four weights, both frames
 ]
 
 
-def draw(batch, heads, queries, keys, m, d, *, density=0.5, same=False, structure="gaussian", options=None):
-    """Inputs of which this share of all pairs locks in the absolute frame."""
-    g = torch.Generator().manual_seed(hash((batch, heads, queries, keys, m, d)) % 2**31)
-    tokens = max(queries, keys)
-    w = torch.randn(batch, heads, tokens, m, generator=g)
-    if structure == "clusters":  # consecutive tokens in clusters far apart
-        w = 0.3 * w + 8 * torch.randn(tokens // 40 + 1, m, generator=g).repeat_interleave(40, 0)[:tokens]
-    elif structure == "drift":  # along the sequence, as position puts it
-        w = w + 0.1 * torch.arange(tokens, dtype=torch.float32)[:, None] * torch.eye(m)[0]
-    receive = w[:, :, tokens - queries :]
-    send = receive if same else (w + 0.3 * torch.randn(w.shape, generator=g))[:, :, tokens - keys :]
-    if not same:
-        receive = receive.contiguous()
-    value = torch.randn(batch, heads, keys, d, generator=g)
-    squared = torch.cdist(receive[:, :, ::7].double(), send.double()).square().transpose(0, 1).flatten(1)
-    if density == 0:
-        radius = 0.9 * squared[squared > 1e-9].amin().sqrt().expand(heads)
-    else:
-        radius = squared.quantile(density, 1).clamp(min=1e-6).sqrt() * (1.5 if density == 1 else 1)
-    coupling, bandwidth = locking.coupling_from_radius(radius, torch.linspace(1, 50, heads).double())
-    return [receive, receive if same else send, value, coupling.float(), bandwidth.float()]
-
-
 SIZES = [1, 2, 23, 24, 25, 63, 64, 65, 127, 200]
 
 
 @pytest.mark.parametrize("queries", SIZES)
 @pytest.mark.parametrize("keys", [1, 2, 24, 63, 64, 65, 129, 200])
-def test_any_number_of_receivers_and_senders(queries, keys, within_rounding):
+def test_any_number_of_receivers_and_senders(queries, keys, within_rounding, draw):
     """Around the edges of the blocks of 24 receivers and 64 senders; causal and without the own pair."""
     options = FORMS[(queries + keys) % len(FORMS)]
     inputs = draw(1, 2, queries, keys, 3, 5)
@@ -66,7 +42,7 @@ def test_any_number_of_receivers_and_senders(queries, keys, within_rounding):
 
 
 @pytest.mark.parametrize("tokens", SIZES)
-def test_symmetric(tokens, within_rounding):
+def test_symmetric(tokens, within_rounding, draw):
     options = FORMS[tokens % len(FORMS)]
     inputs = draw(2, 1, tokens, tokens, 4, 3, same=True)
     within_rounding(inputs, options, "cpu")
@@ -78,7 +54,7 @@ DIMS = [*range(1, 19), 24, 31, 32, 33, 48, 63, 64, 65, 100, 128, 512]
 
 
 @pytest.mark.parametrize("m", DIMS)
-def test_any_number_of_coordinates_and_value_columns(m, within_rounding):
+def test_any_number_of_coordinates_and_value_columns(m, within_rounding, draw):
     d = [1, 15, 16, 17, 31, 32, 33, 48, 64, 72, 80, 128, 144, 200, 256][DIMS.index(m) % 15]
     options = FORMS[DIMS.index(m) % len(FORMS)]
     within_rounding(draw(1, 2, 50, 90, m, d), options | {"is_causal": True}, "cpu")
@@ -88,7 +64,7 @@ def test_any_number_of_coordinates_and_value_columns(m, within_rounding):
 @pytest.mark.parametrize("which", itertools.product((0, 1), repeat=4), ids=str)
 @pytest.mark.parametrize("options", [{"power": 2}, NEAREST | {"is_causal": True}], ids=str)
 @pytest.mark.parametrize("density", [0.2, 0.9])
-def test_masks_of_every_broadcast_shape(which, options, density, within_rounding):
+def test_masks_of_every_broadcast_shape(which, options, density, within_rounding, draw):
     shape = [n if w else 1 for n, w in zip((2, 3, 50, 70), which)]
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(sum(which))) > 0.4
     inputs = draw(2, 3, 50, 70, 4, 6, density=density)
@@ -104,7 +80,7 @@ STRUCTURES = ["gaussian", "clusters", "drift"]
 
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_any_density(structure, density, within_rounding):
+def test_any_density(structure, density, within_rounding, draw, per_query):
     """Skipped tiles, listed pairs and whole blocks, one after another, forward and backward."""
     inputs = per_query(draw(1, 2, 230, 330, 3, 17, density=density, structure=structure))
     number = DENSITIES.index(density) + STRUCTURES.index(structure)
@@ -113,17 +89,9 @@ def test_any_density(structure, density, within_rounding):
     within_rounding(inputs, FORMS[(number + 5) % 8] | causal, "cpu")
 
 
-def per_query(inputs):
-    """A coupling for each receiver: then each can be moved off the locking edge."""
-    receive, *others, coupling, bandwidth = inputs
-    g = torch.Generator().manual_seed(1)
-    spread = 1 + 0.1 * torch.rand(receive.shape[:3], generator=g)
-    return [receive, *others, (coupling[:, None] * spread).float(), bandwidth]
-
-
 @pytest.mark.parametrize("density", [0.05, 0.6])
 @pytest.mark.parametrize("frame", ["absolute", "nearest"])
-def test_dropout_meets_the_same_pairs_forward_and_backward(frame, density, within_rounding):
+def test_dropout_meets_the_same_pairs_forward_and_backward(frame, density, within_rounding, draw, per_query):
     inputs = per_query(draw(2, 3, 70, 150, 3, 5, density=density))
     for p in (0.1, 0.7):
         options = {"dropout_p": p, "frame": frame, "power": 2, "self_coupling": False}
@@ -134,7 +102,7 @@ def test_dropout_meets_the_same_pairs_forward_and_backward(frame, density, withi
 
 @pytest.mark.parametrize(("send_heads", "value_heads"), [(6, 1), (1, 6), (2, 3), (3, 2), (1, 1), (6, 2)])
 @pytest.mark.parametrize("options", [{"power": 2}, NEAREST, {"dropout_p": 0.2}], ids=str)
-def test_grouped_heads(send_heads, value_heads, options, within_rounding):
+def test_grouped_heads(send_heads, value_heads, options, within_rounding, draw, per_query):
     receive, send, value, coupling, bandwidth = per_query(draw(2, 6, 40, 70, 5, 7))
     inputs = [receive, send[:, :send_heads], value[:, :value_heads], coupling, bandwidth]
     within_rounding(inputs, options, "cpu")
@@ -166,7 +134,7 @@ def test_of_equally_near_senders_the_earliest_takes_back_the_frame(order, option
 
 @pytest.mark.parametrize("options", FORMS, ids=str)
 @pytest.mark.parametrize("mask", ["rows", "keys", "tiles"])
-def test_rows_that_lock_to_nobody_are_exactly_zero(mask, options, evaluate):
+def test_rows_that_lock_to_nobody_are_exactly_zero(mask, options, evaluate, draw):
     """Their gradients are 0 and no other is touched by NaN; also where whole tiles are masked out."""
     inputs = draw(2, 2, 100, 200, 3, 6)
     allowed = torch.ones(2, 1, 100, 200, dtype=torch.bool)
@@ -191,7 +159,7 @@ def test_rows_that_lock_to_nobody_are_exactly_zero(mask, options, evaluate):
 
 
 @pytest.mark.parametrize("options", [{"power": 2}, {"edge": 0.1}, NEAREST], ids=str)
-def test_what_is_not_locked_moves_nothing(options):
+def test_what_is_not_locked_moves_nothing(options, draw):
     """Not a bit: each row's output with every value that it does not lock to blown up."""
     inputs = draw(1, 1, 60, 190, 3, 8, density=0.3)
     out = attention(*inputs, **options, backend="cpu")
@@ -204,7 +172,7 @@ def test_what_is_not_locked_moves_nothing(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"frame": "nearest"}, {"edge": 0.02, "power": 2}], ids=str)
-def test_pruning_is_exact_along_a_drift(options):
+def test_pruning_is_exact_along_a_drift(options, draw):
     """2,000 tokens whose window is a few tiles wide, against eager in float64 on some rows."""
     inputs = draw(1, 2, 2000, 2000, 3, 8, density=0.02, structure="drift", same=True)
     options = options | {"is_causal": True, "self_coupling": False}
@@ -240,7 +208,7 @@ def test_what_only_just_locks_is_not_pruned(queries, keys, m, frame, share, eval
         assert (a.double() - b).abs().max() <= 1e-3 * b.abs().max()
 
 
-def test_gradients_through_pruned_groups_of_tiles(within_rounding):
+def test_gradients_through_pruned_groups_of_tiles(within_rounding, draw, per_query):
     """Long enough for several groups of tiles on both sides, of which most are skipped whole."""
     inputs = per_query(draw(1, 1, 1100, 1300, 2, 3, density=0.01, structure="drift"))
     within_rounding(inputs, NEAREST | {"self_coupling": False}, "cpu")
@@ -248,7 +216,7 @@ def test_gradients_through_pruned_groups_of_tiles(within_rounding):
 
 @pytest.mark.parametrize("side", ["receiver", "sender"])
 @pytest.mark.parametrize("options", [{"power": 2}, {"edge": 0.1, "dropout_p": 0.2}], ids=str)
-def test_one_token_that_locks_to_everybody_among_many_that_do_not(options, side, within_rounding):
+def test_one_token_that_locks_to_everybody_among_many_that_do_not(options, side, within_rounding, draw):
     """The pairs that wait for their evaluation are then all of one row, or of one key."""
     receive, send, value, coupling, bandwidth = draw(1, 2, 500, 600, 2, 5, density=0.002)
     hub = torch.linspace(-1, 1, 500)
@@ -272,102 +240,3 @@ def test_frequencies_far_from_the_origin_and_each_other(scale, evaluate):
     out, gradients = evaluate([w, w, value, torch.ones(1), torch.ones(1)], NEAREST, "cpu")
     torch.testing.assert_close(out, value)
     assert all(torch.isfinite(x).all() for x in gradients)
-
-
-def odd(x):
-    """The same numbers at an address that is a multiple of 4 bytes and of nothing more."""
-    memory = torch.empty(x.numel() + 1, dtype=x.dtype)
-    return memory[1:].view(x.shape).copy_(x)
-
-
-LAYOUTS = {
-    "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "columns of more": lambda x: torch.cat((x, x), -1)[..., : x.shape[-1]],
-    "every second": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
-    "at an odd address": odd,
-    "last dimension first": lambda x: x.mT.contiguous().mT,
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("d", [5, 16])
-def test_layouts_do_not_change_a_bit(layout, d, evaluate):
-    receive, send, value, coupling, bandwidth = per_query(draw(2, 3, 50, 70, 4, d))
-    g = torch.Generator().manual_seed(0)
-    mask = torch.rand(2, 3, 50, 70, generator=g) > 0.3
-    options = NEAREST | {"attn_mask": mask}
-    want, gradients = evaluate([receive, send, value, coupling, bandwidth], options, "cpu")
-    change = LAYOUTS[layout]
-    moved = [change(x) for x in (receive, send, value)] + [change(coupling[..., None])[..., 0], bandwidth]
-    out, again = evaluate(moved, options | {"attn_mask": change(mask)}, "cpu")
-    assert torch.equal(out, want)
-    assert all(torch.equal(a, b) for a, b in zip(again, gradients, strict=True))
-
-
-def test_expanded_inputs(evaluate):
-    """One sequence and one head for all, and gradients that are expanded themselves."""
-    full = draw(1, 1, 50, 70, 4, 16)
-    one = [x.expand(2, 3, -1, -1) for x in full[:3]] + [full[3].expand(3), full[4].expand(3)]
-    copied = [x.contiguous() for x in one]
-    for a, b in zip(*(evaluate(x, NEAREST, "cpu")[1] for x in (one, copied)), strict=True):
-        assert torch.equal(a, b)
-    leaves = [x.clone().requires_grad_() for x in copied]
-    out = attention(*leaves, **NEAREST, backend="cpu")
-    got = torch.autograd.grad(out, leaves, torch.ones(()).expand_as(out), retain_graph=True)
-    want = torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
-    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    nothing = torch.autograd.grad(out, leaves, torch.zeros_like(out))
-    assert all(x is None or not x.any() for x in nothing)
-
-
-@pytest.mark.parametrize("which", range(5))
-def test_gradients_of_some_inputs_only(which):
-    inputs = draw(1, 2, 30, 40, 3, 4)
-    every = [x.clone().requires_grad_() for x in inputs]
-    cotangent = torch.randn(1, 2, 30, 4)
-    want = torch.autograd.grad(attention(*every, **NEAREST, backend="cpu"), every, cotangent)
-    some = [x.clone().requires_grad_(k == which) for k, x in enumerate(inputs)]
-    attention(*some, **NEAREST, backend="cpu").backward(cotangent)
-    assert torch.equal(some[which].grad, want[which])
-    assert all(x.grad is None for k, x in enumerate(some) if k != which)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("same", [True, False])
-@pytest.mark.parametrize("options", [{"power": 2}, NEAREST | {"is_causal": True}], ids=str)
-def test_narrow_inputs_are_computed_in_float32(options, same, dtype, within_rounding):
-    """No rounding but that of the inputs and the results."""
-    inputs = draw(2, 2, 70, 70, 8, 16, same=same)
-    receive = inputs[0].to(dtype)
-    send = receive if same else inputs[1].to(dtype)
-    within_rounding([receive, send, inputs[2].to(dtype), *inputs[3:]], options, "cpu")
-    within_rounding([inputs[0], inputs[1], inputs[2].to(dtype), *inputs[3:]], options, "cpu")
-    within_rounding([receive, send, *inputs[2:]], options, "cpu")
-
-
-@pytest.mark.parametrize("empty", ["batch", "queries", "keys", "columns"])
-@pytest.mark.parametrize("options", [{}, NEAREST, {"dropout_p": 0.5}], ids=str)
-def test_nothing_at_all(empty, options, evaluate):
-    sizes = {"batch": 2, "heads": 2, "queries": 3, "keys": 5, "columns": 4} | {empty: 0}
-    b, h, n, k, d = sizes.values()
-    g = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(shape, generator=g) for shape in ((b, h, n, 3), (b, h, k, 3), (b, h, k, d))]
-    out, gradients = evaluate([*inputs, torch.ones(2), torch.ones(2)], options, "cpu")
-    assert out.shape == (b, h, n, d) and not out.any()
-    assert all(not x.any() for x in gradients)
-
-
-@pytest.mark.parametrize("instance", library.instances() if MISSING is None else [])
-@pytest.mark.parametrize("options", FORMS, ids=str)
-def test_every_instruction_set_of_this_machine(options, instance, within_rounding, monkeypatch):
-    monkeypatch.setenv("SYNCATTN_CPU_INSTANCE", instance)
-    for density, m, d in ((0.03, 5, 48), (0.7, 1, 16), (0.7, 20, 130)):
-        inputs = per_query(draw(1, 2, 75, 150, m, d, density=density))
-        within_rounding(inputs, options, "cpu")
-        within_rounding(inputs, options | {"is_causal": True, "dropout_p": 0.3}, "cpu")
-
-
-def test_an_instruction_set_that_is_not_there_is_an_error(monkeypatch):
-    monkeypatch.setenv("SYNCATTN_CPU_INSTANCE", "mmx")
-    with pytest.raises(RuntimeError, match=r"SYNCATTN_CPU_INSTANCE .*'mmx'"):
-        attention(*draw(1, 1, 3, 3, 2, 2), backend="cpu")

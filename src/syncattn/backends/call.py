@@ -273,7 +273,9 @@ def is_transformed() -> bool:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether the tensor holds numbers on the CPU, and nothing records or replaces what is done with it."""
-    return _values_are_free(tensor) and torch._C._len_torch_dispatch_stack() == 0
+    if not _values_are_free(tensor):
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0 and not torch.jit.is_tracing()
 
 
 def _values_are_free(tensor: Tensor) -> bool:

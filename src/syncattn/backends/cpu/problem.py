@@ -13,7 +13,8 @@ from syncattn.backends.cpu import library
 from syncattn.backends.cpu.library import pointer
 
 COLUMNS = 16  # the kernel wants the value's columns in multiples of this
-_PAIRS_WORTH_ORDERING = 2**19  # a head's; below, even looking whether an order would pay does not
+# Pairs for each token that has to be put in order and back, from which on even looking for an order can pay.
+_PAIRS_WORTH_ORDERING = 512
 
 
 class Options(NamedTuple):
@@ -67,7 +68,7 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
         nowhere = torch.empty(0, dtype=torch.int32)
         order = Order(nowhere, nowhere)
         by_key = mask is None or mask.shape[2] == 1
-        if not options.is_causal and by_key and queries * keys >= _PAIRS_WORTH_ORDERING:
+        if not options.is_causal and by_key and queries * keys >= _PAIRS_WORTH_ORDERING * (queries + keys):
             natural = describe(arguments, order)
             order = _choose(natural, order)
             if order.rows is None:

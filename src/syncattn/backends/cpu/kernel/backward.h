@@ -88,8 +88,7 @@ static void backward_prepare(const Plan* plan, int64_t batch, int64_t head, int6
         r.offset[first + i] = total(product);
         r.base[first + i] = p.nearest ? p.base[row + i] : 0;
         r.word[first + i] = p.dropout ? row_word(p, batch, head, first + i) : 0;
-        const float most = r.base[first + i] + r.radius[first + i];
-        if (!(most <= limit)) limit = most;
+        limit = most(limit, r.base[first + i] + r.radius[first + i]);
         for (int64_t k = 0; k < wide; ++k)  // a 1 after the frequency sums up what multiplies it
             r.frequency[(first + i) * wide + k] =
                 k < p.freq_dim ? p.receive[(row + i) * p.freq_dim + k] : k == p.freq_dim ? 1 : 0;
@@ -351,10 +350,14 @@ static void backward_begin(const Plan& plan, int64_t batch, int64_t head, int64_
     memset(own.centre, 0, sizeof(float) * (size_t)wide);
     memset(own.keys, 0, sizeof(float) * (size_t)(ROWS * wide));
     memset(own.minus_keys, 0, sizeof(float) * (size_t)(ROWS * wide));
-    memcpy(own.centre, keys.send + keys.count / 2 * m, sizeof(float) * (size_t)m);
+    for (int64_t k = 0; k < m; ++k)
+        for (int64_t j = 0; j < keys.count; ++j)
+            if (__builtin_isfinite(keys.send[j * m + k])) own.centre[k] = keys.send[j * m + k];
     for (int64_t j = 0; j < keys.count; ++j)
         for (int64_t k = 0; k < m; ++k) {
-            own.keys[j * wide + k] = keys.send[j * m + k] - own.centre[k];
+            // padding may hold anything; where NaN is attended to, dD is NaN already
+            const float from_centre = keys.send[j * m + k] - own.centre[k];
+            own.keys[j * wide + k] = __builtin_isfinite(from_centre) ? from_centre : 0;
             own.minus_keys[j * wide + k] = -own.keys[j * wide + k];
         }
     memset(own.grad_value, 0, sizeof(float) * (size_t)(ROWS * dim));

@@ -79,10 +79,7 @@ INLINE void load_rows(const SyncattnProblem& p, Rows& rows, int64_t batch, int64
 // Call when the bases are known.
 INLINE void set_farthest(Rows& rows) {
     rows.farthest = rows.base[0] + rows.radius[0];
-    for (int64_t i = 1; i < rows.count; ++i) {
-        const float limit = rows.base[i] + rows.radius[i];
-        if (!(limit <= rows.farthest)) rows.farthest = limit;  // NaN stays: everything is then looked at
-    }
+    for (int64_t i = 1; i < rows.count; ++i) rows.farthest = most(rows.farthest, rows.base[i] + rows.radius[i]);
 }
 
 // The tiles from `first` to `last` (not included) whose box may be within `limit` of the box (low, high),

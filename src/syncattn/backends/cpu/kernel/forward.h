@@ -113,8 +113,7 @@ static void find_nearest(const Plan& plan, Rows& rows, const Lanes& senders, int
     for (int64_t t = count - 1; t >= 0; --t) {
         if (own.found[t] < 0) continue;
         float worst = nearest.best[0];
-        for (int64_t i = 1; i < rows.count; ++i)
-            if (!(nearest.best[i] <= worst)) worst = nearest.best[i];
+        for (int64_t i = 1; i < rows.count; ++i) worst = most(worst, nearest.best[i]);
         if (!(own.distance[t] > worst * 1.0001f)) visit(t);
     }
     const int64_t at = (rows.batch * p.heads + rows.head) * p.queries + rows.first;
@@ -146,7 +145,7 @@ static void weigh_block(const SyncattnProblem& p, const Rows& rows, const float*
     vf columns[KEYS / LANES] = {};
     for (int64_t i = 0; i < rows.count; ++i) {
         const vf base = vf{} + rows.base[i], inverse_square = vf{} + rows.inverse_square[i];
-        vf sum = load(sums + i * LANES);
+        vf sum{};
 #pragma GCC unroll 4
         for (int64_t v = 0; v < KEYS; v += LANES) {
             vf kernel;
@@ -156,7 +155,7 @@ static void weigh_block(const SyncattnProblem& p, const Rows& rows, const float*
             sum += w;
             if constexpr (SYMMETRIC) columns[v / LANES] += w;
         }
-        store(sums + i * LANES, sum);
+        store(sums + i * LANES, load(sums + i * LANES) + sum);
         if (!p.dropout) continue;
         for (int64_t v = 0; v < KEYS; v += LANES) {
             float* at = weight + i * KEYS + v;
@@ -175,7 +174,7 @@ INLINE void mix_pairs(float* out, const float* weight, const int32_t* key, int64
                       int64_t ldv) {
     vf sum[VECTORS], other[VECTORS];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) sum[v] = load(out + v * LANES), other[v] = vf{};
+    for (int v = 0; v < VECTORS; ++v) sum[v] = vf{}, other[v] = vf{};
     int64_t k = 0;
     for (; k + 2 <= count; k += 2) {
         const float *row = value + key[k] * ldv, *next = value + key[k + 1] * ldv;
@@ -193,7 +192,7 @@ INLINE void mix_pairs(float* out, const float* weight, const int32_t* key, int64
         for (int v = 0; v < VECTORS; ++v) sum[v] += w * load(row + v * LANES);
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) store(out + v * LANES, sum[v] + other[v]);
+    for (int v = 0; v < VECTORS; ++v) store(out + v * LANES, load(out + v * LANES) + (sum[v] + other[v]));
 }
 
 // VECTORS of the columns of to_key(k) += w_k x: the other half of a symmetric pair.
@@ -235,7 +234,7 @@ static void forward_pairs(const SyncattnProblem& p, const Rows& rows, Pairs& pai
         store(weight + count, vf{} + FAR_DETUNING);  // what fills the last vector does not lock
         memset(key + count, 0, sizeof(vi));
         const vf inverse_square = vf{} + rows.inverse_square[i];
-        vf sum = load(sums + i * LANES);
+        vf sum{};
         for (int64_t k = 0; k < count; k += LANES) {
             vf kernel;
             vf w = weight_of<FORM>(margin_of(load(weight + k), rows.rate, inverse_square, &kernel), p.edge);
@@ -247,7 +246,7 @@ static void forward_pairs(const SyncattnProblem& p, const Rows& rows, Pairs& pai
             }
             store(weight + k, w);
         }
-        store(sums + i * LANES, sum);
+        store(sums + i * LANES, load(sums + i * LANES) + sum);
         int64_t c = 0;
         for (; c + 4 * LANES <= dim; c += 4 * LANES)
             mix_pairs<4>(out + i * dim + c, weight, key, count, values + c, dim);

@@ -18,7 +18,7 @@ INLINE void gemm_micro(float* c, int64_t ldc, const float* a, int64_t a_row, int
 #pragma GCC unroll 24
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) sum[r][v] = add ? load(c + r * ldc + v * LANES) : vf{};
+        for (int v = 0; v < VECTORS; ++v) sum[r][v] = vf{};
     for (int64_t k = 0; k < inner; ++k) {
         vf row[VECTORS];
 #pragma GCC unroll 4
@@ -33,7 +33,10 @@ INLINE void gemm_micro(float* c, int64_t ldc, const float* a, int64_t a_row, int
 #pragma GCC unroll 24
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) store(c + r * ldc + v * LANES, sum[r][v]);
+        for (int v = 0; v < VECTORS; ++v) {  // added last: one long chain of additions would round more
+            float* to = c + r * ldc + v * LANES;
+            store(to, add ? load(to) + sum[r][v] : sum[r][v]);
+        }
 }
 
 template <int ROWS, int VECTORS>

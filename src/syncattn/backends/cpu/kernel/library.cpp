@@ -74,11 +74,10 @@ void make_groups(const Boxes& boxes, int64_t m) {
             boxes.group_high[k * boxes.group_stride + group] = high;
         }
         if (!boxes.limit) continue;
-        float most = boxes.limit[first];
-        for (int64_t tile = first; tile < end; ++tile)
-            if (!(boxes.limit[tile] <= most)) most = boxes.limit[tile];
+        float limit = boxes.limit[first];
+        for (int64_t tile = first; tile < end; ++tile) limit = most(limit, boxes.limit[tile]);
         for (int64_t tile = end; tile < first + GROUP; ++tile) boxes.limit[tile] = 0;
-        boxes.group_limit[group] = most;
+        boxes.group_limit[group] = limit;
     }
 }
 
@@ -188,8 +187,10 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
     const int64_t tiles = plan.receiver_tiles = tiles_of(p.queries, KEYS);
     plan.row_tasks = tiles_of(p.keys, instance.rows);
     // By the shapes alone, never by the number of threads: the sums are the same for any of them.
-    const int64_t wanted = heads > 0 ? (32 + heads - 1) / heads : 1;
-    plan.parts = p.symmetric || !plan.row_tasks ? 1 : least(wanted, plan.row_tasks);
+    // And no more than memory of the size of the inputs and outputs twice over allows.
+    const int64_t wanted = heads > 0 ? (32 + heads - 1) / heads : 1, floats = tiles * KEYS * (m + 2 + wide);
+    const int64_t room = 2 * (p.queries + p.keys) * (p.value_dim + m) / (floats > 0 ? floats : 1);
+    plan.parts = p.symmetric || !plan.row_tasks ? 1 : least(least(wanted, room > 0 ? room : 1), plan.row_tasks);
     std::vector<Receivers> receivers((size_t)heads);
     std::vector<PartSums> sums((size_t)(plan.parts * heads));
     Arena arena, summed;

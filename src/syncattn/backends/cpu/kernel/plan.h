@@ -59,6 +59,9 @@ typedef struct {
     int64_t receiver_tiles;      // of KEYS receivers
 } Plan;
 
+// The larger; NaN if one of them is, so that what it limits is looked at and shows.
+static inline float most(float a, float b) { return a != a || b <= a ? a : b; }
+
 // What each instance offers. `scratch` is the thread's own, of scratch_floats.
 typedef struct {
     const char* name;

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -64,7 +65,10 @@ void for_each_task(int64_t tasks, int64_t chunk, Threads threads, int64_t scratc
         threads.team(Work<Body>::join, &work, (unsigned)count, 0);
     } else {
         std::vector<std::thread> others;
-        for (int i = 1; i < count; ++i) others.emplace_back(Work<Body>::join, &work);
+        try {
+            for (int i = 1; i < count; ++i) others.emplace_back(Work<Body>::join, &work);
+        } catch (const std::system_error&) {  // those that could be started do it all
+        }
         work.run();
         for (auto& other : others) other.join();
     }
