@@ -48,6 +48,12 @@ def test_all_suites(bench):
         assert text in page
 
 
+@pytest.mark.parametrize("suite", ["variants", "scaling"])
+def test_a_suite_alone_ends_well(suite, bench):
+    status, out = bench(suite)
+    assert status == 0 and record(out)["status"] == "complete"
+
+
 def test_the_targets_table_says_what_was_met(bench):
     _, out = bench("table")
     found = record(out)

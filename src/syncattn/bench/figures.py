@@ -42,7 +42,7 @@ def density(record: dict[str, Any]) -> bytes | None:
     series = {passes: _density_series(record, passes, threads, ours) for passes in (FORWARD, BACKWARD)}
     if not any(series.values()):
         return None
-    case = next(e["case"] for e in record["entries"] if e["suite"] == "table")
+    case = next(e["case"] for e in record["entries"] if e["suite"] in ("table", "variants"))
     with _figure("light", 8.6, 4.1, "constrained") as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (passes, lines) in zip(panels, series.items(), strict=True):

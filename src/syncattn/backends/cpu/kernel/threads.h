@@ -8,9 +8,6 @@
 #include <system_error>
 #include <thread>
 #include <vector>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace syncattn {
 
@@ -31,15 +28,9 @@ using Memory = std::unique_ptr<T[], Free>;
 
 template <typename T>
 Memory<T> allocate(int64_t count) {
-    constexpr size_t LINE = 64, HUGE_PAGE = size_t{1} << 21;
-    const size_t wanted = (size_t)(count > 0 ? count : 1) * sizeof(T);
-    const size_t unit = wanted < 2 * HUGE_PAGE ? LINE : HUGE_PAGE, bytes = (wanted + unit - 1) / unit * unit;
-    void* memory = aligned_alloc(unit, bytes);
+    const size_t bytes = ((size_t)(count > 0 ? count : 1) * sizeof(T) + 63) / 64 * 64;
+    void* memory = aligned_alloc(64, bytes);
     if (!memory) throw std::bad_alloc();
-#if defined(__linux__)
-    // tables that are new in every call: touching them 4 KiB at a time takes longer than filling them
-    if (unit == HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
     return Memory<T>(static_cast<T*>(memory));
 }
 
