@@ -13,7 +13,7 @@ from syncattn.bench.contenders import PUBLISHED, SDPA, TILED
 from syncattn.bench.plan import BACKWARD, FORWARD
 from syncattn.bench.session import threads_text
 from syncattn.bench.targets import SIZES, TABLE
-from syncattn.training.figures import _figure, _png
+from syncattn.drawing import canvas, png
 from syncattn.training.files import disk_errors, staged
 
 _OURS, _SOFTMAX, _TILED, _PAPER = "#1b8a8f", "#dd7a1c", "#8d63c4", "#8a8f98"
@@ -43,7 +43,7 @@ def density(record: dict[str, Any]) -> bytes | None:
     if not any(series.values()):
         return None
     case = next(e["case"] for e in record["entries"] if e["suite"] in ("table", "variants"))
-    with _figure("light", 8.6, 4.1, "constrained") as figure:
+    with canvas("light", 8.6, 4.1, "constrained") as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (passes, lines) in zip(panels, series.items(), strict=True):
             for (label, style), points in lines.items():
@@ -77,7 +77,7 @@ def density(record: dict[str, Any]) -> bytes | None:
             f"N {case['tokens']}, d {case['head_dim']}, m {case['freq_dim']}, "
             f"H {case['heads']}, float32, {threads_text(threads)}",
         )
-        return _png(figure)
+        return png(figure)
 
 
 def _density_series(
@@ -138,7 +138,7 @@ def tokens(record: dict[str, Any]) -> bytes | None:
             lines[entry["passes"]].setdefault((name, entry["name"]), []).append(point)
     if not any(lines.values()):
         return None
-    with _figure("light", 8.6, 4.1, "constrained") as figure:
+    with canvas("light", 8.6, 4.1, "constrained") as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (passes, series) in zip(panels, lines.items(), strict=True):
             for (name, case), points in series.items():
@@ -158,7 +158,7 @@ def tokens(record: dict[str, Any]) -> bytes | None:
             f"d {plan['head_dim']}, m {plan['freq_dim']}, H {plan['heads']}, float32, "
             f"{threads_text(threads)}",
         )
-        return _png(figure)
+        return png(figure)
 
 
 def memory(record: dict[str, Any]) -> bytes | None:
@@ -170,7 +170,7 @@ def memory(record: dict[str, Any]) -> bytes | None:
             lines.setdefault((each["contender"], each["suite"]), []).append(point)
     if not lines:
         return None
-    with _figure("light", 5.6, 4.1, "constrained") as figure:
+    with canvas("light", 5.6, 4.1, "constrained") as figure:
         axes = figure.subplots()
         for (name, suite), points in lines.items():
             ours = name == record["preferred"]
@@ -186,7 +186,7 @@ def memory(record: dict[str, Any]) -> bytes | None:
         axes.legend(fontsize=9, handlelength=3)
         plan = record["plan"]
         _headline(figure, f"d {plan['head_dim']}, m {plan['freq_dim']}, H {plan['heads']}, float32, 1 thread")
-        return _png(figure)
+        return png(figure)
 
 
 FIGURES: dict[str, Callable[[dict[str, Any]], bytes | None]] = {

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,16 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
 from matplotlib.figure import Figure
 
+from syncattn.drawing import PAGES, canvas, png
+
 COLOURS = {"osn": "#1b8a8f", "alibi": "#dd7a1c", "rotary": "#8d63c4"}
-_PAGES = {
-    "light": {"ink": "#26292e", "faint": "#d9dce1", "paper": "#ffffff", "zero": "#eceef1"},
-    "dark": {"ink": "#d6d9de", "faint": "#40454d", "paper": "#1b1e23", "zero": "#2a2e35"},
-}
 
 
 def loss_curves(models: list[dict[str, Any]], tokens_per_step: int, page: str) -> bytes:
     """Training loss (pale) and validation loss (points) against tokens read; a line per model and seed."""
-    with _figure(page, 8.2, 3.9, "constrained") as figure:
+    with canvas(page, 8.2, 3.9, "constrained") as figure:
         axes = figure.subplots()
         lowest, starts = math.inf, []
         for model in models:
@@ -48,7 +43,7 @@ def loss_curves(models: list[dict[str, Any]], tokens_per_step: int, page: str) -
         axes.legend(
             title="points: validation · pale: training", title_fontsize=8.5, alignment="left", fontsize=9
         )
-        return _png(figure)
+        return png(figure)
 
 
 def densities(run: dict[str, Any], tokens_per_step: int, page: str) -> bytes:
@@ -59,7 +54,7 @@ def densities(run: dict[str, Any], tokens_per_step: int, page: str) -> bytes:
     _, layers, heads = values.shape
     columns = min(layers, 4)
     rows = math.ceil(layers / columns)
-    with _figure(page, max(4.4, 2.9 * columns) + 1.1, 2.7 * rows + 0.3, "constrained") as figure:
+    with canvas(page, max(4.4, 2.9 * columns) + 1.1, 2.7 * rows + 0.3, "constrained") as figure:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         colours = matplotlib.colormaps["viridis"](np.linspace(0.2 if page == "dark" else 0.0, 0.92, heads))
         for layer, axes in enumerate(grid.flat):
@@ -69,9 +64,7 @@ def densities(run: dict[str, Any], tokens_per_step: int, page: str) -> bytes:
             for head in range(heads):
                 axes.plot(read, values[:, layer, head], color=colours[head], lw=1.4, label=f"head {head + 1}")
             mean = values[:, layer].mean(axis=-1)
-            axes.plot(
-                read, mean, color=_PAGES[page]["ink"], lw=1.6, ls=(0, (4, 2)), label="mean of the heads"
-            )
+            axes.plot(read, mean, color=PAGES[page]["ink"], lw=1.6, ls=(0, (4, 2)), label="mean of the heads")
             axes.set_title(f"layer {layer + 1}")
             axes.set_ylim(0, 1)
             axes.set_xlim(left=0)
@@ -81,7 +74,7 @@ def densities(run: dict[str, Any], tokens_per_step: int, page: str) -> bytes:
         figure.supylabel("density", fontsize=10)
         lines, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="outside right center", fontsize=8.5)
-        return _png(figure)
+        return png(figure)
 
 
 def weight_matrices(layer: list[list[list[float]]], labels: list[str], colour: str, page: str) -> bytes:
@@ -95,14 +88,14 @@ def weight_matrices(layer: list[list[list[float]]], labels: list[str], colour: s
     columns = min(heads, 4)
     rows = math.ceil(heads / columns)
     ramp, norm = _ramp(colour, page), PowerNorm(0.5, 0, 1)
-    paper, zero = (to_rgb(_PAGES[page][name]) for name in ("paper", "zero"))
+    paper, zero = (to_rgb(PAGES[page][name]) for name in ("paper", "zero"))
     seen = np.tril(np.ones((size, size), dtype=bool))
     gap = 4  # in tokens: room for a panel's title
     image = np.empty((rows * (size + gap), columns * (size + 2) - 2, 3))
     image[:] = paper
     margin = 0.5 + 0.045 * max(map(len, labels))  # inches for the tokens and the name of the axis
     panels = 2.7 * columns, 2.7 * rows * (size + gap) / size
-    with _figure(page, margin + panels[0] + 0.9, margin + panels[1]) as figure:
+    with canvas(page, margin + panels[0] + 0.9, margin + panels[1]) as figure:
         total = figure.get_figwidth(), figure.get_figheight()
         axes = figure.add_axes(
             (margin / total[0], margin / total[1], panels[0] / total[0], panels[1] / total[1])
@@ -134,7 +127,7 @@ def weight_matrices(layer: list[list[list[float]]], labels: list[str], colour: s
             fontsize=9.5,
         )
         _colour_bar(figure, ramp, norm)
-        return _png(figure)
+        return png(figure)
 
 
 def _token_labels(axes: Axes, labels: list[str], x: float, y: float, across: bool) -> None:
@@ -165,9 +158,9 @@ def _colour_bar(figure: Figure, ramp: LinearSegmentedColormap, norm: PowerNorm) 
 
 def _ramp(colour: str, page: str) -> LinearSegmentedColormap:
     """From a tint that is not the colour of exact zeros, through the model's colour, to the ink's."""
-    paper, full = (np.array(to_rgb(c)) for c in (_PAGES[page]["paper"], colour))
+    paper, full = (np.array(to_rgb(c)) for c in (PAGES[page]["paper"], colour))
     return LinearSegmentedColormap.from_list(
-        "weights", [tuple(0.7 * paper + 0.3 * full), colour, _PAGES[page]["ink"]]
+        "weights", [tuple(0.7 * paper + 0.3 * full), colour, PAGES[page]["ink"]]
     )
 
 
@@ -186,40 +179,3 @@ def _short(value: float, position: float = 0) -> str:
 def _series(run: dict[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
     entries = [entry for entry in run["history"] if name in entry]
     return np.array([entry["step"] for entry in entries]), np.array([entry[name] for entry in entries])
-
-
-@contextmanager
-def _figure(
-    page: str, width: float, height: float, layout: Literal["constrained"] | None = None
-) -> Iterator[Figure]:
-    """A figure in the page's colours; never one of pyplot's, which would keep it and ask for a display."""
-    colours = _PAGES[page]
-    style: Any = {
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 9.5,
-        "figure.facecolor": colours["paper"],
-        "axes.facecolor": colours["paper"],
-        "savefig.facecolor": colours["paper"],
-        "text.color": colours["ink"],
-        "axes.labelcolor": colours["ink"],
-        "axes.titlesize": 10,
-        "axes.edgecolor": colours["faint"],
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": colours["ink"],
-        "ytick.color": colours["ink"],
-        "grid.color": colours["faint"],
-        "legend.frameon": False,
-        "axes.unicode_minus": True,
-    }
-    with matplotlib.rc_context(style):
-        yield Figure(figsize=(width, height), layout=layout)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # then a box stands for the character
-        figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
