@@ -30,3 +30,35 @@ def test_guide(tmp_path, monkeypatch):
     namespace: dict = {}
     for line, code in blocks("docs/guide.md"):
         execute("docs/guide.md", line, code, namespace)
+
+
+def test_paper_page():
+    namespace: dict = {}
+    for line, code in blocks("docs/paper.md"):
+        execute("docs/paper.md", line, code, namespace)
+
+
+PAGES = [
+    "README.md",
+    "CHANGELOG.md",
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page} links to {target}, which is not there"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file.read_text(encoding="utf-8")), f"{page}: no heading for {target}"
+
+
+def anchors(text: str) -> set[str]:
+    """The addresses that GitHub gives the headings of a Markdown page."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from syncattn.bench.command import bench_command
+from syncattn.paper.command import paper_command
 from syncattn.training.flags import (
     BatchSize,
     Calibrate,
@@ -295,6 +296,7 @@ def generate_command(
 
 
 app.command("bench")(bench_command)
+app.command("paper")(paper_command)
 
 
 @app.command("doctor")
@@ -344,8 +346,9 @@ def user_errors() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if not error.name or error.name.startswith("syncattn"):
             raise
+        extra = "paper" if error.name.partition(".")[0] == "scipy" else "train"
         print(
-            f"syncattn: this command needs '{error.name}': install syncattn with its 'train' extra",
+            f"syncattn: this command needs '{error.name}': install syncattn with its '{extra}' extra",
             file=sys.stderr,
         )
         raise typer.Exit(1) from None

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,12 @@ def _measure(request: dict[str, Any]) -> int | str:
         torch.cuda.synchronize()
         del result
         return torch.cuda.max_memory_allocated() - before
-    _CLEAR.write_text("5")
+    return grown_bytes(run)
+
+
+def grown_bytes(run: Callable[[], object]) -> int:
+    """How far this process' memory grew, at its peak, over what it held before the call."""
+    _CLEAR.write_text("5")  # Linux forgets the peak
     before = _kilobytes("VmRSS")
     run()
     return max(0, _kilobytes("VmHWM") - before) * 1024

@@ -1,0 +1,1 @@
+"""The paper's figures, table and claims, measured: `syncattn paper`."""

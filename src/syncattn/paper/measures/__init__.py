@@ -1,0 +1,1 @@
+"""What the sections measure with: published forms, counts, statistics, constructions."""
