@@ -1,10 +1,19 @@
 """Settings that every test runs under."""
 
+import contextlib
 import os
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+    # Triton makes its own functions for the interpreter, or not, when it is first imported, and torch._dynamo
+    # imports it. Which of our kernels run there: backends/triton/conftest.py.
+    os.environ["TRITON_INTERPRET"] = "1"
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
+    del os.environ["TRITON_INTERPRET"]
 
 # The tests' tensors are small: a second thread costs more than it brings.
 torch.set_num_threads(1)

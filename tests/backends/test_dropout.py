@@ -7,7 +7,9 @@ import syncattn
 from syncattn.backends.dropout import keep_mask, row_numbers
 
 attention = syncattn.selective_synchronization_attention
-BACKENDS = [name for name, reason in syncattn.backends.availability().items() if reason is None]
+BACKENDS = [
+    name for name, reason in syncattn.backends.availability().items() if reason is None and name != "triton"
+]  # which takes no CPU tensors unasked: tests/backends/triton
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 

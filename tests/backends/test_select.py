@@ -13,6 +13,7 @@ explain = syncattn.backends.explain
 
 
 NATIVE = syncattn.backends.availability()["cpu"] is None
+NO_GPU = {"triton": syncattn.backends.availability()["triton"] or "it runs on GPUs, the tensors are on cpu"}
 
 
 def problem(dtype=torch.float32):
@@ -22,18 +23,23 @@ def problem(dtype=torch.float32):
 
 
 def test_the_first_that_can_takes_the_call_and_the_rest_say_why_not():
-    assert list(select.BACKENDS) == ["cpu", "tiled", "eager"]  # in order of preference, the definition last
+    assert list(select.BACKENDS) == [
+        "triton",
+        "cpu",
+        "tiled",
+        "eager",
+    ]  # in order of preference, the definition last
     chosen = explain(*problem(torch.float64))
     assert chosen.backend == "tiled"
-    assert set(chosen.reasons) == {"cpu", "eager"}
+    assert set(chosen.reasons) == {"triton", "cpu", "eager"}
     assert chosen.reasons["eager"] == "tiled is preferred"
     assert str(chosen).splitlines()[0] == "tiled: takes this call"
-    assert str(chosen).splitlines()[2] == "eager: tiled is preferred"
+    assert str(chosen).splitlines()[3] == "eager: tiled is preferred"
     if NATIVE:
         assert chosen.reasons["cpu"] == "it computes in float32, this call needs float64"
         chosen = explain(*problem())
         assert chosen.backend == "cpu"
-        assert chosen.reasons == {"tiled": "cpu is preferred", "eager": "cpu is preferred"}
+        assert chosen.reasons == NO_GPU | {"tiled": "cpu is preferred", "eager": "cpu is preferred"}
 
 
 def test_asked_for_by_name():
@@ -79,9 +85,9 @@ def test_what_the_native_kernel_refuses_is_refused_by_name(options, reason):
 
 
 def test_a_backend_that_is_not_available_says_so(monkeypatch):
-    for name in ("cpu", "tiled"):
+    gone = dict.fromkeys(("triton", "cpu", "tiled"), "it has gone fishing")
+    for name in gone:
         monkeypatch.setattr(select.BACKENDS[name], "unavailable", lambda: "it has gone fishing")
-    gone = {"cpu": "it has gone fishing", "tiled": "it has gone fishing"}
     assert syncattn.backends.availability() == gone | {"eager": None}
     chosen = explain(*problem())
     assert chosen.backend == "eager" and chosen.reasons == gone

@@ -33,6 +33,7 @@ def plan() -> Plan:
         freq_tokens=64,
         scaling=(64, 128),
         decode_keys=(64,),
+        gpu_tokens=(64,),
         model_tokens=(32,),
         model_sizes=((16, 1, 2),),
         step_tokens=64,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from syncattn.backends import cpu, eager, tiled
+from syncattn.backends import cpu, eager, tiled, triton
 from syncattn.backends.call import Call, prepare
 
 
@@ -21,7 +21,7 @@ class Backend(Protocol):
 
 
 # In order of preference: the first that is available and does not refuse takes the call.
-BACKENDS: dict[str, Backend] = {"cpu": cpu, "tiled": tiled, "eager": eager}
+BACKENDS: dict[str, Backend] = {"triton": triton, "cpu": cpu, "tiled": tiled, "eager": eager}
 
 
 class Explanation(NamedTuple):
@@ -47,6 +47,8 @@ def select(call: Call, backend: str | None = None) -> Explanation:
     chosen = None
     for name, module in BACKENDS.items():
         reason = module.unavailable() or module.refuses(call)
+        if reason is None and backend is None and name == "triton":
+            reason = triton.only_by_name(call)
         if reason is None and chosen is None and backend in (None, name):
             chosen = name
         else:

@@ -18,8 +18,9 @@ def bench_command(
         list[str] | None,
         typer.Argument(
             metavar="SUITE...",
-            help="table, tokens, variants, frequencies (together: operator), decode, train, block, scaling.",
-            show_default="all",
+            help="table, tokens, variants, frequencies (together: operator), decode, train, block, scaling; "
+            "gpu.",
+            show_default="all; with --device cuda gpu",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="A folder for bench.json, bench.md and the figures.")] = Path(
@@ -53,7 +54,7 @@ def bench_command(
 
         counts = tuple(numbers("--threads", threads, int))
         plan = Plan(
-            suites=chosen_suites(suites or []),
+            suites=chosen_suites(suites or [], device),
             threads=counts[:1] if device == "cuda" else counts,
             device=device,
             rounds=rounds,
@@ -77,7 +78,7 @@ def run(plan: Plan, out: Path, console: Console, *, overwrite: bool = False) -> 
     """
     import torch
 
-    from syncattn.bench import models, operators, tables
+    from syncattn.bench import gpu, models, operators, tables
     from syncattn.bench.figures import write_figures
     from syncattn.bench.session import JSON_FILE, Session
     from syncattn.training.files import check_output, disk_errors, remove_staging
@@ -92,7 +93,12 @@ def run(plan: Plan, out: Path, console: Console, *, overwrite: bool = False) -> 
     before = torch.get_num_threads()
     session = Session(plan, out)
     jobs: dict[str, list[Any]] = {name: [] for name in plan.suites}
-    for suite, found in [*operators.jobs(plan, session.backends), *models.jobs(plan)]:
+    found_jobs = [
+        *operators.jobs(plan, session.backends),
+        *gpu.jobs(plan, session.backends),
+        *models.jobs(plan),
+    ]
+    for suite, found in found_jobs:
         if suite in jobs:
             jobs[suite] += found
     session.save()

@@ -18,6 +18,7 @@ from syncattn.bench.plan import BACKWARD, FORWARD
 from syncattn.bench.published import needed_bytes, published_attention
 
 SDPA, PUBLISHED, TILED = "sdpa", "published", "tiled"
+FLASH, FLEX = "flash", "flex"
 _SHARE_OF_MEMORY = 0.7  # of what is free, that one contender may take
 
 
@@ -68,6 +69,8 @@ def make(name: str, case: Case, inputs: Inputs, passes: tuple[str, ...]) -> Cont
     backward = BACKWARD in passes
     if name == SDPA:
         return _sdpa(case, inputs, backward)
+    if name in (FLASH, FLEX):
+        return _on_gpu(name, case, inputs, backward)
     if name == PUBLISHED:
         return _published(case, inputs, backward)
     return _ours(name, case, inputs, backward)
@@ -94,6 +97,46 @@ def _sdpa(case: Case, inputs: Inputs, backward: bool) -> Contender:
         ),
         leaves,
     )
+
+
+def _on_gpu(name: str, case: Case, inputs: Inputs, backward: bool) -> Contender | str:
+    """SDPA with nothing but FlashAttention allowed; or FlexAttention, compiled, with the case's window."""
+    if inputs.value.device.type != "cuda":
+        return "it is timed on GPUs only"
+    plain = _sdpa(case, inputs, backward)
+    query, key, value = plain.leaves.values()
+    causal = case.is_causal and case.queries != 1
+    if name == FLASH:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        def forward() -> Tensor:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    else:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        offset, window = key.shape[2] - query.shape[2], case.window
+
+        def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            near = j <= i + offset
+            return near if window is None else near & (i + offset - j <= window)
+
+        block_mask = None
+        if case.is_causal:
+            sizes = (query.shape[2], key.shape[2])
+            block_mask = create_block_mask(seen, None, None, *sizes, device=str(query.device))
+        torch.compiler.reset()  # or the shapes before count towards the limit of recompilations
+        compiled = torch.compile(flex_attention, dynamic=False)
+
+        def forward() -> Tensor:
+            return compiled(query, key, value, block_mask=block_mask)
+
+    try:  # whether it takes these sizes at all
+        with torch.no_grad():
+            forward()
+    except RuntimeError as error:
+        return f"it cannot take this case: {str(error).splitlines()[0]}"
+    return Contender(name, forward, plain.leaves)
 
 
 def _ours(name: str, case: Case, inputs: Inputs, backward: bool) -> Contender | str:

@@ -15,7 +15,12 @@ SHARPNESS = 100.0  # c = 2 alpha kappa^2, as the layers start with
 CLUSTERS, CLUSTER_SPREAD = 32, 0.25
 # Of the contents alone, inside the window of a drifting head: dense, which is the hardest case for us.
 DRIFT_DENSITY = 0.9
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Of frequencies and values. "mixed" is what a layer under bf16 autocast has whose frequencies carry position.
+DTYPES = {
+    "fp32": (torch.float32, torch.float32),
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "mixed": (torch.float32, torch.bfloat16),
+}
 _CALIBRATION_ROWS = 64
 
 
@@ -105,12 +110,12 @@ def make_inputs(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
 
     if case.structure == "drift":
         radius = float(locking.gaussian_radius(DRIFT_DENSITY, max(case.freq_dim - 1, 1)))
-    dtype = DTYPES[case.dtype]
+    dtype, value_dtype = DTYPES[case.dtype]
     send = frequencies().to(device, dtype)
     receive = frequencies().to(device, dtype) if case.directed else send
     if case.queries is not None:
         receive = receive[:, :, case.tokens - case.queries :].contiguous()
-    value = gaussian(*shape, case.head_dim).to(device, dtype)
+    value = gaussian(*shape, case.head_dim).to(device, value_dtype)
 
     if radius is not None:
         coupling, bandwidth = locking.coupling_from_radius(torch.tensor(radius), SHARPNESS)

@@ -81,22 +81,22 @@ def jobs(plan: Plan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
         suite: str, cases: list[Case], names: list[str], extra: list[str], passes=_BOTH
     ) -> list[Job]:
         return [
-            _job(suite, case, [*names, *(extra if threads == first else [])], threads, passes)
+            job(suite, case, [*names, *(extra if threads == first else [])], threads, passes)
             for threads in plan.threads
             for case in cases
         ]
 
     yield "table", all_threads("table", table_cases(plan), [SDPA, *fast], slow)
-    yield "variants", [_job("variants", case, [SDPA, *fast], first, _BOTH) for case in variant_cases(plan)]
+    yield "variants", [job("variants", case, [SDPA, *fast], first, _BOTH) for case in variant_cases(plan)]
 
     over_tokens = []
     for tokens in plan.token_sweep:
         for density in dict.fromkeys((plan.densities[0], 0.05)):
             case = _base(plan, name=percent(density), tokens=tokens, density=density)
-            over_tokens.append(_job("tokens", case, [SDPA, *fast, *slow], first, _BOTH))
+            over_tokens.append(job("tokens", case, [SDPA, *fast, *slow], first, _BOTH))
         if tokens <= plan.tokens:
             case = _base(plan, name="as published", tokens=tokens, density=plan.densities[0], power=1)
-            over_tokens.append(_job("tokens", case, [SDPA, *best, PUBLISHED], first, _BOTH))
+            over_tokens.append(job("tokens", case, [SDPA, *best, PUBLISHED], first, _BOTH))
     for tokens in plan.memory_sweep:
         case = _base(plan, name="as published", tokens=tokens, density=plan.densities[0], power=1)
         over_tokens.append(_memory_job("tokens", case, [SDPA, *backends, PUBLISHED]))
@@ -109,7 +109,7 @@ def jobs(plan: Plan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
         for dim in plan.freq_sweep
         for density in dict.fromkeys((plan.densities[0], 0.05))
     ]
-    yield "frequencies", [_job("frequencies", case, [SDPA, *fast], first, _BOTH) for case in over_dims]
+    yield "frequencies", [job("frequencies", case, [SDPA, *fast], first, _BOTH) for case in over_dims]
 
     scaling = [
         Job(f"scaling, {name}, {passes}", partial(_scale, plan=plan, name=name, passes=passes))
@@ -130,7 +130,7 @@ def jobs(plan: Plan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
     yield "decode", all_threads("decode", cached, [SDPA, *backends], [], (FORWARD,))
 
 
-def _job(suite: str, case: Case, names: list[str], threads: int, passes: tuple[str, ...]) -> Job:
+def job(suite: str, case: Case, names: list[str], threads: int, passes: tuple[str, ...]) -> Job:
     run = partial(run_case, suite=suite, case=case, names=names, threads=threads, passes=passes)
     return Job(f"{suite}: {case.name}, N {case.tokens}", run)
 

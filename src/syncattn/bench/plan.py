@@ -19,8 +19,12 @@ SUITES = {
     "tokens": "the operator over N, with the published formulation and memory",
     "variants": "other powers, frames, structures and bf16",
     "frequencies": "the operator over freq_dim",
+    "gpu": "on a GPU, bf16 values: against FlashAttention and FlexAttention",
 }
-GROUPS = {"operator": ("table", "tokens", "variants", "frequencies"), "all": tuple(SUITES)}
+GROUPS = {
+    "operator": ("table", "tokens", "variants", "frequencies"),
+    "all": tuple(name for name in SUITES if name != "gpu"),
+}
 FORWARD, BACKWARD = "forward", "forward+backward"
 
 
@@ -43,6 +47,7 @@ class Plan:
         freq_sweep, freq_tokens: the m of suite "frequencies", and its N.
         scaling: the N of suite "scaling"; growth is counted from the first.
         decode_keys: cache lengths M.
+        gpu_tokens: N of suite "gpu"; the caches that it decodes from are as long.
         model_tokens: N of the blocks and training steps.
         model_sizes: (hidden size, blocks, heads) of the models; the first is the block's.
         step_tokens: tokens in a training step's batch; the batch has at least one sequence.
@@ -53,7 +58,7 @@ class Plan:
         UserError: something is out of range; the message names the option.
     """
 
-    suites: tuple[str, ...] = tuple(SUITES)
+    suites: tuple[str, ...] = GROUPS["all"]
     threads: tuple[int, ...] = (1, 2)
     device: str = "cpu"
     rounds: int = 5
@@ -70,6 +75,7 @@ class Plan:
     freq_tokens: int = 2048
     scaling: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536)
     decode_keys: tuple[int, ...] = (512, 2048, 4096, 16384)
+    gpu_tokens: tuple[int, ...] = (2048, 8192, 32768, 65536)
     model_tokens: tuple[int, ...] = (512, 2048)
     model_sizes: tuple[tuple[int, int, int], ...] = ((256, 4, 4), (64, 2, 4))
     step_tokens: int = 2048
@@ -117,19 +123,20 @@ def quick(plan: Plan) -> Plan:
         freq_tokens=512,
         scaling=(1024, 2048, 4096),
         decode_keys=(512, 4096),
+        gpu_tokens=(2048, 8192),
         model_tokens=(512,),
         model_sizes=plan.model_sizes[-1:],
     )
 
 
-def chosen_suites(names: list[str]) -> tuple[str, ...]:
-    """Suites and groups by name, in running order, none twice; no name is all of them.
+def chosen_suites(names: list[str], device: str = "cpu") -> tuple[str, ...]:
+    """Suites and groups by name, in running order, none twice; no name is all of them, on a GPU its own.
 
     Raises:
         UserError: an unknown name.
     """
     wanted: set[str] = set()
-    for name in names or ["all"]:
+    for name in names or ["gpu" if device == "cuda" else "all"]:
         if name not in SUITES and name not in GROUPS:
             raise UserError(f"SUITE must be among {', '.join([*SUITES, *GROUPS])}, not {name!r}")
         wanted.update(GROUPS.get(name, (name,)))

@@ -11,14 +11,21 @@ from rich.table import Table
 from rich.text import Text
 
 from syncattn.bench import targets
-from syncattn.bench.contenders import PUBLISHED, SDPA, TILED
+from syncattn.bench.contenders import FLASH, FLEX, PUBLISHED, SDPA, TILED
 from syncattn.bench.models import OSN
 from syncattn.bench.plan import SUITES
 from syncattn.bench.session import threads_text
 from syncattn.training.files import write_text
 
 MARKDOWN_FILE = "bench.md"
-TITLES = {SDPA: "SDPA", PUBLISHED: "published", TILED: "tiled", OSN: "OSN"}
+TITLES = {
+    SDPA: "SDPA",
+    PUBLISHED: "published",
+    TILED: "tiled",
+    OSN: "OSN",
+    FLASH: "FlashAttention",
+    FLEX: "FlexAttention",
+}
 Tables = list[tuple[str, list[str], list[list[str]]]]
 
 

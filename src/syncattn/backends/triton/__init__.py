@@ -1,0 +1,174 @@
+"""The GPU kernels, in Triton: fused, in O(N) memory, walking only the tiles that can lock.
+
+The arithmetic is float32 but for the products with half-precision values, which the tensor cores take. This
+file says which calls it takes, and makes it an operator that autograd, `torch.compile` and `torch.export`
+know; triton is imported by the first call. How it works: docs/kernel.md. Correct in Triton's interpreter,
+compiled for sm_90; not yet measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor
+
+from syncattn.backends.call import Call, is_transformed, without_autocast
+
+_MOST_COORDINATES, _MOST_COLUMNS = 128, 256
+_OLDEST = (3, 4)
+
+
+@torch.compiler.assume_constant_result
+def interpreted() -> bool:
+    """Whether kernels run on the CPU, in Triton's interpreter (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@torch.compiler.assume_constant_result  # it looks at the environment, which cannot be traced
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine, or None."""
+    if (missing := _missing()) is not None:
+        return missing
+    return None if interpreted() or _has_gpu() else "there is no GPU"
+
+
+@cache
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+@cache
+def _missing() -> str | None:
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "triton is not installed (pip install 'syncattn[gpu]', on Linux)"
+    parts = tuple(int(x) for x in found.split(".")[:2])
+    return None if parts >= _OLDEST else f"it needs triton 3.4 or later, {found} is installed"
+
+
+def refuses(call: Call) -> str | None:
+    """Why this backend cannot take the call, or None."""
+    device = call.receive.device.type
+    if device != "cuda" and not (device == "cpu" and interpreted()):
+        return f"it runs on GPUs, the tensors are on {call.receive.device}"
+    if device == "cuda" and (old := _too_old(call.receive.device)) is not None:
+        return old
+    if call.return_weights:
+        return "it never holds S and P (return_weights=True)"
+    if call.compute_dtype != torch.float32:
+        return f"it computes in float32, this call needs {str(call.compute_dtype).removeprefix('torch.')}"
+    if call.power not in (1, 2):
+        return f"it has powers 1 and 2, got {call.power:g}"
+    if call.top_k is not None:
+        return "it has no top_k"
+    if call.receive.shape[-1] > _MOST_COORDINATES:
+        return f"it takes a freq_dim of up to {_MOST_COORDINATES}, got {call.receive.shape[-1]}"
+    if call.value.shape[-1] > _MOST_COLUMNS:
+        return f"it takes values of up to {_MOST_COLUMNS} columns, got {call.value.shape[-1]}"
+    return "it has no forward-mode or torch.func derivative" if is_transformed() else None
+
+
+@torch.compiler.assume_constant_result
+def _too_old(device: torch.device) -> str | None:
+    """Asked of a device in use only: the question itself starts CUDA, which a forked process cannot."""
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8:
+        return None
+    return "it needs compute capability 8.0 or later"
+
+
+def only_by_name(call: Call) -> str | None:
+    """Why it does not take the call unless asked for, or None."""
+    if call.receive.device.type == "cpu":
+        return "Triton's interpreter is for tests: on CPU tensors it is used only when asked for by name"
+    return None
+
+
+def run(call: Call) -> Tensor:
+    """The operator: out (B, H, N, d)."""
+    out, *_ = _forward(
+        call.receive,
+        call.send,
+        call.value,
+        call.coupling,
+        call.bandwidth,
+        call.mask,
+        call.seed,
+        call.is_causal,
+        call.self_coupling,
+        call.dropout_p,
+        call.frame == "nearest",
+        int(call.power),
+        call.edge,
+        call.eps,
+        call.symmetric,
+    )
+    return out
+
+
+_ARGUMENTS = (
+    "Tensor receive, Tensor send, Tensor value, Tensor coupling, Tensor bandwidth, Tensor? mask, "
+    "Tensor? seed, bool is_causal, bool self_coupling, float dropout_p, bool nearest, int power, "
+    "float edge, float eps, bool symmetric"
+)
+
+
+@torch.library.custom_op(
+    "syncattn::triton_forward",
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    device_types=("cpu", "cuda"),
+)
+def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from syncattn.backends.triton import passes
+
+    return passes.forward(*arguments)
+
+
+@_forward.register_fake
+def _(*arguments):
+    receive, value, nearest = arguments[0], arguments[2], arguments[10]
+    rows = receive.shape[:3]
+    framed = rows if nearest else (0,)
+    return (
+        value.new_empty(*rows, value.shape[-1]),
+        value.new_empty(rows, dtype=torch.float32),
+        value.new_empty(framed, dtype=torch.float32),
+        value.new_empty(framed, dtype=torch.int32),
+    )
+
+
+@torch.library.custom_op(
+    "syncattn::triton_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor out, Tensor row_sum, Tensor base, Tensor sender, "
+    f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    device_types=("cpu", "cuda"),
+)
+def _backward(grad, out, row_sum, base, sender, *arguments):
+    """The gradients of receive, send, value, coupling and bandwidth."""
+    from syncattn.backends.triton import passes
+
+    return passes.backward(grad, out, row_sum, base, sender, *arguments)
+
+
+@_backward.register_fake
+def _(grad, out, row_sum, base, sender, receive, send, value, coupling, bandwidth, *options):
+    return tuple(x.new_empty(x.shape) for x in (receive, send, value, coupling, bandwidth))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.options = inputs[7:]
+    ctx.save_for_backward(*output, *inputs[:7])
+
+
+def _differentiate(ctx, grad, *_):
+    with without_autocast(grad.device):  # .backward() may be called inside of it
+        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options)
+    return (*gradients, *(None,) * (2 + len(ctx.options)))
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

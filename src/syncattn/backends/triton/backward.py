@@ -1,0 +1,267 @@
+"""The backward: one kernel over tiles of receivers, one over tiles of senders. Each recomputes the pairs
+that it needs and owns what it writes: no atomics, the same bits every time.
+
+With delta_i = <dO_i, out_i> and Z the row sums:
+
+    dW = (dO v^T - delta) / Z,  dD = dW W'(F) F'(D),  dv = (W / Z)^T dO,
+    dw^r_i = 2 sum_j dD_ij (w^r_i - w^s_j),  dw^s_j the same with the other sign.
+
+Frequencies are counted from the mean of the own tile's. In the nearest frame the pair of a receiver and its
+nearest sender takes back the sum of the row's dD.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from syncattn.backends.triton.pairs import (
+    allowed_pairs,
+    first_of,
+    from_nearest,
+    kept_pairs,
+    load_planes,
+    own_tile,
+    product,
+    row_words,
+    squared_detuning,
+    through_weight,
+    weight_of,
+)
+
+
+@triton.jit
+def receivers_kernel(
+    receive, receive_plane, send, send_plane, value, value_batch, value_head, value_token,
+    coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
+    mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
+    base, sender, entries, counts, order, grad, grad_batch, grad_head, grad_token, out, row_sum,
+    row_numbers, grad_receive, grad_coupling, grad_bandwidth,
+    heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
+    FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
+    DIRECT: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
+    DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
+    POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
+):  # fmt: skip
+    """Of one tile of receivers: grad_receive (B, H, N, m), grad_coupling (B, H, N), grad_bandwidth (B H,
+    tiles); and for the kernel after it row_numbers (4, B, H, N): 1 / kappa^2, 1 / Z, delta / Z and the sum
+    of dD."""
+    pid = tl.program_id(0)
+    if ORDERED:
+        pid = tl.load(order + pid)
+    bh, tile = pid // query_tiles, pid % query_tiles
+    if CAUSAL and not ORDERED:  # the longest rows first
+        tile = query_tiles - 1 - tile
+    b, h, row = bh // heads, bh % heads, bh.to(tl.int64) * queries
+    rows = tl.arange(0, QUERIES)
+    columns = tl.arange(0, WALK)
+    d = tl.arange(0, BLOCK_D)
+    k = tl.arange(0, BLOCK_M)
+    i = tile * QUERIES + rows
+    here = i < queries
+    offset = keys - queries
+
+    receive += bh.to(tl.int64) * FREQ * receive_plane + tile * QUERIES
+    send += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * FREQ * send_plane
+    value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
+    coupling += b.to(tl.int64) * coupling_batch + h.to(tl.int64) * coupling_head
+    mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
+    kappa = tl.load(coupling + i.to(tl.int64) * coupling_row, mask=here, other=1.0)
+    inverse_square = (1.0 / (kappa * kappa))[:, None]
+    alpha = tl.load(bandwidth + h)
+    rate = -2.8853900817779268 * alpha
+    left, centre = own_tile(receive, receive_plane, rows, FREQ, BLOCK_M)
+    total = tl.load(row_sum + row + i, mask=here, other=0.0)
+    scale = 1.0 / tl.where(total == 0.0, 1.0, total + eps)
+    if NEAREST:
+        own_base = tl.load(base + row + i, mask=here, other=0.0)
+        own_sender = tl.load(sender + row + i, mask=here, other=-1)
+    if DROPOUT:
+        words = row_words(tl.load(seed), row + i)[:, None]
+    inside = here[:, None] & (d < DIM)[None, :]
+    grad += b.to(tl.int64) * grad_batch + h.to(tl.int64) * grad_head
+    dout = tl.load(grad + i.to(tl.int64)[:, None] * grad_token + d[None, :], mask=inside, other=0.0)
+    mixed = tl.load(out + (row + i)[:, None] * DIM + d[None, :], mask=inside, other=0.0)
+    delta = tl.sum(dout.to(tl.float32) * mixed.to(tl.float32), 1) * scale
+    row_numbers += row + i
+    tl.store(row_numbers, 1.0 / (kappa * kappa), mask=here)
+    tl.store(row_numbers + rows_in_all, scale, mask=here)
+    tl.store(row_numbers + 2 * rows_in_all, delta, mask=here)
+
+    drawn = tl.zeros([QUERIES, BLOCK_M], tl.float32)  # sum_j dD_ij w^s_j
+    summed = tl.zeros([QUERIES], tl.float32)
+    to_coupling = tl.zeros([QUERIES], tl.float32)
+    to_bandwidth = tl.zeros([QUERIES], tl.float32)
+    if LISTED:
+        entries += (bh.to(tl.int64) * query_tiles + tile) * key_tiles
+        end = tl.load(counts + bh * query_tiles + tile)
+    elif CAUSAL:
+        end = tl.minimum(key_tiles, (tl.minimum((tile + 1) * QUERIES, queries) + offset - 1) // KEYS + 1)
+    else:
+        end = key_tiles
+    for step in range(0, end * (KEYS // WALK)):
+        first = first_of(entries, step, KEYS, WALK, LISTED)
+        j = first + columns
+        right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M) - centre[:, None]
+        squared = squared_detuning(
+            receive, receive_plane, rows, left, send + first, send_plane, columns, right,
+            FREQ, DIRECT, PRECISION,
+        )  # fmt: skip
+        if SYMMETRIC:
+            squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
+        if NEAREST:
+            squared = from_nearest(squared, own_base[:, None], j[None, :] == own_sender[:, None])
+        kernel = tl.exp2(rate * squared)
+        weight = weight_of(kernel - squared * inverse_square, POWER, HAS_EDGE, edge)
+        if CAUSAL or not SELF or MASK:
+            allowed = tl.full([QUERIES, WALK], True, tl.int1)
+            allowed = allowed_pairs(
+                allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
+                CAUSAL, SELF, MASK,
+            )  # fmt: skip
+            weight = tl.where(allowed, weight, 0.0)
+        pointers = (
+            value + tl.cast(first, tl.int64) * value_token + columns[None, :] * value_token + d[:, None]
+        )
+        if EVEN and DIM == BLOCK_D:
+            v = tl.load(pointers)
+        else:
+            v = tl.load(pointers, mask=(j < keys)[None, :] & (d < DIM)[:, None], other=0.0)
+        flow = product(dout, v, tl.zeros([QUERIES, WALK], tl.float32), VALUE_PRECISION)
+        if DROPOUT:
+            flow = tl.where(kept_pairs(words, j[None, :], threshold), flow * keep_scale, 0.0)
+        flow = flow * scale[:, None] - delta[:, None]
+        dmargin = through_weight(flow, weight, POWER, HAS_EDGE, edge)
+        to_coupling += tl.sum(dmargin * squared, 1)
+        through = dmargin * kernel
+        to_bandwidth += tl.sum(through * squared, 1)
+        dsquared = -2.0 * alpha * through - dmargin * inverse_square
+        if SYMMETRIC:
+            dsquared = tl.where(i[:, None] == j[None, :], 0.0, dsquared)
+        summed += tl.sum(dsquared, 1)
+        drawn = product(dsquared, tl.trans(right), drawn, PRECISION)
+
+    if NEAREST:
+        found = (own_sender >= 0)[None, :] & (k < FREQ)[:, None]
+        nearest = tl.load(send + k[:, None] * send_plane + own_sender[None, :], mask=found, other=0.0)
+        tl.store(row_numbers + 3 * rows_in_all, summed, mask=here)
+        gradient = summed[:, None] * tl.trans(nearest - centre[:, None]) - drawn
+    else:
+        gradient = summed[:, None] * tl.trans(left) - drawn
+    to = grad_receive + (row + i)[:, None] * FREQ + k[None, :]
+    tl.store(to, (2.0 * gradient).to(grad_receive.dtype.element_ty), mask=here[:, None] & (k < FREQ)[None, :])
+    tl.store(grad_coupling + row + i, 2.0 * to_coupling / (kappa * kappa) / kappa, mask=here)
+    tl.store(grad_bandwidth + bh * query_tiles + tile, -2.0 * tl.sum(tl.where(here, to_bandwidth, 0.0), 0))
+
+
+@triton.jit
+def senders_kernel(
+    receive, receive_plane, send, send_plane, value, value_batch, value_head, value_token,
+    coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
+    mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
+    base, sender, entries, counts, order, grad, grad_batch, grad_head, grad_token,
+    row_numbers, grad_send, grad_value,
+    heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
+    FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
+    DIRECT: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
+    DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
+    POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
+):  # fmt: skip
+    """Of one tile of senders, for one head of receivers: grad_send (B, H, M, m) and grad_value (B, H, M, d).
+    Its tiles of pairs are (senders, receivers)."""
+    pid = tl.program_id(0)
+    if ORDERED:
+        pid = tl.load(order + pid)
+    bh, tile = pid // key_tiles, pid % key_tiles
+    b, h, row = bh // heads, bh % heads, bh.to(tl.int64) * queries
+    rows = tl.arange(0, KEYS)
+    columns = tl.arange(0, WALK)
+    d = tl.arange(0, BLOCK_D)
+    k = tl.arange(0, BLOCK_M)
+    j = tile * KEYS + rows
+    here = j < keys
+    offset = keys - queries
+
+    receive += bh.to(tl.int64) * FREQ * receive_plane
+    send += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * FREQ * send_plane + tile * KEYS
+    value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
+    mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
+    grad += b.to(tl.int64) * grad_batch + h.to(tl.int64) * grad_head
+    alpha = tl.load(bandwidth + h)
+    rate = -2.8853900817779268 * alpha
+    left, centre = own_tile(send, send_plane, rows, FREQ, BLOCK_M)
+    inside = here[:, None] & (d < DIM)[None, :]
+    v = tl.load(value + j.to(tl.int64)[:, None] * value_token + d[None, :], mask=inside, other=0.0)
+    if DROPOUT:
+        drawn_seed = tl.load(seed)
+
+    dvalue = tl.zeros([KEYS, BLOCK_D], tl.float32)
+    drawn = tl.zeros([KEYS, BLOCK_M], tl.float32)  # sum_i dD_ij w^r_i
+    summed = tl.zeros([KEYS], tl.float32)
+    start = 0
+    if LISTED:
+        entries += (bh.to(tl.int64) * key_tiles + tile) * query_tiles
+        end = tl.load(counts + bh * key_tiles + tile)
+    else:
+        end = query_tiles
+        if CAUSAL:
+            start = tl.maximum(tile * KEYS - offset, 0) // QUERIES
+    for step in range(start * (QUERIES // WALK), end * (QUERIES // WALK)):
+        first = first_of(entries, step, QUERIES, WALK, LISTED)
+        i = first + columns
+        seen = i < queries
+        numbers = row_numbers + row + i
+        inverse_square = tl.load(numbers, mask=seen, other=1.0)[None, :]
+        scale = tl.load(numbers + rows_in_all, mask=seen, other=0.0)[None, :]
+        right = load_planes(receive + first, receive_plane, columns, FREQ, BLOCK_M) - centre[:, None]
+        squared = squared_detuning(
+            send, send_plane, rows, left, receive + first, receive_plane, columns, right,
+            FREQ, DIRECT, PRECISION,
+        )  # fmt: skip
+        if SYMMETRIC:
+            squared = tl.where(j[:, None] == i[None, :], 0.0, squared)
+        if NEAREST:
+            own_base = tl.load(base + row + i, mask=seen, other=0.0)[None, :]
+            own_sender = tl.load(sender + row + i, mask=seen, other=-1)[None, :]
+            squared = from_nearest(squared, own_base, j[:, None] == own_sender)
+        kernel = tl.exp2(rate * squared)
+        weight = weight_of(kernel - squared * inverse_square, POWER, HAS_EDGE, edge)
+        if CAUSAL or not SELF or MASK:
+            allowed = tl.full([KEYS, WALK], True, tl.int1)
+            allowed = allowed_pairs(
+                allowed, i[None, :], j[:, None], offset, mask, mask_row, mask_column, queries, keys,
+                CAUSAL, SELF, MASK,
+            )  # fmt: skip
+            weight = tl.where(allowed, weight, 0.0)
+        pointers = grad + tl.cast(first, tl.int64) * grad_token + columns[:, None] * grad_token + d[None, :]
+        dout = tl.load(pointers, mask=seen[:, None] & (d < DIM)[None, :], other=0.0)
+        flow = product(v, tl.trans(dout), tl.zeros([KEYS, WALK], tl.float32), VALUE_PRECISION)
+        kept = weight * scale
+        if DROPOUT:
+            keep = kept_pairs(row_words(drawn_seed, row + i)[None, :], j[:, None], threshold)
+            kept = tl.where(keep, kept * keep_scale, 0.0)
+            flow = tl.where(keep, flow * keep_scale, 0.0)
+        dvalue = product(kept.to(dout.dtype), dout, dvalue, VALUE_PRECISION)
+        flow = flow * scale - tl.load(numbers + 2 * rows_in_all, mask=seen, other=0.0)[None, :]
+        dmargin = through_weight(flow, weight, POWER, HAS_EDGE, edge)
+        dsquared = -2.0 * alpha * dmargin * kernel - dmargin * inverse_square
+        if NEAREST:
+            taken = tl.load(numbers + 3 * rows_in_all, mask=seen, other=0.0)[None, :]
+            dsquared = tl.where(j[:, None] == own_sender, dsquared - taken, dsquared)
+        if SYMMETRIC:
+            dsquared = tl.where(j[:, None] == i[None, :], 0.0, dsquared)
+        summed += tl.sum(dsquared, 1)
+        drawn = product(dsquared, tl.trans(right), drawn, PRECISION)
+
+    gradient = 2.0 * (summed[:, None] * tl.trans(left) - drawn)
+    to = bh.to(tl.int64) * keys + j
+    within = here[:, None] & (k < FREQ)[None, :]
+    tl.store(
+        grad_send + to[:, None] * FREQ + k[None, :], gradient.to(grad_send.dtype.element_ty), mask=within
+    )
+    dvalue = dvalue.to(grad_value.dtype.element_ty)
+    tl.store(grad_value + to[:, None] * DIM + d[None, :], dvalue, mask=inside)

@@ -1,0 +1,115 @@
+"""The forward: one program for each tile of receivers, walking the tiles of senders that can lock to it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from syncattn.backends.triton.pairs import (
+    allowed_pairs,
+    first_of,
+    from_nearest,
+    kept_pairs,
+    load_planes,
+    own_tile,
+    product,
+    row_words,
+    squared_detuning,
+    weight_of,
+)
+
+
+@triton.jit
+def forward_kernel(
+    receive, receive_plane, send, send_plane, value, value_batch, value_head, value_token,
+    coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
+    mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
+    base, sender, entries, counts, order, out, row_sum,
+    heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, eps, edge,
+    FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
+    DIRECT: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
+    DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
+    POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
+):  # fmt: skip
+    """out (B, H, N, d) and row_sum (B, H, N) of one tile of receivers. The pointers' shapes: launch.py."""
+    pid = tl.program_id(0)
+    if ORDERED:
+        pid = tl.load(order + pid)
+    bh, tile = pid // query_tiles, pid % query_tiles
+    if CAUSAL:  # the longest rows first
+        tile = query_tiles - 1 - tile if not ORDERED else tile
+    b, h, row = bh // heads, bh % heads, bh.to(tl.int64) * queries
+    rows = tl.arange(0, QUERIES)
+    columns = tl.arange(0, WALK)
+    d = tl.arange(0, BLOCK_D)
+    i = tile * QUERIES + rows
+    offset = keys - queries
+
+    receive += bh.to(tl.int64) * FREQ * receive_plane + tile * QUERIES
+    send += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * FREQ * send_plane
+    value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
+    coupling += b.to(tl.int64) * coupling_batch + h.to(tl.int64) * coupling_head
+    mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
+    kappa = tl.load(coupling + i.to(tl.int64) * coupling_row, mask=i < queries, other=1.0)
+    inverse_square = (1.0 / (kappa * kappa))[:, None]
+    rate = -2.8853900817779268 * tl.load(bandwidth + h)  # exp(-2 alpha D) = 2^(rate D)
+    left = tl.zeros([BLOCK_M, QUERIES], tl.float32)
+    centre = tl.zeros([BLOCK_M], tl.float32)
+    if not DIRECT:
+        left, centre = own_tile(receive, receive_plane, rows, FREQ, BLOCK_M)
+    if NEAREST:
+        own_base = tl.load(base + row + i, mask=i < queries, other=0.0)[:, None]
+        own_sender = tl.load(sender + row + i, mask=i < queries, other=-1)[:, None]
+    if DROPOUT:
+        words = row_words(tl.load(seed), row + i)[:, None]
+
+    total = tl.zeros([QUERIES], tl.float32)
+    mixed = tl.zeros([QUERIES, BLOCK_D], tl.float32)
+    if LISTED:
+        entries += (bh.to(tl.int64) * query_tiles + tile) * key_tiles
+        end = tl.load(counts + bh * query_tiles + tile)
+    elif CAUSAL:
+        end = tl.minimum(key_tiles, (tl.minimum((tile + 1) * QUERIES, queries) + offset - 1) // KEYS + 1)
+    else:
+        end = key_tiles
+    for step in range(0, end * (KEYS // WALK)):
+        first = first_of(entries, step, KEYS, WALK, LISTED)
+        j = first + columns
+        right = left
+        if not DIRECT:
+            right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M) - centre[:, None]
+        squared = squared_detuning(
+            receive, receive_plane, rows, left, send + first, send_plane, columns, right,
+            FREQ, DIRECT, PRECISION,
+        )  # fmt: skip
+        if SYMMETRIC:
+            squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
+        if NEAREST:
+            squared = from_nearest(squared, own_base, j[None, :] == own_sender)
+        margin = tl.exp2(rate * squared) - squared * inverse_square
+        weight = weight_of(margin, POWER, HAS_EDGE, edge)
+        if CAUSAL or not SELF or MASK:
+            allowed = tl.full([QUERIES, WALK], True, tl.int1)
+            allowed = allowed_pairs(
+                allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
+                CAUSAL, SELF, MASK,
+            )  # fmt: skip
+            weight = tl.where(allowed, weight, 0.0)
+        total += tl.sum(weight, 1)
+        if DROPOUT:
+            weight = tl.where(kept_pairs(words, j[None, :], threshold), weight * keep_scale, 0.0)
+        pointers = (
+            value + tl.cast(first, tl.int64) * value_token + columns[:, None] * value_token + d[None, :]
+        )
+        if EVEN and DIM == BLOCK_D:
+            v = tl.load(pointers)
+        else:
+            v = tl.load(pointers, mask=(j < keys)[:, None] & (d < DIM)[None, :], other=0.0)
+        mixed = product(weight.to(v.dtype), v, mixed, VALUE_PRECISION)
+
+    mixed = mixed / tl.where(total == 0.0, 1.0, total + eps)[:, None]
+    tl.store(row_sum + row + i, total, mask=i < queries)
+    to = out + (row + tile * QUERIES) * DIM + rows[:, None] * DIM + d[None, :]
+    tl.store(to, mixed.to(out.dtype.element_ty), mask=(i < queries)[:, None] & (d < DIM)[None, :])

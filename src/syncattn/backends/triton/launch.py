@@ -1,0 +1,228 @@
+"""From a call's tensors to kernel launches: block sizes, layouts, grids. Nothing here waits for the
+device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from syncattn.backends.triton.arrange import arrange_kernel, reach_kernel
+from syncattn.backends.triton.lists import lists_kernel
+from syncattn.backends.triton.pairs import NOWHERE_RECEIVE, NOWHERE_SEND
+
+# Coordinates up to which D is a sum of squared differences on the CUDA cores, with values of 4 bytes and of
+# 2. Beyond, it is a product on the tensor cores, which costs less and rounds more, but less than narrow
+# values do.
+MOST_DIRECT = {True: 16, False: 3}
+_CHUNK = 128  # tiles that a program of lists.py looks at together
+# From this many key tiles on the walk is over lists; below, making them costs more than it can save.
+_FEWEST_LISTED = 4
+# From this many programs on they start in the order of their work, the longest first.
+_FEWEST_ORDERED = 1024
+
+
+class Options(NamedTuple):
+    """What of a call is not a tensor, in the order of the operators' schema."""
+
+    is_causal: bool
+    self_coupling: bool
+    dropout_p: float
+    nearest: bool
+    power: int
+    edge: float
+    eps: float
+    symmetric: bool
+
+
+class Blocks(NamedTuple):
+    """The tiles of a pass and how its kernels are compiled."""
+
+    tile: int  # tokens of a tile, on both sides
+    walk: int  # of which so many are walked at a time
+    warps: int
+    stages: int
+
+
+# By the columns of the value, rounded up, and the bytes of its elements: chosen from the compiler's reports
+# for sm_90 (docs/kernel.md), as large as fits the registers. Not yet measured on a GPU.
+FORWARD = {
+    (64, 2): Blocks(64, 64, 4, 2),
+    (64, 4): Blocks(64, 32, 4, 2),
+    (128, 2): Blocks(64, 64, 4, 2),
+    (128, 4): Blocks(64, 32, 8, 2),
+    (256, 2): Blocks(64, 32, 8, 2),
+    (256, 4): Blocks(64, 16, 8, 1),
+}
+BACKWARD = {
+    (64, 2): Blocks(64, 32, 4, 2),
+    (64, 4): Blocks(64, 32, 8, 2),
+    (128, 2): Blocks(128, 32, 8, 2),
+    (128, 4): Blocks(64, 32, 8, 1),
+    (256, 2): Blocks(64, 16, 8, 1),
+    (256, 4): Blocks(64, 16, 8, 1),
+}
+# With more coordinates than this the frequencies take the registers, and so many warps have to share them.
+_FEW_COORDINATES, _WARPS_FOR_MORE = 32, 8
+
+
+def blocks_for(block_d: int, block_m: int, size: int, backward: bool) -> Blocks:
+    """For values of block_d columns of this size in bytes, and frequencies of block_m coordinates."""
+    found = (BACKWARD if backward else FORWARD)[max(64, block_d), size]
+    if block_m <= _FEW_COORDINATES:
+        return found
+    return Blocks(
+        min(64, found.tile), min(32, found.walk), _WARPS_FOR_MORE, 1 if block_m > 64 else found.stages
+    )
+
+
+class Side(NamedTuple):
+    """The frequencies of one side as the kernels read them."""
+
+    planes: Tensor  # (B heads, m, plane), float32
+    low: Tensor  # (B heads, m, tiles), the boxes' corners
+    high: Tensor
+    heads: int
+    plane: int
+    tiles: int
+    block: int
+
+
+class Lists(NamedTuple):
+    """For each tile of one side the tiles of the other that can lock to it."""
+
+    entries: Tensor  # (B H, tiles, other tiles) int32
+    counts: Tensor  # (B H, tiles) int32
+    order: Tensor | None  # (B H tiles,) int32, the longest first
+
+
+class Problem:
+    """One call's tensors, and what every kernel is told about them."""
+
+    def __init__(self, arguments: Sequence[Any], backward: bool, arranged: bool = True) -> None:
+        receive, send, value, coupling, bandwidth, mask, seed = arguments[:7]
+        self.options = Options(*arguments[7:])
+        self.batch, self.heads, self.queries, self.freq_dim = receive.shape
+        self.keys, self.value_dim = value.shape[-2:]
+        self.value = last_contiguous(value)
+        self.coupling = coupling.expand(self.batch, self.heads, self.queries)
+        self.bandwidth = bandwidth.contiguous()
+        self.device = receive.device
+        self.block_m = max(16, triton.next_power_of_2(self.freq_dim))
+        self.block_d = max(16, triton.next_power_of_2(self.value_dim))
+        self.wide = wide = value.dtype == torch.float32
+        self.blocks = blocks_for(self.block_d, self.block_m, value.element_size(), backward)
+        if arranged:
+            self.receive = self._arrange(receive, self.blocks.tile, NOWHERE_RECEIVE.value)
+            self.send = self._arrange(send, self.blocks.tile, NOWHERE_SEND.value)
+        exact = "tf32x3" if torch.version.hip is None else "ieee"
+        self.value_precision = exact if wide else "tf32"  # the latter concerns float32 operands only
+        self.precision = exact
+        self.mask = (
+            self.value if mask is None else mask.expand(self.batch, self.heads, self.queries, self.keys)
+        )
+        self.mask = self.mask.view(torch.uint8) if mask is not None else self.mask
+        self.mask_strides = (0, 0, 0, 0) if mask is None else self.mask.stride()
+        self.has_mask = mask is not None
+        self.seed = self.bandwidth if seed is None else seed
+        self.has_dropout = seed is not None
+
+    def _arrange(self, x: Tensor, block: int, nowhere: float) -> Side:
+        heads, tokens = x.shape[1], x.shape[2]
+        rows, tiles = self.batch * heads, triton.cdiv(tokens, block)
+        plane = tiles * block
+        planes = torch.empty(rows, self.freq_dim, plane, dtype=torch.float32, device=x.device)
+        low, high = (
+            torch.empty(rows, self.freq_dim, tiles, dtype=torch.float32, device=x.device) for _ in "ab"
+        )
+        side = Side(planes, low, high, heads, plane, tiles, block)
+        with on(x.device):
+            arrange_kernel[(rows, tiles)](
+                x, *x.stride(), heads, tokens, planes, plane, low, high, tiles,
+                nowhere=nowhere, FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block,
+            )  # fmt: skip
+        return side
+
+    def reach(self, base: Tensor | None) -> Tensor:
+        """(B H, tiles of receivers): the largest D at which any of a tile can lock."""
+        reach = torch.empty(self.batch * self.heads, self.receive.tiles, device=self.device)
+        with on(self.device):
+            reach_kernel[(self.batch * self.heads, self.receive.tiles)](
+                self.coupling, *self.coupling.stride(), self.bandwidth, reach if base is None else base,
+                reach, self.heads, self.queries, self.receive.tiles, NEAREST=base is not None,
+                BLOCK=self.receive.block,
+            )  # fmt: skip
+        return reach
+
+    @property
+    def listed(self) -> bool:
+        return max(self.send.tiles, self.receive.tiles) >= _FEWEST_LISTED
+
+    def lists(self, reach: Tensor, of_queries: bool) -> Lists:
+        """The tiles of senders for each tile of receivers, or, not of_queries, the other way round."""
+        own, other = (self.receive, self.send) if of_queries else (self.send, self.receive)
+        rows = self.batch * self.heads
+        entries = torch.empty(rows, own.tiles, other.tiles, dtype=torch.int32, device=self.device)
+        counts = torch.empty(rows, own.tiles, dtype=torch.int32, device=self.device)
+        with on(self.device):
+            lists_kernel[(rows, own.tiles)](
+                own.low, own.high, other.low, other.high, reach, entries, counts,
+                own.heads, other.heads, self.heads, own.tiles, other.tiles,
+                self.keys - self.queries, self.queries,
+                FREQ=self.freq_dim, BLOCK_M=self.block_m, OWN=own.block, OTHER=other.block, CHUNK=_CHUNK,
+                OF_QUERIES=of_queries, CAUSAL=self.options.is_causal,
+            )  # fmt: skip
+        order = None
+        if counts.numel() >= _FEWEST_ORDERED:
+            order = counts.view(-1).argsort(descending=True, stable=True).int()
+        return Lists(entries, counts, order)
+
+    def pairs(self) -> dict[str, Any]:
+        """The compile-time description that all kernels over pairs share."""
+        o = self.options
+        return {
+            "FREQ": self.freq_dim,
+            "BLOCK_M": self.block_m,
+            "QUERIES": self.blocks.tile,
+            "KEYS": self.blocks.tile,
+            "DIRECT": self.freq_dim <= MOST_DIRECT[self.wide],
+            "PRECISION": self.precision,
+            "CAUSAL": o.is_causal,
+            "SELF": o.self_coupling,
+            "MASK": self.has_mask,
+            "SYMMETRIC": o.symmetric,
+        }
+
+    def weights(self) -> dict[str, Any]:
+        """What the kernels that weigh pairs are told besides."""
+        o = self.options
+        return {
+            "WALK": self.blocks.walk,
+            "DIM": self.value_dim,
+            "BLOCK_D": self.block_d,
+            "VALUE_PRECISION": self.value_precision,
+            "DROPOUT": self.has_dropout,
+            "NEAREST": o.nearest,
+            "POWER": o.power,
+            "HAS_EDGE": o.edge > 0,
+            "num_warps": self.blocks.warps,
+            "num_stages": self.blocks.stages,
+        }
+
+    def dropout(self) -> tuple[Tensor, int, float]:
+        p = self.options.dropout_p
+        return self.seed, int(p * 2**32), 1 / (1 - p)
+
+
+def on(device: torch.device) -> Any:
+    """Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def last_contiguous(x: Tensor) -> Tensor:
+    """x with consecutive elements in its last dimension."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

@@ -1,0 +1,86 @@
+"""The nearest frame's first pass: each receiver's nearest allowed sender."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from syncattn.backends.triton.lists import SLACK, box_distance
+from syncattn.backends.triton.pairs import allowed_pairs, load_planes, own_tile, squared_detuning
+
+
+@triton.jit
+def nearest_kernel(
+    receive, receive_plane, send, send_plane, low, high, other_low, other_high,
+    mask, mask_batch, mask_head, mask_row, mask_column, base, sender,
+    heads, send_heads, queries, keys, query_tiles, key_tiles,
+    FREQ: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr, SYMMETRIC: tl.constexpr,
+):  # fmt: skip
+    """base (B, H, N) the smallest allowed D, sender (B, H, N) int32 its earliest place; 0 and -1 where nobody
+    is allowed. The tile of senders at the same place comes first; a tile whose box is farther than every
+    row's best so far is left out."""
+    pid = tl.program_id(0)
+    bh, tile = pid // query_tiles, pid % query_tiles
+    b, h, row = bh // heads, bh % heads, bh.to(tl.int64) * queries
+    send_bh = (b * send_heads + h // (heads // send_heads)).to(tl.int64)
+    rows, columns, k = tl.arange(0, QUERIES), tl.arange(0, KEYS), tl.arange(0, BLOCK_M)
+    i = tile * QUERIES + rows
+    offset = keys - queries
+    receive += bh.to(tl.int64) * FREQ * receive_plane + tile * QUERIES
+    send += send_bh * FREQ * send_plane
+    mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
+    own = bh.to(tl.int64) * FREQ * query_tiles + k * query_tiles + tile
+    own_low = tl.load(low + own, mask=k < FREQ, other=0.0)
+    own_high = tl.load(high + own, mask=k < FREQ, other=0.0)
+    left = tl.zeros([BLOCK_M, QUERIES], tl.float32)
+    centre = tl.zeros([BLOCK_M], tl.float32)
+    if not DIRECT:
+        left, centre = own_tile(receive, receive_plane, rows, FREQ, BLOCK_M)
+
+    end = key_tiles
+    if CAUSAL:
+        end = tl.minimum(key_tiles, (tl.minimum((tile + 1) * QUERIES, queries) + offset - 1) // KEYS + 1)
+    home = tl.maximum(tl.minimum((tile * QUERIES + QUERIES // 2 + offset) // KEYS, end - 1), 0)
+    best = tl.full([QUERIES], float("inf"), tl.float32)
+    found = tl.full([QUERIES], -1, tl.int32)
+    for step in range(0, end):
+        # home, 0, 1, ..., home - 1, home + 1, ...
+        other = tl.where(step == 0, home, tl.where(step <= home, step - 1, step))
+        at = send_bh * FREQ * key_tiles + k * key_tiles + other
+        distance = box_distance(
+            own_low,
+            own_high,
+            tl.load(other_low + at, mask=k < FREQ, other=0.0),
+            tl.load(other_high + at, mask=k < FREQ, other=0.0),
+        )
+        farthest = tl.max(tl.where(i < queries, best, 0.0), 0)
+        if distance <= farthest * SLACK:
+            first = other * KEYS
+            j = first + columns
+            right = left
+            if not DIRECT:
+                right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M) - centre[:, None]
+            squared = squared_detuning(
+                receive, receive_plane, rows, left, send + first, send_plane, columns, right,
+                FREQ, DIRECT, PRECISION,
+            )  # fmt: skip
+            if SYMMETRIC:
+                squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
+            allowed = (i < queries)[:, None] & (j < keys)[None, :]
+            allowed = allowed_pairs(
+                allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
+                CAUSAL, SELF, MASK,
+            )  # fmt: skip
+            # NaN is nearest of all, as in torch.argmin: it must show
+            squared = tl.where(squared == squared, squared, -1.0)
+            squared = tl.where(allowed, squared, float("inf"))
+            least = tl.min(squared, 1)
+            place = tl.min(tl.where(squared == least[:, None], j[None, :], 2147483647), 1)
+            closer = (least < best) | ((least == best) & (place < found))
+            found = tl.where(closer, place, found)
+            best = tl.where(closer, least, best)
+    best = tl.where(found < 0, 0.0, tl.where(best < 0.0, float("nan"), best))
+    tl.store(base + row + i, best, mask=i < queries)
+    tl.store(sender + row + i, found, mask=i < queries)

@@ -1,0 +1,166 @@
+"""What all kernels do with a tile of pairs: D, F, the weight and its slope, who may attend, dropout.
+
+A tile is (L, R): the program's own tokens on the left, the tokens that it walks on the right. The forward has
+receivers on the left, the backward of the senders has senders there; D is the same from both sides.
+Frequencies come as planes: (heads, m, tokens rounded up) float32, written by arrange.py, so that one
+coordinate of consecutive tokens is one coalesced load. Tokens past the end stand where nothing locks to
+them, which spares every tile its test of the bounds.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton import knobs
+
+# The interpreter multiplies the bit patterns of bfloat16 (triton#11584): there products are taken in float32.
+_WIDE = tl.constexpr(knobs.runtime.interpret)
+# Where tokens stand that are not there, and what is infinite. No pair of them locks, no square of them
+# overflows.
+NOWHERE_SEND = tl.constexpr(1e16)
+NOWHERE_RECEIVE = tl.constexpr(3e16)
+
+
+@triton.jit
+def product(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b, accumulated in float32."""
+    if _WIDE:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def load_planes(base, stride, tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(BLOCK_M, tokens): the coordinates of some tokens, 0 beyond the last coordinate."""
+    k = tl.arange(0, BLOCK_M)
+    pointers = base + k[:, None] * stride + tokens[None, :]
+    if FREQ == BLOCK_M:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=k[:, None] < FREQ, other=0.0)
+
+
+@triton.jit
+def first_of(entries, step, TILE: tl.constexpr, WALK: tl.constexpr, LISTED: tl.constexpr):
+    """The first token of a step of the walk: tiles are walked in pieces of WALK tokens."""
+    tile = step // (TILE // WALK)
+    if LISTED:
+        tile = tl.load(entries + tile)
+    return tile * TILE + step % (TILE // WALK) * WALK
+
+
+@triton.jit
+def squared_detuning(
+    left_base, left_stride, left_tokens, left,
+    right_base, right_stride, right_tokens, right,
+    FREQ: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """D (L, R). DIRECT: differences first, squares after, on the CUDA cores; else the Gram form of left
+    (BLOCK_M, L) and right (BLOCK_M, R), both counted from one point near the left tokens, as otherwise it
+    cancels."""
+    if DIRECT:
+        squared = tl.zeros([left_tokens.shape[0], right_tokens.shape[0]], tl.float32)
+        for k in range(FREQ):  # not unrolled: the loads of all coordinates at once would take all registers
+            a = tl.load(left_base + k * left_stride + left_tokens)
+            b = tl.load(right_base + k * right_stride + right_tokens)
+            difference = a[:, None] - b[None, :]
+            squared += difference * difference
+    else:
+        sizes = tl.sum(left * left, 0)[:, None] + tl.sum(right * right, 0)[None, :]
+        squared = product(tl.trans(left) * -2.0, right, sizes, PRECISION)
+        squared = tl.maximum(squared, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return squared
+
+
+@triton.jit
+def from_nearest(squared, base, is_nearest):
+    """D counted from the row's nearest sender: exactly 0 there, however another kernel rounds."""
+    squared = tl.maximum(squared - base, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(is_nearest, base * 0.0, squared)  # a NaN stays
+
+
+@triton.jit
+def weight_of(margin, POWER: tl.constexpr, HAS_EDGE: tl.constexpr, edge):
+    """W from F: exactly 0 where not locked; a NaN stays."""
+    locked = tl.maximum(margin, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if HAS_EDGE:
+        sync = tl.where(locked == 0.0, 0.0, tl.sqrt(locked + edge * edge) - edge)
+        return sync * sync if POWER == 2 else sync
+    else:
+        return locked if POWER == 2 else tl.sqrt(locked)
+
+
+@triton.jit
+def through_weight(flow, weight, POWER: tl.constexpr, HAS_EDGE: tl.constexpr, edge):
+    """dL/dF from dL/dW: exactly 0 where not locked; a NaN stays."""
+    if HAS_EDGE:
+        if POWER == 2:
+            root = tl.sqrt(weight)
+            flow = flow * (root / (root + edge))
+        else:
+            flow = flow * (0.5 / (weight + edge))
+    elif POWER == 1:
+        flow = flow * (0.5 / tl.where(weight == 0.0, 1.0, weight))
+    return tl.where(weight == 0.0, 0.0, flow)
+
+
+@triton.jit
+def allowed_pairs(
+    allowed, i, j, offset, mask_base, mask_row, mask_column, queries, keys,
+    CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """Which pairs of receivers i and senders j, broadcast against each other, may attend. `allowed` is what
+    is known already, of the tile's shape."""
+    if CAUSAL:
+        allowed = allowed & (j <= i + offset)
+    if not SELF:
+        allowed = allowed & (j != i + offset)
+    if MASK:
+        inside = (i < queries) & (j < keys)
+        pointers = mask_base + i.to(tl.int64) * mask_row + j.to(tl.int64) * mask_column
+        allowed = allowed & (tl.load(pointers, mask=inside, other=0) != 0)
+    return allowed
+
+
+@triton.jit
+def _mix(x):
+    """The 32-bit finaliser of backends/dropout.py, in uint32."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def row_words(seed, rows):
+    """What a row, by its number in the whole call (int64), gives to the hash of each of its pairs."""
+    word = _mix((rows ^ seed).to(tl.uint32))
+    return _mix(word ^ ((rows >> 32) ^ (seed >> 32)).to(tl.uint32))
+
+
+@triton.jit
+def kept_pairs(words, columns, threshold):
+    """Which pairs survive dropout: bit for bit backends/dropout.py's `keep_mask`."""
+    return _mix(words + columns.to(tl.uint32) * 0x9E3779B9) >= threshold.to(tl.uint32)
+
+
+@triton.jit
+def largest_radius(coupling, bandwidth):
+    """An upper bound of rho^2 = W(2 alpha kappa^2) / (2 alpha), by Newton's iteration for w e^w = c from the
+    right, where each step stays on the right; infinite where anything is NaN."""
+    log_c = tl.log(bandwidth) + 2.0 * tl.log(coupling) + 0.6931472
+    w = tl.where(log_c < 20.0, tl.log(1.0 + tl.exp(tl.minimum(log_c, 20.0))), log_c)
+    for _ in tl.static_range(4):
+        w = w - (w - tl.exp(log_c - w)) / (1.0 + w)
+    radius = tl.where(log_c < -4.0, coupling * coupling, 1.0001 * w / (2.0 * bandwidth))
+    unknown = coupling * 0.0 + bandwidth * 0.0
+    return tl.where(unknown == 0.0, radius, float("inf"))
+
+
+@triton.jit
+def own_tile(base, stride, tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(left (BLOCK_M, tokens), centre (BLOCK_M,)): the own tokens' coordinates counted from their mean, over
+    those that are there and finite."""
+    left = load_planes(base, stride, tokens, FREQ, BLOCK_M)
+    known = tl.abs(left) < 1e15
+    number = tl.maximum(tl.sum(known.to(tl.float32), 1), 1.0)
+    centre = tl.sum(tl.where(known, left, 0.0), 1) / number
+    return left - centre[:, None], centre

@@ -1,0 +1,144 @@
+"""Compiles the kernels that calls would launch for a GPU that is not there, and says what they need.
+
+    python ahead_of_time.py [sm, 90] [case ...]
+
+One line of JSON for each kernel: registers and spilled bytes of a thread, shared memory of a program. The
+launch code runs on meta tensors; what it would launch is compiled as Triton's own launcher would: pointers
+and multiples of 16 are known as such, ones are constants. Run it without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime import jit
+
+NAMES = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32",
+    torch.int64: "i64", torch.uint8: "u8", torch.bool: "i1",
+}  # fmt: skip
+HALF = torch.bfloat16
+# name: (B, H, N, M, m, d, dtype of receive, dtype of value, options)
+CAUSAL = {"is_causal": True, "self_coupling": False, "power": 2}
+EVERYTHING = CAUSAL | {"frame": "nearest", "edge": 0.1, "dropout_p": 0.6, "masked": True, "same": True}
+CASES = {
+    "layer": (2, 8, 4096, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True}),
+    "m8": (2, 8, 4096, 4096, 8, 64, torch.float32, HALF, {"power": 2, "same": True}),
+    "paper": (2, 8, 1024, 1024, 64, 64, HALF, HALF, {"same": True}),
+    "fp32": (1, 8, 1000, 1000, 16, 64, torch.float32, torch.float32, {"edge": 0.01, "dropout_p": 0.1}),
+    "wide": (1, 8, 2048, 2048, 128, 128, HALF, torch.float16, {"power": 2, "dropout_p": 0.1}),
+    "d128": (2, 8, 4096, 4096, 16, 128, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True}),
+    "d256": (1, 8, 1000, 1000, 8, 256, HALF, HALF, {"power": 2, "masked": True}),
+    "d256 fp32": (1, 8, 1000, 1000, 8, 256, torch.float32, torch.float32, {"power": 2}),
+    "m16": (2, 8, 4096, 4096, 16, 64, torch.float32, HALF, {"power": 2, "same": True}),
+    "largest": (1, 8, 1000, 1000, 128, 256, HALF, HALF, {"power": 2}),
+    "largest fp32": (1, 8, 1000, 1000, 128, 256, torch.float32, torch.float32, {"power": 2}),
+    "ones": (1, 1, 5, 5, 1, 1, torch.float32, torch.float32, EVERYTHING),
+    "ones, directed": (1, 1, 5, 7, 20, 1, HALF, torch.float16, EVERYTHING | {"edge": 0.0, "same": False}),
+    "one to one": (1, 1, 1, 1, 1, 1, torch.float32, torch.float32, EVERYTHING),
+    "decode": (4, 8, 1, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest"}),
+}
+
+
+def launches(case, backward=True):
+    """[(kernel, arguments by name, num_warps, num_stages)] of one call on tensors without content."""
+    from syncattn.backends.triton import passes
+
+    found = []
+
+    def record(self, *args, grid, warmup, **kwargs):
+        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+        found.append((self, dict(zip(self.arg_names, args)) | kwargs, options))
+
+    batch, heads, queries, keys, m, d, freq, dtype, options = case
+    options = dict(options)
+    made = {"dtype": freq, "device": "meta"}
+    receive = torch.empty(batch, heads, queries, m, **made)
+    send = receive if options.pop("same", False) else torch.empty(batch, heads, keys, m, **made)
+    value = torch.empty(batch, heads, keys, d, dtype=dtype, device="meta")
+    strength = torch.empty(1, heads, 1, device="meta"), torch.empty(heads, device="meta")
+    mask = (
+        torch.empty(1, 1, queries, keys, dtype=torch.bool, device="meta")
+        if options.pop("masked", 0)
+        else None
+    )
+    p = options.get("dropout_p", 0.0)
+    seed = torch.empty((), dtype=torch.int64, device="meta") if p else None
+    rest = (
+        mask, seed, options.get("is_causal", False), options.get("self_coupling", True), p,
+        options.get("frame") == "nearest", options.get("power", 1), options.get("edge", 0.0), 1e-8,
+        send is receive,
+    )  # fmt: skip
+    run, jit.JITFunction.run = jit.JITFunction.run, record
+    try:
+        arguments = (receive, send, value, *strength, *rest)
+        out, *saved = passes.forward(*arguments)
+        if backward and queries > 1:
+            passes.backward(torch.empty_like(out), out, *saved, *arguments)
+    finally:
+        jit.JITFunction.run = run
+    return found
+
+
+def compiled(kernel, arguments, options, target):
+    signature, constants, attributes = {}, {}, {}
+    for at, parameter in enumerate(kernel.params):
+        x = arguments[parameter.name]
+        if parameter.is_constexpr or (isinstance(x, int) and x == 1) or x is None:
+            signature[parameter.name], constants[parameter.name] = "constexpr", x
+            continue
+        if isinstance(x, torch.Tensor):
+            signature[parameter.name] = "*" + NAMES[x.dtype]
+        elif isinstance(x, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= x < 2**31 else "i64"
+        if isinstance(x, torch.Tensor) or (isinstance(x, int) and x % 16 == 0):
+            attributes[at,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=options)
+
+
+def resources(binary):
+    """What the machine code of a kernel needs, and how many of some instructions it holds."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage, sass = (
+            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    found = {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),  # nothing else of ours is there
+        "shared": binary.metadata.shared,
+    }
+    for name in ("HGMMA", "HMMA", "FFMA", "MUFU", "BAR.SYNC", "LDS", "STS", "LDG"):
+        found[name] = len(re.findall(rf"\s{name}", sass))
+    return found
+
+
+def main(sm, names):
+    import syncattn  # noqa: F401
+
+    assert "syncattn.backends.triton.passes" not in sys.modules, "importing the package loads the kernels"
+    target = GPUTarget("cuda", sm, 32)
+    for name in names or CASES:
+        for kernel, arguments, options in launches(CASES[name]):
+            binary = compiled(kernel, arguments, options, target)
+            line = {"case": name, "kernel": kernel.__name__, **options, **resources(binary)}
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 90, sys.argv[2:])

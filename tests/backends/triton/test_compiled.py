@@ -1,0 +1,31 @@
+"""The kernels compile for a GPU that is not there: the interpreter takes programs that the compiler
+refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+SCRIPT = Path(__file__).parent / "ahead_of_time.py"
+
+
+def test_they_compile_for_hopper_without_spills_and_on_tensor_cores():
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, str(SCRIPT), "90", "layer", "decode"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if "cannot find" in result.stderr or ("ptxas" in result.stderr and result.returncode):
+        pytest.skip(f"ptxas does not run here: {result.stderr[-200:]}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = {}
+    for line in result.stdout.splitlines():
+        one = json.loads(line)
+        found[one["kernel"]] = one
+        assert one["registers"] <= 255 and one["shared"] <= 227 * 1024
+        assert one["spilled"] == 0, one
+    for name in ("forward_kernel", "receivers_kernel", "senders_kernel", "nearest_kernel"):
+        assert found[name]["HGMMA"] > 0, name  # Hopper's own matrix instruction
+    assert {"lists_kernel", "arrange_kernel", "reach_kernel", "part_kernel", "combine_kernel"} <= found.keys()

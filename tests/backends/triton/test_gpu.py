@@ -1,0 +1,91 @@
+"""What only a GPU can show; the rest of this folder runs there too, on its tensors. Not yet run on one."""
+
+import pytest
+import torch
+
+import syncattn
+
+attention = syncattn.selective_synchronization_attention
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU: not yet measured on one"),
+]
+LAYER = {"frame": "nearest", "power": 2, "is_causal": True, "self_coupling": False}
+FORMS = {"layer": LAYER, "paper": {}, "dropout": {"power": 2, "dropout_p": 0.1}}
+
+
+@pytest.fixture
+def call(draw):
+    """Inputs on the GPU with gradients; values in bf16."""
+
+    def make(tokens, m=8, d=64, queries=None, structure="drift"):
+        inputs = draw(2, 4, queries or tokens, tokens, m, d, density=0.1, structure=structure)
+        inputs[2] = inputs[2].bfloat16()
+        return [x.cuda().requires_grad_() for x in inputs]
+
+    return make
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("m_and_d", [(8, 64), (16, 128), (64, 64), (128, 256), (5, 72)], ids=str)
+def test_real_sizes_against_the_plain_backend(form, m_and_d, call):
+    inputs = call(1000, *m_and_d)
+    results = []
+    for backend in ("triton", "tiled"):
+        torch.manual_seed(0)
+        out = attention(*inputs, **FORMS[form], backend=backend)
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
+    for a, b in zip(*results, strict=True):
+        assert (a.double() - b.double()).norm() <= 3e-2 * b.double().norm()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_bits_every_time(form, call):
+    inputs = call(700)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        out = attention(*inputs, **FORMS[form], backend="triton")
+        results.append([out, *torch.autograd.grad(out.float().sum(), inputs)])
+    assert all(map(torch.equal, *results))
+
+
+def test_it_is_preferred_there(call):
+    assert syncattn.backends.explain(*call(16)).backend == "triton"
+
+
+@pytest.mark.parametrize("queries", [1, 500])
+def test_nothing_waits_for_the_device_and_a_graph_replays_it(queries, call):
+    inputs = [x.detach() for x in call(500, queries=queries)]
+    want = attention(*inputs, **LAYER, backend="triton")  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        attention(*inputs, **LAYER, backend="triton")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attention(*inputs, **LAYER, backend="triton")
+    out.zero_()
+    graph.replay()
+    assert torch.equal(out, want)
+
+
+def test_inductor(call, fresh_compiler):
+    inputs = call(300)
+    compute = lambda *x: attention(*x, **LAYER)  # noqa: E731
+    want, got = compute(*inputs), torch.compile(compute, fullgraph=True)(*inputs)
+    assert torch.equal(want, got)
+    for a, b in zip(*(torch.autograd.grad(y.float().sum(), inputs) for y in (want, got)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_memory_is_linear(call):
+    peaks = []
+    for tokens in (4096, 8192):
+        inputs = call(tokens)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        torch.autograd.grad(attention(*inputs, **LAYER).float().sum(), inputs)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 2.5 * peaks[0]

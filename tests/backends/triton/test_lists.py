@@ -1,0 +1,89 @@
+"""The lists of tiles: complete, short where they can be, and without effect on the result."""
+
+import pytest
+import torch
+
+import syncattn
+from syncattn import locking
+
+attention = syncattn.selective_synchronization_attention
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+def problem(launch, inputs, device, causal=False):
+    receive, send, value, coupling, bandwidth = (x.to(device) for x in inputs)
+    arguments = receive, send, value, coupling[None, :, None], bandwidth, None, None
+    return launch.Problem((*arguments, causal, True, 0.0, False, 2, 0.0, 1e-8, False), backward=True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("structure", ["gaussian", "clusters", "drift"])
+def test_lists_hold_every_pair_of_tiles_with_a_locked_pair(structure, causal, draw, device, kernels):
+    from syncattn.backends.triton import passes  # noqa: F401
+
+    inputs = draw(1, 2, 120, 140, 2, 2, density=0.05, structure=structure)
+    p = problem(kernels, inputs, device, causal)
+    reach = p.reach(None)
+    locked = attention(*(x.double() for x in inputs), is_causal=causal, return_weights=True)[1] > 0
+    size = p.blocks.tile
+    rows, columns = -(-120 // size), -(-140 // size)
+    padded = torch.nn.functional.pad(locked, (0, columns * size - 140, 0, rows * size - 120))
+    needed = padded.unflatten(-1, (columns, size)).unflatten(-3, (rows, size)).any(-1).any(-2).flatten(0, 1)
+    for of_queries, want in ((True, needed), (False, needed.mT)):
+        entries, counts, _ = p.lists(reach, of_queries)
+        listed = torch.zeros_like(want)
+        for bh, tile in torch.cartesian_prod(*(torch.arange(n) for n in want.shape[:2])).tolist():
+            found = entries[bh, tile, : counts[bh, tile]].cpu()
+            assert (found.diff() > 0).all() and (found < want.shape[2]).all()
+            listed[bh, tile, found.long()] = True
+        assert (listed | ~want).all()
+        if causal and want.shape[1] > 2:
+            assert not listed.all()
+
+
+def test_with_drift_and_causal_order_the_list_is_a_band(device, kernels):
+    from syncattn.backends.triton import passes  # noqa: F401
+
+    size = kernels.BACKWARD[64, 4].tile
+    tokens = 6 * size
+    w = torch.arange(tokens, dtype=torch.float32)[None, None, :, None].expand(1, 1, -1, 2).contiguous()
+    radius = torch.tensor([size * 1.2])  # the window reaches into the tile before, no further
+    inputs = [w * 0.5**0.5, w * 0.5**0.5, torch.randn(1, 1, tokens, 4)]
+    p = problem(kernels, [*inputs, *locking.coupling_from_radius(radius, 10.0)], device, causal=True)
+    reach = p.reach(None)
+    for of_queries in (True, False):
+        counts = p.lists(reach, of_queries).counts.flatten().cpu()
+        assert sorted(counts.tolist()) == [1, 2, *[3] * (len(counts) - 2)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"power": 2}, {"frame": "nearest", "edge": 0.1, "is_causal": True}], ids=str
+)
+def test_neither_lists_nor_their_order_change_a_bit(options, evaluate, draw, device, kernels, monkeypatch):
+    from syncattn.backends.triton import launch
+
+    inputs = draw(1, 1, 70, 100, 4, 5, density=0.05, structure="clusters")
+    results = []
+    for fewest_listed, fewest_ordered in ((1, 1), (1, 10**9), (10**9, 1)):
+        monkeypatch.setattr(launch, "_FEWEST_LISTED", fewest_listed)
+        monkeypatch.setattr(launch, "_FEWEST_ORDERED", fewest_ordered)
+        out, gradients = evaluate(inputs, options, "triton", device=device)
+        results.append([out, *gradients])
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_the_bound_of_the_radius_is_one_and_close(device, kernels):
+    """Over the whole range of couplings and bandwidths that a call may have."""
+    from syncattn.backends.triton.arrange import reach_kernel
+
+    kappa = torch.logspace(-10, 15, 26).repeat_interleave(10)
+    alpha = torch.logspace(-30, 30, 10).repeat(26)
+    reach = torch.empty(260, 1, device=device)
+    there = [x.to(device) for x in (kappa, alpha)]
+    reach_kernel[(260, 1)](there[0], 0, 1, 1, there[1], reach, reach, 260, 1, 1, NEAREST=False, BLOCK=16)
+    exact = locking.locking_radius(kappa.double(), alpha.double()).square()
+    reach = reach.cpu().flatten().double()
+    normal = exact > 1e-37
+    assert (1.0001 * reach >= exact)[normal].all()  # lists.SLACK is 1.001
+    assert (reach <= 1.1 * exact)[normal].all()

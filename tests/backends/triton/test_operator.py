@@ -1,0 +1,241 @@
+"""The Triton backend as an operator: which calls it takes, dtypes, layouts, decoding, NaN, autograd,
+compilation."""
+
+import re
+
+import pytest
+import torch
+
+import syncattn
+from syncattn import locking
+from syncattn.backends.call import prepare
+
+attention = syncattn.selective_synchronization_attention
+explain = syncattn.backends.explain
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+LAYER = {"frame": "nearest", "power": 2, "is_causal": True, "self_coupling": False}
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about the interpreter")
+
+
+def on(device, inputs):
+    moved = {id(x): x.to(device) for x in inputs}
+    return [moved[id(x)] for x in inputs]
+
+
+@on_cpu
+def test_it_takes_cpu_tensors_only_by_name(draw, monkeypatch):
+    inputs = draw(1, 1, 3, 3, 2, 2)
+    chosen = explain(*inputs)
+    assert chosen.backend != "triton" and "only when asked for by name" in chosen.reasons["triton"]
+    assert explain(*inputs, backend="triton").backend == "triton"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert explain(*inputs).reasons["triton"] == "there is no GPU"
+    with pytest.raises(ValueError, match="backend='triton' cannot take this call: there is no GPU"):
+        attention(*inputs, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"return_weights": True}, r"it never holds S and P \(return_weights=True\)"),
+        ({"power": 3}, "it has powers 1 and 2, got 3"),
+        ({"top_k": 2}, "it has no top_k"),
+        ({"dtype": torch.float64}, "it computes in float32, this call needs float64"),
+        ({"m": 129}, "it takes a freq_dim of up to 128, got 129"),
+        ({"d": 257}, "it takes values of up to 256 columns, got 257"),
+    ],
+    ids=str,
+)
+def test_what_it_refuses_is_refused_by_name(options, reason, device):
+    options = dict(options)
+    dtype, m, d = options.pop("dtype", torch.float32), options.pop("m", 3), options.pop("d", 4)
+    w, v = (torch.randn(1, 2, 5, n, dtype=dtype, device=device) for n in (m, d))
+    one = torch.ones(2, dtype=dtype, device=device)
+    with pytest.raises(ValueError, match="backend='triton' cannot take this call: " + reason):
+        attention(w, w, v, one, one, backend="triton", **options)
+    assert re.match(reason, explain(w, w, v, one, one, **options).reasons["triton"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("m", "options"), [(3, LAYER), (8, {"power": 2}), (40, LAYER | {"edge": 0.05})], ids=str
+)
+def test_narrow_inputs(m, options, dtype, evaluate, with_room, draw, device):
+    """Within a few steps of this dtype of eager in float64: its products take operands of this dtype, as
+    those of softmax attention do on tensor cores."""
+    inputs = draw(1, 2, 40, 40, m, 16, same=m == 8)
+    receive = inputs[0].to(dtype)
+    inputs = [receive, receive if m == 8 else inputs[1].to(dtype), inputs[2].to(dtype), *inputs[3:]]
+    inputs = with_room(inputs, options)
+    wide = [x.double() for x in inputs]
+    wide[1] = wide[0] if m == 8 else wide[1]
+    want, wanted = evaluate(wide, options, "eager")
+    out, gradients = evaluate(inputs, options, "triton", device=device)
+    assert out.dtype == dtype
+    step = torch.finfo(dtype).eps
+    assert (out.double() - want).abs().max() <= 2 * step * inputs[2].abs().max()
+    names = ["receive", "value", "coupling", "bandwidth"] if m == 8 else [
+        "receive", "send", "value", "coupling", "bandwidth",
+    ]  # fmt: skip
+    for name, a, b in zip(names, gradients, wanted, strict=True):
+        assert a.dtype == (torch.float32 if name in ("coupling", "bandwidth") else dtype)
+        assert (a.double() - b).norm() <= 4 * step * b.norm(), name
+
+
+def test_mixed_dtypes(within_rounding, draw):
+    """Narrow frequencies with wide values are read exactly."""
+    inputs = draw(1, 1, 30, 40, 5, 6)
+    within_rounding([inputs[0].half(), inputs[1].half(), *inputs[2:]], {"power": 2}, "triton")
+
+
+CASES = {
+    "one": (1, 1, 1, 1, 2, 2, {}),
+    "parts": (1, 2, 1, 200, 5, 5, {"edge": 0.1}),
+    "layer": (1, 2, 3, 100, 5, 80, LAYER),
+    "dropout": (1, 2, 2, 130, 20, 16, {"frame": "nearest", "dropout_p": 0.3, "power": 2}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_few_receivers_split_over_the_senders(case, within_rounding, draw, per_query):
+    *sizes, options = CASES[case]
+    receive, send, value, coupling, bandwidth = per_query(draw(*sizes))
+    within_rounding([receive, send[:, :1], value[:, :1], coupling, bandwidth], options, "triton")
+    mask = torch.rand(1, 1, 1, sizes[3], generator=torch.Generator().manual_seed(0)) > 0.4
+    within_rounding([receive, send, value, coupling, bandwidth], options | {"attn_mask": mask}, "triton")
+
+
+def test_decoding_reads_no_value_that_does_not_lock(draw, device):
+    """They may hold anything, NaN too: pages of a cache that were never written."""
+    inputs = draw(1, 1, 1, 200, 3, 4, density=0.1)
+    _, sync, _ = attention(*inputs, power=2, return_weights=True)
+    holes = torch.where(sync[0, 0, 0, :, None] > 0, inputs[2], torch.nan)
+    want, got = (
+        attention(*on(device, [*inputs[:2], v, *inputs[3:]]), power=2, backend="triton")
+        for v in (inputs[2], holes)
+    )
+    assert torch.equal(want, got) and got.any()
+
+
+def operator_arguments(inputs, device, **options):
+    """Of the operator, without the checks of values that are made on the CPU only."""
+    call = prepare(*inputs, **options)
+    tensors = (call.receive, call.send, call.value, call.coupling, call.bandwidth)
+    tensors = [x.to(device).clone() for x in tensors]
+    nearest, power = call.frame == "nearest", int(call.power)
+    flags = (call.is_causal, call.self_coupling, 0.0, nearest, power, call.edge, call.eps, call.symmetric)
+    return [*tensors, None, None, *flags]
+
+
+@pytest.mark.parametrize(
+    ("queries", "m", "options"), [(2, 3, {"power": 2}), (2, 3, LAYER), (40, 20, {}), (40, 3, LAYER)], ids=str
+)
+def test_what_is_not_a_number_shows_and_touches_no_other_row(options, queries, m, draw, device):
+    from syncattn.backends.triton import passes
+
+    inputs = draw(1, 2, queries, 40, m, 4)
+    clean, *_ = passes.forward(*operator_arguments(inputs, device, **options))
+    arguments = operator_arguments(inputs, device, **options)
+    arguments[0][0, 0, 1, 0] = torch.nan
+    out, *saved = passes.forward(*arguments)
+    touched = out.isnan().all(-1)
+    assert touched[0, 0, 1] and touched.sum() == 1
+    torch.testing.assert_close(out[~touched], clean[~touched])  # its tile's centre is another
+    gradients = passes.backward(torch.ones_like(out), out, *saved, *arguments)
+    assert gradients[0][0, 0, 1].isnan().any()
+    arguments = operator_arguments(inputs, device, **options)
+    arguments[4][1] = torch.nan
+    out, *_ = passes.forward(*arguments)
+    allowed = clean.abs().sum(-1) > 0
+    assert out[0, 1][allowed[0, 1]].isnan().all() and torch.equal(out[:, 0], clean[:, 0])
+    arguments = operator_arguments(inputs, device, **options)
+    arguments[1][0, 0, 3, 1] = torch.inf  # nobody locks to it, and the gradients know no NaN
+    out, *saved = passes.forward(*arguments)
+    gradients = passes.backward(torch.ones_like(out), out, *saved, *arguments)
+    assert all(torch.isfinite(x).all() for x in (out, *gradients))
+
+
+@pytest.mark.parametrize("empty", ["batch", "queries", "keys", "columns"])
+@pytest.mark.parametrize("options", [{}, {"frame": "nearest", "dropout_p": 0.5}], ids=str)
+def test_nothing_at_all(empty, options, evaluate, device):
+    sizes = {"batch": 2, "heads": 2, "queries": 9, "keys": 5, "columns": 4} | {empty: 0}
+    b, h, n, k, d = sizes.values()
+    inputs = [torch.randn(shape) for shape in ((b, h, n, 3), (b, h, k, 3), (b, h, k, d))]
+    out, gradients = evaluate([*inputs, torch.ones(2), torch.ones(2)], options, "triton", device=device)
+    assert out.shape == (b, h, n, d) and not out.any()
+    assert all(not x.any() for x in gradients)
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "columns of more": lambda x: torch.cat((x, x), -1)[..., : x.shape[-1]],
+    "last dimension first": lambda x: x.mT.contiguous().mT,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("queries", [2, 20])
+def test_layouts_do_not_change_a_bit(layout, queries, evaluate, draw, per_query, device):
+    receive, send, value, coupling, bandwidth = per_query(draw(2, 2, queries, 20, 4, 5))
+    mask = torch.rand(2, 2, queries, 20, generator=torch.Generator().manual_seed(0)) > 0.3
+    options = LAYER | {"attn_mask": mask}
+    want, gradients = evaluate([receive, send, value, coupling, bandwidth], options, "triton", device=device)
+    change = LAYOUTS[layout]
+    moved = [change(x) for x in (receive, send, value)] + [change(coupling[..., None])[..., 0], bandwidth]
+    out, again = evaluate(moved, options | {"attn_mask": change(mask)}, "triton", device=device)
+    assert torch.equal(out, want)
+    assert all(torch.equal(a, b) for a, b in zip(again, gradients, strict=True))
+
+
+def test_expanded_gradients(draw, device):
+    leaves = [x.requires_grad_() for x in on(device, draw(1, 2, 20, 20, 4, 5))]
+    out = attention(*leaves, **LAYER, backend="triton")
+    got = torch.autograd.grad(out, leaves, torch.ones((), device=device).expand_as(out), retain_graph=True)
+    want = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_custom_operators_keep_their_contracts(draw, device):
+    from syncattn.backends.triton import _backward, _forward
+
+    arguments = operator_arguments(draw(1, 1, 9, 9, 3, 4), device, **LAYER)
+    arguments[6], arguments[9] = torch.tensor(5, device=device), 0.2  # dropout
+    arguments = [x.requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x for x in arguments]
+    torch.library.opcheck(_forward, arguments)
+    with torch.no_grad():
+        out, *saved = _forward(*arguments)
+        detached = [x.detach() if torch.is_tensor(x) else x for x in arguments]
+        tests = ("test_schema", "test_faketensor")
+        torch.library.opcheck(_backward, (torch.randn_like(out), out, *saved, *detached), test_utils=tests)
+
+
+def test_compiled_equals_not_compiled(draw, fresh_compiler, device):
+    compute = lambda *x: attention(*x, **LAYER, backend="triton")  # noqa: E731
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    leaves = [x.requires_grad_() for x in on(device, draw(1, 2, 12, 20, 4, 5))]
+    want, got = compute(*leaves), compiled(*leaves)
+    assert torch.equal(want, got)
+    for a, b in zip(*(torch.autograd.grad(y.sum(), leaves) for y in (want, got)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_under_autocast_the_arithmetic_stays_float32(evaluate, draw, device):
+    inputs = draw(1, 1, 20, 20, 4, 5)
+    want = evaluate(inputs, LAYER, "triton", device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        got = evaluate(inputs, LAYER, "triton", device=device)
+    assert torch.equal(want[0], got[0]) and all(map(torch.equal, want[1], got[1]))
+
+
+def test_positions_far_along_a_drift_do_not_cancel(evaluate, draw, device):
+    """D is a product of float32 frequencies counted from the own tile: 10,000 window widths cost nothing."""
+    receive, _, value, _, _ = draw(1, 1, 80, 80, 8, 8, same=True)
+    receive = receive + torch.arange(80.0)[:, None] * torch.eye(8)[0] + 4e4
+    strength = locking.coupling_from_radius(torch.tensor([6.0]), 100.0)
+    inputs = [receive, receive, value.bfloat16(), *strength]
+    want, wanted = evaluate([inputs[0].double()] * 2 + [x.double() for x in inputs[2:]], LAYER, "eager")
+    out, gradients = evaluate(inputs, LAYER, "triton", device=device)
+    step = torch.finfo(torch.bfloat16).eps
+    assert (out.double() - want).abs().max() <= 2 * step * value.abs().max()
+    for a, b in zip(gradients[:2], wanted[:2], strict=True):  # the others are sums that cancel
+        assert (a.double() - b).norm() <= 4 * step * b.norm()
