@@ -2,6 +2,8 @@
 
 import doctest
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,9 +48,31 @@ def test_a_solved_pair_locks_or_beats():
     assert found.mean_sine[2].item() == pytest.approx(0.5, abs=1e-7)
     np.testing.assert_allclose(found.difference[:2], np.arcsin(ratio[:2]), atol=1e-5)
     np.testing.assert_allclose(found.coherence, np.abs(np.cos(found.difference / 2)), atol=1e-12)
-    for detuning, coupling in ((torch.zeros(2), torch.zeros(2)), (torch.zeros(2), torch.ones(3))):
-        with pytest.raises(ValueError, match="coupling must"):
+    zeros, ones = torch.zeros(2), torch.ones(2)
+    wrong = [
+        (zeros, zeros),
+        (zeros, torch.ones(3)),
+        (zeros, ones * math.inf),
+        (zeros, 1.0),
+        (zeros, [1.0, 1.0]),
+    ]
+    for detuning, coupling in wrong:
+        with pytest.raises((TypeError, ValueError), match="coupling must"):
             kuramoto.solve_pair(detuning, coupling, duration=1.0)
+    with pytest.raises(ValueError, match="detuning must be finite"):
+        kuramoto.solve_pair(ones * math.nan, ones, duration=1.0)
+    with pytest.raises(ValueError, match="duration must be positive"):
+        kuramoto.solve_pair(zeros, ones, duration=math.nan)
+    assert not kuramoto.solve_pair(zeros, ones.requires_grad_(), duration=1.0).difference.any()
+
+
+def test_without_scipy_the_import_says_what_to_install():
+    code = "import sys; sys.modules['scipy'] = None; import syncattn.kuramoto"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (
+        "ModuleNotFoundError: syncattn.kuramoto needs scipy: install syncattn with its 'paper'"
+        in found.stderr
+    )
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
@@ -66,6 +90,14 @@ def test_the_self_consistent_order_parameter(scale, ratio):
     bessel = math.sqrt(math.pi / 2) * critical * ratio * r / (2 * scale) * (ive(0, q) + ive(1, q))
     assert 0 < r < 1 and r == pytest.approx(bessel, abs=1e-9)
     assert kuramoto.self_consistent(0.99 * critical, gaussian) == 0.0
+
+
+@pytest.mark.parametrize("coupling", [1e3, 1e4, 1e5, 1e6, 1e8])
+def test_the_self_consistent_order_parameter_at_strong_coupling(coupling):
+    found = kuramoto.self_consistent(coupling, kuramoto.lorentzian())
+    assert found == pytest.approx(math.sqrt(1 - 2 / coupling), abs=1e-10)
+    found = kuramoto.self_consistent(coupling, kuramoto.gaussian())
+    assert 1 - found == pytest.approx(0.5 / coupling**2, rel=1e-4, abs=1e-12)  # to leading order
 
 
 def test_quantiles_cut_the_distribution_into_equal_parts():
@@ -135,6 +167,13 @@ def test_the_pair_formula_is_the_papers():
     assert kuramoto.pair_formula(torch.tensor([0.0, 1e4]), 1.0, 1.0).tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
+def test_every_network_may_have_its_own_bandwidth():
+    w, alpha = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 2.0])
+    found = kuramoto.network_kernel(w, alpha[:, None, None])
+    for b in range(2):
+        torch.testing.assert_close(found[b], kuramoto.network_kernel(w[b], float(alpha[b])))
+
+
 def test_locked_pairs_and_transitivity():
     graph = kuramoto.locked_pairs(torch.tensor([0.0, 0.1, 0.2, 5.0]), 0.15)
     assert graph.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
@@ -168,6 +207,14 @@ def test_the_local_field_is_the_steady_state_of_a_locked_network():
     assert float(common) == pytest.approx(float(w.mean()), abs=1e-9)
     with pytest.raises(ValueError, match="kernel"):
         kuramoto.local_field(w, 5.0, kernel[:3])
+    with pytest.raises(ValueError, match="frequency must be finite"):
+        kuramoto.local_field(w * math.nan, 5.0, kernel)
+    with pytest.raises(ValueError, match="N >= 1"):
+        kuramoto.local_field(w[:0], 5.0, kernel[:0, :0])
+    with pytest.raises(TypeError, match="coupling must be a number"):
+        kuramoto.local_field(w, "5", kernel)
+    with pytest.raises(RuntimeError, match="after 3 iterations"):
+        kuramoto.local_field(w, 5.0, kernel, iterations=3)
     with pytest.raises(ValueError, match="damping"):
         kuramoto.local_field(w, 5.0, kernel, damping=0.0)
 

@@ -100,6 +100,13 @@ def test_without_coupling_everybody_keeps_their_own_frequency():
         ({"step": -1.0}, "step must be positive"),
         ({"settle": -1.0}, "settle must be finite"),
         ({"every": 0}, "every must be an integer"),
+        ({"coupling": "strong"}, "coupling must be a number"),
+        ({"coupling": None}, "coupling must be a number"),
+        ({"duration": "long"}, "duration must be a number"),
+        ({"phase": [0.0] * 4}, "phase must be a floating tensor, got list"),
+        ({"coupling": 60.0}, "take at most 0.0333"),
+        ({"coupling": -60.0, "kernel": torch.ones(4, 4)}, "take at most 0.0333"),
+        ({"coupling": torch.tensor([1.0, 1e4])}, "take at most 0.0002"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
@@ -108,9 +115,76 @@ def test_wrong_arguments_are_named(change, message):
         kuramoto.simulate(**good | change)
 
 
-def test_times_must_increase():
-    with pytest.raises(ValueError, match="times must be increasing"):
-        kuramoto.solve(torch.zeros(2), torch.zeros(2), 1.0, times=torch.tensor([1.0, 0.5]))
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (torch.tensor([1.0, 0.5]), "times must be increasing"),
+        (torch.tensor([math.nan]), "times must be finite"),
+        (torch.tensor([1.0, math.inf]), "times must be finite"),
+        ([1.0], "times must be a floating tensor"),
+    ],
+)
+def test_times_must_be_finite_and_increase(times, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        kuramoto.solve(torch.zeros(2), torch.zeros(2), 1.0, times=times)
+
+
+def test_solve_takes_what_requires_a_gradient():
+    frequency = random(3).requires_grad_()
+    times = torch.ones(1, dtype=torch.float64)
+    found = kuramoto.solve(torch.zeros(3), frequency, torch.tensor(1.0, requires_grad=True), times=times)
+    torch.testing.assert_close(found, kuramoto.solve(torch.zeros(3), frequency.detach(), 1.0, times=times))
+
+
+@pytest.mark.parametrize("form", ["all to all", "two sides", "sparse"])
+def test_the_longest_step_that_is_taken_is_stable(form):
+    """Locked networks at 2 / rate: they relax to the steady state that a short step gives."""
+    kernel = {"all to all": None, "two sides": torch.ones(10, 10), "sparse": torch.zeros(10, 10)}[form]
+    rate = 40.0
+    if form == "two sides":
+        kernel[:5, :5] = kernel[5:, 5:] = 0.0  # its fastest relaxation is at K, its row sums are N / 2
+    elif form == "sparse":
+        for n in range(9):
+            kernel[n, n + 1] = kernel[n + 1, n] = 1.0
+        rate = 40.0 * 2 * 2 / 10
+    phase, frequency = random(10), 0.1 * random(10, seed=1)
+    frequency = frequency - frequency.mean()
+    long = kuramoto.simulate(phase, frequency, 40.0, kernel, settle=20.0, duration=2.0, step=2.0 / rate)
+    short = kuramoto.simulate(phase, frequency, 40.0, kernel, settle=20.0, duration=2.0, step=0.2 / rate)
+    torch.testing.assert_close(long.phase, short.phase, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="step is too long"):
+        kuramoto.simulate(phase, frequency, 40.0, kernel, duration=2.0, step=2.2 / rate)
+
+
+def test_a_duration_below_any_step():
+    phase, frequency = random(3), random(3, seed=1)
+    run = kuramoto.simulate(phase, frequency, 1.0, duration=1e-12, settle=1e-12)
+    assert float(run.order_parameter) == pytest.approx(float(kuramoto.order_parameter(phase)))
+    r = kuramoto.simulate_order_parameter(phase, frequency, 1.0, duration=1e-12)
+    assert float(r) == pytest.approx(float(kuramoto.order_parameter(phase)))
+    end = kuramoto.simulate_vector(phase, frequency, 1.0, duration=1e-12)
+    torch.testing.assert_close(end, phase)
+
+
+def test_what_is_no_phase_has_no_order_parameter():
+    for given in (torch.zeros(0), torch.tensor(1.0), [0.0], torch.zeros(3, dtype=torch.long)):
+        with pytest.raises((TypeError, ValueError), match="phase must"):
+            kuramoto.order_parameter(given)
+
+
+def test_wrong_vector_arguments_are_named():
+    good, bad = torch.zeros(3), torch.tensor([0.0, math.nan, 0.0])
+    calls = {
+        "difference must be finite": lambda: kuramoto.simulate_vector(bad, good, 1.0, duration=1.0),
+        "detuning must be finite": lambda: kuramoto.simulate_vector(good, bad, 1.0, duration=1.0),
+        "coupling must be a number": lambda: kuramoto.simulate_vector(good, good, "1", duration=1.0),
+        "step is too long": lambda: kuramoto.simulate_vector(good, good, 50.0, duration=1.0),
+        "detuning must be a floating": lambda: kuramoto.vector_fixed_point([0.0], 1.0),
+        "coupling must be finite": lambda: kuramoto.vector_eigenvalues(good, math.nan),
+    }
+    for message, call in calls.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
 
 
 def test_the_vector_form_has_its_fixed_point_and_eigenvalues():

@@ -58,7 +58,7 @@ def test_trace_follows_the_module(make):
 def test_moved_weights_are_those_of_the_layer():
     """An OSN layer's own output is reproduced by the way in which the weights are moved."""
     torch.manual_seed(0)
-    model = replacement._Copier().eval()
+    model = replacement._Copier(replacement._transformer(batch_first=True, norm_first=True)).eval()
     with torch.no_grad():
         found = replacement._moved(model, torch.randint(replacement.SYMBOLS, (4, replacement.TOKENS)))
     assert found["settings"] == 30
@@ -94,6 +94,8 @@ def test_claims_are_shown(numbers):
         ("drop-in-replacement", ("interface", "bias_refused"), 0),
         ("drop-in-replacement", ("transfer", "before"), 0.5),
         ("drop-in-replacement", ("transfer", "best"), 0.9),
+        ("drop-in-replacement", ("anew", "trainable", 0), 0.8),
+        ("drop-in-replacement", ("anew", "published", 0), 0.9),
         ("drop-in-replacement", ("transfer", "difference"), 0.1),
         ("drop-in-replacement", ("leak", "global"), 0.0),
         ("drop-in-replacement", ("leak", "running"), 1e-9),

@@ -82,6 +82,20 @@ def test_operations_are_counted(is_causal):
     assert 4 * phases < order.operations_of_r(50, is_causal) < 40 * phases
 
 
+def test_memory(numbers):
+    """At least the phases themselves; and where it cannot be measured, no check and no number."""
+    used = numbers["memory"]
+    if "no_memory" not in used:
+        for name in ("global", "causal"):
+            for tokens, peak in zip(used["sizes"], used[name]):
+                phases = 4 * order.HEADS * order.PHASES * tokens
+                assert phases < peak < 12 * phases
+        wrong = numbers | {"memory": used | {"causal": [10**6 * 4**n for n in range(len(used["sizes"]))]}}
+        assert not order.claims(wrong)[2].shown
+    without = order.claims(numbers | {"memory": {"no_memory": "for a reason"}})[2]
+    assert without.shown and len(without.checks) == 3 and "not measured" in without.finding
+
+
 def test_claims_are_shown(numbers):
     found = {claim.name: claim for claim in order.claims(numbers)}
     assert set(found) == {"order-parameter-value", "order-parameter-meaning", "linear-phases"}

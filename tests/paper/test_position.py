@@ -37,7 +37,7 @@ def test_verdicts(numbers):
     ("path", "value", "name"),
     [
         (("permutation", "published"), 1e-3, "position-as-published"),
-        (("permutation", "frequency"), 1e-9, "position-as-published"),
+        (("permutation", "moved"), 1e-9, "position-as-published"),
         (("permutation", "drift"), 0.0, "position-as-published"),
         (("own_drift", "wrong"), 1, "position-with-drift"),
         (("own_drift", "exceeded"), 1, "position-with-drift"),
@@ -49,6 +49,7 @@ def test_verdicts(numbers):
         (("extrapolation", "drift", "change"), 1e-3, "extrapolation"),
         (("extrapolation", "own_drift", "locked", -1), 99.0, "extrapolation"),
         (("coherence", "last"), 0.5, "extrapolation"),
+        (("default_layer", "relative"), 0.05, "extrapolation"),
     ],
 )
 def test_checks_can_fail(numbers, path, value, name):

@@ -120,7 +120,9 @@ def test_an_interrupted_section_leaves_nothing_of_itself(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         running.run(Plan(), tmp_path, running.NAMES)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"paper.json", "one.json", "one.md", "figure-one.png", "figure-one.svg", "figure-one.pdf"}
+    pictures = {"figure-one.png", "figure-one.svg", "figure-one.pdf"}
+    assert names == {"paper.json", "one.json", "one.md", "claims.json", "claims.md"} | pictures
+    assert "one-claim" in (tmp_path / "claims.md").read_text()
 
 
 def test_the_same_numbers_give_the_same_files(two, tmp_path):
@@ -151,7 +153,7 @@ def test_the_ledger_counts_verdicts_and_marks_what_is_not_shown():
         ],
     }
     text = ledger.ledger(found, "About.")
-    assert "3 claims: 1 hold, 1 hold under a condition, 1 do not hold." in text
+    assert "3 claims: 1 hold, 1 hold under a condition, 0 do not hold, 1 not shown." in text
     assert "| [B is so](#b) | Theorem 2 | **holds under a condition** |" in text
     assert "| [C is so](#c) | Theorem 2 | not shown (does not hold was expected) |" in text
     assert "| bad | 0.9 | below 0.5 **not met** |" in text
@@ -262,3 +264,21 @@ def test_a_section_is_measured_with_its_threads(monkeypatch, tmp_path):
         running.run(Plan(), tmp_path, ("one", "two"))
         assert torch.get_num_threads() == 2
     assert seen == [1, 2]
+
+
+def test_a_picture_that_is_gone_is_drawn_again(two, tmp_path):
+    running.run(Plan(), tmp_path, ("one",))
+    numbers = (tmp_path / "one.json").read_bytes()
+    (tmp_path / "figure-one.svg").unlink()
+    running.run(Plan(), tmp_path, ("one",))
+    assert two == ["one"] and (tmp_path / "figure-one.svg").is_file()
+    assert (tmp_path / "one.json").read_bytes() == numbers
+
+
+def test_other_versions_are_refused(two, tmp_path):
+    running.run(Plan(), tmp_path, ("one",))
+    record = json.loads((tmp_path / "paper.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    (tmp_path / "paper.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"torch 1\.0"):
+        running.run(Plan(), tmp_path, ("two",))

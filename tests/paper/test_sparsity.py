@@ -93,6 +93,8 @@ def test_published_settings(numbers):
 def test_every_available_backend_was_looked_at(numbers):
     backends = {name.split(",")[0] for name in numbers["zeros"]}
     assert {"eager", "tiled"} <= backends
+    dtypes = {name.split(", ")[1] for name in numbers["zeros"] if name.startswith("eager")}
+    assert dtypes == {"float64", "float32", "bfloat16", "float16"}
     for one in numbers["zeros"].values():
         assert one["unlocked"] > 1000 and one["locked"] > 100
 
@@ -139,7 +141,9 @@ def test_claims_are_shown(numbers):
         (1, ("law", 3, "points", 2, "standard_errors"), -5.0),
         (1, ("mixtures", 1, "points", 2, "standard_errors"), 5.0),
         (1, ("layer", 0, "measured"), 0.1),
+        (1, ("layer", 0, "law"), 0.02),
         (1, ("layer", 1, "measured"), 0.6),
+        (1, ("layer", 1, "law"), 0.4),
         (2, ("law", 0, "width", "measured"), 5.0),
         (2, ("law", -1, "width", "measured"), 1.5),
         (2, ("law", -1, "off_by", "below"), 0.2),

@@ -46,12 +46,15 @@ def test_verdicts(numbers):
         (("constant", "gap"), 1e-3, "universality"),
         (("constant", "gap_self_left_out"), 0.0, "universality"),
         (("deviation", -1, "error"), 0.1, "universality"),
+        (("deviation", -1, "from_uniform"), 0.1, "universality"),
         (("sequence", "stored_error"), 1e-6, "universality"),
+        (("sequence", "from_uniform"), 0.1, "universality"),
         (("softmax_limit", -1, "weights"), 1e-5, "softmax-limit"),
         (("softmax_limit", -1, "output"), 1e-5, "softmax-limit"),
         (("symmetric", "largest_weight"), 0.6, "one-head-limits"),
         (("symmetric", "imaginary"), 0.1, "one-head-limits"),
         (("previous_token", "symmetric", "weight"), 0.7, "one-head-limits"),
+        (("previous_token", "directed", "weight"), 0.7, "one-head-limits"),
         (("what_followed", "delayed"), 0.4, "one-head-limits"),
     ],
 )
@@ -101,6 +104,7 @@ def test_sequence_network_returns_the_sequence():
     for i in range(5):
         assert np.allclose(stored[:, i], x, rtol=0, atol=1e-12)
         assert np.allclose(before[:, i], x[:, i - 1], rtol=0, atol=1e-12)
+    assert weight.shape == (2, 2, 5, 5)
     assert np.allclose(weight, 0.2, rtol=0, atol=1e-9)
 
 

@@ -12,6 +12,13 @@ decays with the detuning), `vector` (frequencies of several coordinates). Needs 
     0.71, in theory 0.71
 """
 
+try:
+    import scipy  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"syncattn.kuramoto needs {error.name}: install syncattn with its 'paper' extra", name=error.name
+    ) from error
+
 from syncattn.kuramoto.integrate import Simulation, derivative, order_parameter, simulate
 from syncattn.kuramoto.meanfield import (
     Distribution,

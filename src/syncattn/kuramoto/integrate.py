@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +37,11 @@ class Simulation(NamedTuple):
 
 
 def order_parameter(phase: Tensor) -> Tensor:
-    """r = abs(mean_j exp(i t_j)) of phases (..., N) in radians: (...)."""
+    """r = abs(mean_j exp(i t_j)) of phases (..., N), N >= 1, in radians: (...)."""
+    if not isinstance(phase, Tensor) or not phase.is_floating_point():
+        raise TypeError(f"phase must be a floating tensor, got {_kind(phase)}")
+    if phase.ndim == 0 or not phase.shape[-1]:
+        raise ValueError(f"phase must have shape (..., N), N >= 1, got {tuple(phase.shape)}")
     r = functional.order_parameter(phase.reshape(1, -1, phase.shape[-1], 1))
     return r.reshape(phase.shape[:-1])
 
@@ -91,15 +96,18 @@ def simulate(
     """Integrate the Kuramoto equation (`derivative`) from `phase`: first `settle`, then `duration`.
 
     The method has a constant step; the phases' error after a fixed time falls as its fourth power. A step
-    above about 1 / max |w| does not resolve the fastest oscillators: see
-    `meanfield.simulate_order_parameter`, which does not need to. Everything is computed in float64.
+    above about 1 / max |w| does not resolve the fastest oscillators, which costs accuracy and is not refused:
+    see `meanfield.simulate_order_parameter`, which does not need to. A step too long for the coupling makes
+    the method unstable (Runge-Kutta's limit: 2.78 over the fastest relaxation) and is refused. Everything is
+    computed in float64.
 
     Args:
         phase, frequency, coupling, kernel: as in `derivative`; their leading dimensions broadcast, so that
             many networks are integrated at once.
         duration: the time that the means are taken over.
         settle: the time before, which no mean counts.
-        step: the largest step; it is shortened so that whole steps fill both times.
+        step: the largest step; it is shortened so that whole steps fill both times. At most 2 / |K|, or with
+            a kernel 2 / (|K| min(max |J|, 2 max_i mean_j |J_ij|)), the mean without j = i.
         every: how many steps lie between two samples of the means and of the trajectory.
         pairs: also give the mean cosine of every pair of phases.
         trajectory: also give the phases at every sample.
@@ -115,8 +123,9 @@ def simulate(
     def slope(state: Tensor) -> Tensor:
         return derivative(state, frequency, strength, kernel)
 
+    before, steps = whole_steps(settle, step), whole_steps(duration, step)
+    require_stable(max(settle / max(before, 1), duration / steps), _relaxation(strength, kernel))
     times, kept = [0.0], [phase]
-    before = math.ceil(settle / step - 1e-9)
     for n in range(1, before + 1):
         phase = runge_kutta(slope, phase, settle / before)
         if trajectory and n % every == 0:
@@ -124,7 +133,6 @@ def simulate(
             kept.append(phase)
 
     start, sums = phase, _Sums(pairs)
-    steps = math.ceil(duration / step - 1e-9)
     for n in range(1, steps + 1):
         phase = runge_kutta(slope, phase, duration / steps)
         if n % every == 0 or n == steps:
@@ -182,11 +190,7 @@ def checked(
     for name, value in (("phase", phase), ("frequency", frequency), ("kernel", kernel)):
         if value is None and name == "kernel":
             continue
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            given = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name} must be a floating tensor, got {given}")
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{name} must be finite")
+        require_finite(name, value)
     if (
         phase.ndim == 0
         or frequency.ndim == 0
@@ -200,9 +204,7 @@ def checked(
     count = phase.shape[-1]
     if kernel is not None and (kernel.ndim < 2 or kernel.shape[-2:] != (count, count)):
         raise ValueError(f"kernel must have shape (..., N, N), N = {count}, got {tuple(kernel.shape)}")
-    strength = torch.as_tensor(coupling, dtype=torch.float64, device=phase.device)
-    if not bool(torch.isfinite(strength).all()):
-        raise ValueError(f"coupling must be finite, got {coupling}")
+    strength = require_coupling(coupling).to(phase.device)
     leading = [phase.shape[:-1], frequency.shape[:-1], strength.shape]
     if kernel is not None:
         leading.append(kernel.shape[:-2])
@@ -217,7 +219,62 @@ def checked(
     return phase, frequency, strength, None if kernel is None else kernel.double()
 
 
+def require_finite(name: str, value: Any) -> None:
+    """Raise unless it is a floating tensor of finite numbers."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor, got {_kind(value)}")
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name} must be finite")
+
+
+def require_coupling(coupling: Any) -> Tensor:
+    """The coupling, a real number or a tensor of finite ones, as a float64 tensor; else raise."""
+    if isinstance(coupling, Tensor):
+        usable = not coupling.is_complex() and coupling.dtype is not torch.bool
+    else:
+        usable = isinstance(coupling, numbers.Real) and not isinstance(coupling, bool)
+    if not usable:
+        raise TypeError(f"coupling must be a number or a tensor of real numbers, got {_kind(coupling)}")
+    strength = torch.as_tensor(coupling, dtype=torch.float64)
+    if not bool(torch.isfinite(strength).all()):
+        raise ValueError(f"coupling must be finite, got {coupling}")
+    return strength
+
+
+def whole_steps(time: float, step: float) -> int:
+    """The fewest steps of at most `step` that fill the time: 0 for no time, else 1 at least."""
+    return max(1, math.ceil(time / step - 1e-9)) if time > 0 else 0
+
+
+def require_stable(step: float, rate: float) -> None:
+    """Raise if Runge-Kutta steps as long would not resolve a relaxation at this rate: step * rate > 2."""
+    if step * rate > 2.0 * (1.0 + 1e-9):
+        raise ValueError(
+            f"step is too long for this coupling, {step:g}: the result would be wrong; take at most "
+            f"{2.0 / rate:.3g}"
+        )
+
+
+def _relaxation(strength: Tensor, kernel: Tensor | None) -> float:
+    # A bound of the Jacobian's eigenvalues: those of a weighted graph's Laplacian are at most N times its
+    # largest weight, and at most twice its largest degree.
+    if kernel is None:
+        rate = strength.abs()
+    else:
+        weight = kernel.abs()
+        degree = (weight.sum(-1) - weight.diagonal(dim1=-2, dim2=-1)).amax(-1) / kernel.shape[-1]
+        rate = strength.abs() * torch.minimum(weight.amax((-2, -1)), 2.0 * degree)
+    return float(rate.max()) if rate.numel() else 0.0
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
 def require_times(duration: float, settle: float, step: float) -> None:
+    for name, value in (("duration", duration), ("settle", settle), ("step", step)):
+        if not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {_kind(value)}")
     for name, value in (("duration", duration), ("step", step)):
         if not 0.0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value!r}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 from torch import Tensor
 
-from syncattn.kuramoto.integrate import checked, require_times
+from syncattn.kuramoto.integrate import checked, require_times, whole_steps
 
 
 class Distribution(NamedTuple):
@@ -72,7 +73,7 @@ def critical_coupling(distribution: Distribution) -> float:
 
 
 def self_consistent(coupling: float, distribution: Distribution) -> float:
-    """The order parameter r in [0, 1) of infinitely many oscillators; 0 at and below the critical coupling.
+    """The order parameter r in [0, 1] of infinitely many oscillators; 0 at and below the critical coupling.
 
     >>> round(self_consistent(3.0, lorentzian()), 6)  # sqrt(1 - 2 / 3)
     0.57735
@@ -83,13 +84,21 @@ def self_consistent(coupling: float, distribution: Distribution) -> float:
 
     def excess(r: float) -> float:
         def integrand(u: float) -> float:
-            return math.cos(u) ** 2 * distribution.density(strength * r * math.sin(u))
+            return 2.0 * strength * math.cos(u) ** 2 * distribution.density(strength * r * math.sin(u))
 
-        # g is even; the split keeps the peak at u = 0 in sight when K r is large
-        width = min(0.5 * math.pi, 10.0 / (strength * distribution.density(0.0) * strength * r + 1e-12))
-        parts = (quad(integrand, a, b, epsabs=1e-13)[0] for a, b in ((0.0, width), (width, 0.5 * math.pi)))
-        return 2.0 * strength * sum(parts) - 1.0
+        # g is even; the splits keep the peak at u = 0 and its tail in sight when K r is large
+        edges, width = [0.0], 10.0 / (distribution.density(0.0) * strength * r)
+        while width < 0.5 * math.pi:
+            edges.append(width)
+            width *= 10.0
+        parts = (quad(integrand, a, b, epsabs=1e-13)[0] for a, b in pairwise([*edges, 0.5 * math.pi]))
+        return sum(parts) - 1.0
 
+    # Where r is 0 or 1 to rounding there is no change of sign between.
+    if excess(1e-9) <= 0.0:
+        return 0.0
+    if excess(1.0) >= 0.0:
+        return 1.0
     return float(brentq(excess, 1e-9, 1.0, xtol=1e-12))
 
 
@@ -123,7 +132,7 @@ def simulate_order_parameter(
     require_times(duration, settle, step)
     scale = strength[..., None]
     z = torch.polar(torch.ones_like(phase), phase)
-    before, steps = math.ceil(settle / step - 1e-9), math.ceil(duration / step - 1e-9)
+    before, steps = whole_steps(settle, step), whole_steps(duration, step)
     total = torch.zeros(phase.shape[:-1], dtype=torch.float64)
     for n in range(before + steps):
         h = settle / before if n < before else duration / steps

@@ -8,12 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from syncattn.kuramoto.integrate import require_coupling, require_finite
 from syncattn.kuramoto.pair import mean_phasor
 from syncattn.locking import coupling_kernel, synchronization
 
 
 def network_kernel(frequency: Tensor, bandwidth: Tensor | float) -> Tensor:
-    """J_ij = exp(-alpha (w_i - w_j)^2), (..., N, N), of frequencies (..., N)."""
+    """J_ij = exp(-alpha (w_i - w_j)^2), (..., N, N), of frequencies (..., N).
+
+    alpha, `bandwidth`, is a number or broadcasts to (..., N, N): one for each of B networks is (B, 1, 1).
+    """
     return coupling_kernel(_squared_detuning(frequency), bandwidth)
 
 
@@ -23,7 +27,7 @@ def pair_formula(frequency: Tensor, coupling: Tensor | float, bandwidth: Tensor 
     Args:
         frequency: w, (..., N).
         coupling: the effective coupling kappa = K r, a number or one that broadcasts to (..., N, N).
-        bandwidth: alpha.
+        bandwidth: alpha, as in `network_kernel`.
     """
     detuning = _squared_detuning(frequency)
     strength = synchronization(detuning, coupling, bandwidth)
@@ -82,11 +86,18 @@ def local_field(
         z (N,) complex, and Omega, the group's common frequency, ().
 
     Raises:
-        ValueError: an argument is not as documented.
+        TypeError, ValueError: an argument is not as documented.
+        RuntimeError: it still moves by more than 1e-6 after all iterations.
     """
-    if frequency.ndim != 1 or kernel.shape != (len(frequency), len(frequency)):
+    require_finite("frequency", frequency)
+    require_finite("kernel", kernel)
+    if require_coupling(coupling).ndim:
+        raise ValueError(f"coupling must be a single number, got {coupling}")
+    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
+        raise ValueError(f"iterations must be an integer >= 1, got {iterations!r}")
+    if frequency.ndim != 1 or not len(frequency) or kernel.shape != (len(frequency), len(frequency)):
         raise ValueError(
-            "frequency must have shape (N,) and kernel (N, N), got "
+            "frequency must have shape (N,), N >= 1, and kernel (N, N), got "
             f"{tuple(frequency.shape)} and {tuple(kernel.shape)}"
         )
     if not 0.0 < damping <= 1.0:
@@ -109,6 +120,11 @@ def local_field(
         common = common + damping * shift
         if float(moved) < 1e-12:
             break
+    if not float(moved) < 1e-6:
+        raise RuntimeError(
+            f"the local field still moves by {float(moved):.1e} after {iterations} iterations; give more, or "
+            "a smaller damping"
+        )
     return z, common
 
 

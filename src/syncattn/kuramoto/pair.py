@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from syncattn.kuramoto.integrate import require_finite, require_times
+
 
 class PairMotion(NamedTuple):
     """What `solve_pair` found, each (n,), float64.
@@ -74,9 +76,11 @@ def solve_pair(
         duration: the time that is integrated.
 
     Raises:
-        ValueError: an argument is not as documented.
+        TypeError, ValueError: an argument is not as documented.
         RuntimeError: scipy could not reach the accuracy.
     """
+    require_finite("detuning", detuning)
+    require_finite("coupling", coupling)
     if detuning.ndim != 1 or detuning.shape != coupling.shape or not detuning.numel():
         raise ValueError(
             "detuning and coupling must have one shape (n,), n >= 1, got "
@@ -84,10 +88,9 @@ def solve_pair(
         )
     if not bool((coupling > 0).all()):
         raise ValueError(f"coupling must be positive, got {coupling!r}")
-    if not 0.0 < duration < float("inf"):
-        raise ValueError(f"duration must be positive and finite, got {duration!r}")
-    half = 0.5 * detuning.double().numpy()
-    pull = 0.5 * coupling.double().numpy()
+    require_times(duration, 0.0, 1.0)
+    half = 0.5 * detuning.detach().double().numpy()
+    pull = 0.5 * coupling.detach().double().numpy()
 
     def slope(_: float, state: NDArray[np.float64]) -> NDArray[np.float64]:
         rows = state.reshape(4, -1)  # both phases, then the sums of cos psi and sin psi

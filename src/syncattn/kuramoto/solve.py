@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from syncattn.kuramoto.integrate import checked, derivative
+from syncattn.kuramoto.integrate import checked, derivative, require_finite
 
 
 def solve(
@@ -26,7 +26,7 @@ def solve(
     Args:
         phase, frequency, coupling, kernel: as in `integrate.simulate`. Networks that are solved together
             share their steps.
-        times: increasing, >= 0, (T,).
+        times: finite, increasing, >= 0, (T,).
         rtol, atol: the wanted accuracy of a step, as in `scipy.integrate.solve_ivp`.
 
     Raises:
@@ -34,6 +34,9 @@ def solve(
         RuntimeError: scipy could not reach the accuracy.
     """
     phase, frequency, strength, kernel = checked(phase, frequency, coupling, kernel)
+    phase, frequency, strength = phase.detach(), frequency.detach(), strength.detach()
+    kernel = None if kernel is None else kernel.detach()
+    require_finite("times", times)
     if times.ndim != 1 or not times.numel() or bool((times < 0).any()) or bool((times.diff() <= 0).any()):
         raise ValueError(f"times must be increasing and >= 0, of shape (T,), got {times!r}")
 
@@ -41,7 +44,7 @@ def solve(
         now = torch.from_numpy(state).reshape(phase.shape)
         return derivative(now, frequency, strength, kernel).reshape(-1).numpy()
 
-    moments = times.double().numpy()
+    moments = times.detach().double().numpy()
     solution = solve_ivp(
         slope,
         (0.0, float(moments[-1]) or 1.0),  # scipy refuses an empty span

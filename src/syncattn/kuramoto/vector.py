@@ -15,7 +15,14 @@ import math
 import torch
 from torch import Tensor
 
-from syncattn.kuramoto.integrate import require_times, runge_kutta
+from syncattn.kuramoto.integrate import (
+    require_coupling,
+    require_finite,
+    require_stable,
+    require_times,
+    runge_kutta,
+    whole_steps,
+)
 
 
 def vector_derivative(difference: Tensor, detuning: Tensor, coupling: Tensor | float) -> Tensor:
@@ -27,6 +34,8 @@ def vector_derivative(difference: Tensor, detuning: Tensor, coupling: Tensor | f
 
 def vector_fixed_point(detuning: Tensor, coupling: Tensor | float) -> Tensor:
     """psi* of a locked pair, (..., m); NaN where |delta| > k. `coupling` k, a number or (...)."""
+    require_finite("detuning", detuning)
+    require_coupling(coupling)
     length = torch.linalg.vector_norm(detuning, dim=-1)
     ratio = length / coupling
     scale = torch.where(length > 0, torch.asin(ratio) / length, 1.0 / torch.as_tensor(coupling))
@@ -52,19 +61,23 @@ def simulate_vector(
     Args:
         difference, detuning: psi at the start and delta, (..., m); they broadcast.
         coupling: k, a number or (...).
-        step: the largest step.
+        step: the largest step; at most 2 / |k|, above which the method is unstable.
 
     Raises:
-        ValueError: an argument is not as documented.
+        TypeError, ValueError: an argument is not as documented.
     """
     require_times(duration, 0.0, step)
+    require_finite("difference", difference)
+    require_finite("detuning", detuning)
+    strength = require_coupling(coupling)
     if difference.ndim == 0 or detuning.ndim == 0 or difference.shape[-1] != detuning.shape[-1]:
         raise ValueError(
             "difference and detuning must have shape (..., m) with equal m, got "
             f"{tuple(difference.shape)} and {tuple(detuning.shape)}"
         )
     state, force = torch.broadcast_tensors(difference.double(), detuning.double())
-    steps = math.ceil(duration / step - 1e-9)
+    steps = whole_steps(duration, step)
+    require_stable(duration / steps, float(strength.abs().max()) if strength.numel() else 0.0)
     for _ in range(steps):
         state = runge_kutta(lambda now: vector_derivative(now, force, coupling), state, duration / steps)
     return state

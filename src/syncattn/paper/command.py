@@ -28,12 +28,14 @@ def paper_command(
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under two minutes.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of everything that is drawn at random.", min=0, max=2**31 - 1)
+    ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out: what is there is kept.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")
+        bool, typer.Option("--overwrite", help="First remove what an earlier run left in --out, all of it.")
     ] = False,
 ) -> None:
     """Make the paper's figures and table, and judge each of its claims by measurement.
@@ -122,18 +124,14 @@ def work(
 
 def remove_earlier(out: Path) -> None:
     """Remove the files that an earlier run wrote, and no others."""
-    from syncattn.drawing import FORMATS
     from syncattn.paper.ledger import LEDGER_FILE
-    from syncattn.paper.run import CLAIMS_FILE, RECORD_FILE
+    from syncattn.paper.run import CLAIMS_FILE, RECORD_FILE, files_of
     from syncattn.paper.sections import NAMES, section
 
     for name in (RECORD_FILE, CLAIMS_FILE, LEDGER_FILE):
         (out / name).unlink(missing_ok=True)
     for name in NAMES:
-        # numbers first: a section without them counts as not measured
-        files = [f"{name}.json", f"{name}.md"]
-        files += [f"{drawing.name}.{kind}" for drawing in section(name).drawings for kind in FORMATS]
-        for file in files:
+        for file in files_of(section(name)):  # numbers first: without them it counts as not measured
             (out / file).unlink(missing_ok=True)
 
 

@@ -18,18 +18,20 @@ def ledger(found: dict[str, list[Claim]], about: str) -> str:
         about: a paragraph on the run: command, machine, versions.
     """
     claims = [(name, claim) for name, several in found.items() for claim in several]
-    hold, partly, fail = (sum(c.verdict == v for _, c in claims) for v in VERDICTS)
+    hold, partly, fail = (sum(c.shown and c.verdict == v for _, c in claims) for v in VERDICTS)
+    not_shown = sum(not c.shown for _, c in claims)
     lines = [
         "# The claims ledger",
         "",
         "What *Selective Synchronization Attention* (Hays, arXiv:2602.14445) claims, as far as its "
         "abstract, its statements and its code tell, with a verdict that rests on measurements. Generated: "
-        "every number below was measured by the run described here, and every claim names the command that "
-        "measures it again.",
+        "the numbers below were measured by the run described here, but for those called published A100, "
+        "which are the paper's own; every claim names the command that measures it again.",
         "",
         about,
         "",
-        f"{len(claims)} claims: {hold} hold, {partly} hold under a condition, {fail} do not hold.",
+        f"{len(claims)} claims: {hold} hold, {partly} hold under a condition, {fail} do not hold"
+        + (f", {not_shown} not shown." if not_shown else "."),
         "",
         "| claim | where | verdict |",
         "| --- | --- | --- |",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from syncattn.drawing import save, style
+from syncattn.drawing import FORMATS, save, style
 from syncattn.paper.ledger import LEDGER_FILE, ledger
 from syncattn.paper.section import Claim, Plan, Section
 from syncattn.paper.sections import NAMES, section
@@ -53,18 +53,36 @@ def run(
         one = section(name)
         begin(one)
         if (out / f"{name}.json").is_file():
+            if not all((out / file).is_file() for file in files_of(one)):
+                _write(one, read_json(out / f"{name}.json"), out)
             tell(f"{name}: already there")
             continue
-        started = time.perf_counter()
-        with torch_threads(one.threads):
-            numbers = one.measure(plan, tell)
-        _require_json(numbers, name)
-        seconds = round(time.perf_counter() - started, 1)
-        _write(one, {"section": name, "seconds": seconds, "numbers": numbers}, out)
+        try:
+            seconds = _measure(one, plan, out, tell)
+        except KeyboardInterrupt:
+            write_ledger(out)  # of what is there
+            raise
         record["sections"][name] = {"seconds": seconds, "command": command()}
         write_json(out / RECORD_FILE, record)
         tell(f"{name}: {seconds:.0f} s")
     return write_ledger(out)
+
+
+def files_of(one: Section) -> list[str]:
+    """The names of the section's files; the numbers come first."""
+    pictures = [f"{drawing.name}.{kind}" for drawing in one.drawings for kind in FORMATS]
+    return [f"{one.name}.json", *([f"{one.name}.md"] if one.table else []), *pictures]
+
+
+def _measure(one: Section, plan: Plan, out: Path, tell: Callable[[str], None]) -> float:
+    """Measure and write a section; the seconds it took."""
+    started = time.perf_counter()
+    with torch_threads(one.threads):
+        numbers = one.measure(plan, tell)
+    _require_json(numbers, one.name)
+    seconds = round(time.perf_counter() - started, 1)
+    _write(one, {"section": one.name, "seconds": seconds, "numbers": numbers}, out)
+    return seconds
 
 
 @contextmanager
@@ -106,6 +124,13 @@ def _record(plan: Plan, out: Path) -> dict[str, Any]:
                 f"{out} holds a run with another plan ({record['plan']}): choose another folder, or replace "
                 "it with --overwrite"
             )
+        used = versions()
+        for name in ("syncattn", "torch"):
+            if record["versions"][name] != used[name]:
+                raise UserError(
+                    f"{out} holds a run with {name} {record['versions'][name]}, here is {used[name]}: choose "
+                    "another folder, or replace it with --overwrite"
+                )
         return record
     record = {
         "format": 1,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _NUMERICS = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "triton", "numpy")
-PACKAGES = (*_NUMERICS, "tensorboard", "matplotlib", "typer", "rich")
+PACKAGES = (*_NUMERICS, "scipy", "tensorboard", "matplotlib", "typer", "rich")
 
 
 def versions() -> dict[str, str]:

@@ -169,10 +169,10 @@ def order_parameter(numbers: Numbers) -> Figure:
 
 
 def network(numbers: Numbers) -> Figure:
-    """The pair formula and the ODE's mean cosines, of one broad cluster and of separated ones."""
+    """The pair formula and the ODE's mean cosines, of a partly locked broad cluster and separated ones."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     grid = figure.subplots(2, 3)
-    kinds = (("broad, alpha 0.5", "one broad cluster"), ("separated", "separated clusters"))
+    kinds = (("broad, alpha 0.5", "one broad cluster, partly locked"), ("separated", "separated clusters"))
     for (rule, true, scatter), (name, title) in zip(grid, kinds):
         one = numbers["networks"][name]
         formula, field, ode = (

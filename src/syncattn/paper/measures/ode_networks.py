@@ -15,12 +15,21 @@ from syncattn.paper.section import Numbers, Plan
 
 
 def networks(plan: Plan) -> Numbers:
-    """What locks in networks of one broad cluster and of separated clusters, and what the formula says."""
+    """What locks in networks of one broad cluster and of separated clusters, and what the formula says.
+
+    The broad cluster is scanned over K at two bandwidths, from a part of it locked to all of it.
+    """
     draw = generator(plan, 4)
     broad: dict[str, Any] = {"centres": 1, "gap": 0.0, "spread": 1.0, "shown": False}
     cases = {
         "mean field": broad | {"coupling": 2.0, "bandwidth": 1e-12},
+        "mean field, K 3": broad | {"coupling": 3.0, "bandwidth": 1e-12},
+        "mean field, K 4": broad | {"coupling": 4.0, "bandwidth": 1e-12},
+        "mean field, K 6": broad | {"coupling": 6.0, "bandwidth": 1e-12},
         "broad, alpha 0.1": broad | {"coupling": 2.5, "bandwidth": 0.1},
+        "broad, alpha 0.1, K 6": broad | {"coupling": 6.0, "bandwidth": 0.1},
+        "broad, alpha 0.1, K 12": broad | {"coupling": 12.0, "bandwidth": 0.1},
+        "broad, alpha 0.1, K 18": broad | {"coupling": 18.0, "bandwidth": 0.1},
         "broad, alpha 0.5": broad | {"coupling": 5.0, "bandwidth": 0.5, "shown": True},
         "broad, alpha 1": broad | {"coupling": 6.0, "bandwidth": 1.0},
         "separated": {
@@ -41,7 +50,8 @@ def networks(plan: Plan) -> Numbers:
         },
     }
     if plan.quick:
-        cases = {name: cases[name] for name in ("mean field", "broad, alpha 0.5", "separated")}
+        few = ("mean field", "mean field, K 6", "broad, alpha 0.1, K 18", "broad, alpha 0.5", "separated")
+        cases = {name: cases[name] for name in few}
     size, settle, duration = plan.size(120, 60), plan.size(200.0, 100.0), plan.size(800.0, 300.0)
     frequency = torch.stack([_frequencies(draw, size, **case) for case in cases.values()])  # (C, 2, N)
     coupling, bandwidth = (

@@ -220,6 +220,53 @@ def locked_per_row(lengths: Sequence[int], seed: int) -> dict[str, Any]:
     return found
 
 
+def default_layer_change(lengths: Sequence[int], seed: int) -> dict[str, float]:
+    """How much the last 32 outputs of the library's default layer change with the text before the last 128
+    tokens, causal, four heads, at its initialisation: from the shortest text to longer ones.
+
+    Its order parameter is on, its frame is the nearest token's, half of the heads are delayed, self is left
+    out.
+
+    Returns: `relative`, the largest norm of the change over that of the output; `largest`, of an output."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = SelectiveSynchronizationAttention(64, 4, dtype=torch.float64)
+    layer.eval().requires_grad_(False)
+    ending = tokens_of(seed, 128, 64)
+    outs = []
+    for length in lengths:
+        x = torch.cat((tokens_of(seed + length, length - 128, 64), ending), 1)
+        outs.append(layer(x, is_causal=True)[0][:, -32:])
+    changes = [out - outs[0] for out in outs[1:]]
+    return {
+        "relative": max(float(change.norm() / outs[0].norm()) for change in changes),
+        "largest": max(float(change.abs().max()) for change in changes),
+    }
+
+
+def moved_weights(published: SelectiveSynchronizationAttention, x: Tensor, places: int, seed: int) -> float:
+    """How much the weights among tokens x (B, N, E) change when they move from before to behind `places`
+    other tokens, in the layer that `from_reference` makes of the published parameters."""
+    parameters = dict(published.named_parameters())
+    names = {"K": "raw_coupling", "alpha": "raw_bandwidth"}
+    modules = {
+        "W_omega": "frequency.receive_proj",
+        "W_theta": "phase_proj",
+        "W_v": "value_proj",
+        "W_o": "out_proj",
+    }
+    names |= {f"{w}.{p}": f"{m}.{p}" for w, m in modules.items() for p in ("weight", "bias")}
+    state = {name: parameters[ours] for name, ours in names.items()}
+    with torch.random.fork_rng(devices=[]):
+        layer = SelectiveSynchronizationAttention.from_reference(state, published.num_heads).eval()
+    others = random_tokens(seed + 1, x.shape[0], places, x.shape[2])
+    n = x.shape[1]
+    with torch.no_grad():
+        first = layer(torch.cat((x, others), 1), need_weights=True, average_attn_weights=False)[1]
+        last = layer(torch.cat((others, x), 1), need_weights=True, average_attn_weights=False)[1]
+    return float((first[..., :n, :n] - last[..., -n:, -n:]).abs().max())
+
+
 def sinusoidal(tokens: int, width: int) -> Tensor:
     """The encodings that Transformers add to their tokens (Vaswani et al. 2017), (N, E) float64."""
     rate = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)

@@ -103,12 +103,24 @@ def transfer(networks: tuple[int, ...], steps: int, seed: int) -> dict[str, Any]
     }
 
 
+def anew(networks: tuple[int, ...], steps: int, seed: int) -> dict[str, Any]:
+    """Train OSN blocks from their own initialisation on the task of `transfer`: the same number of steps.
+
+    Accuracies of the trainable default's networks, and of one network in the published form.
+    """
+    trained = {
+        form: [_accuracy(_trained(form, steps, 1000 * seed + one)) for one in which]
+        for form, which in (("trainable", networks), ("published", networks[:1]))
+    }
+    return {"networks": len(networks), "steps": steps, "chance": 1 / SYMBOLS} | trained
+
+
 class _Copier(nn.Module):
     """Symbols (B, N) to logits (B, N, SYMBOLS) through one block with learned positions."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.block = _transformer(batch_first=True, norm_first=True)
+        self.block = block
         self.embedding = nn.Embedding(SYMBOLS, WIDTH)
         self.place = nn.Embedding(TOKENS, WIDTH)
         self.head = nn.Linear(WIDTH, SYMBOLS)
@@ -120,9 +132,11 @@ class _Copier(nn.Module):
         return self.head(self.block(self.stream(symbols)))
 
 
-def _transfer_one(steps: int, seed: int) -> dict[str, Any]:
+def _trained(form: str, steps: int, seed: int) -> _Copier:
+    """A network trained to copy the token before (the first token: the last), with a block of this form."""
     torch.manual_seed(seed)  # inside the caller's fork_rng
-    model = _Copier()
+    layout: dict[str, Any] = {"batch_first": True, "norm_first": True}
+    model = _Copier(_transformer(**layout) if form == "transformer" else _osn(form, **layout))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps)
     for _ in range(steps):
@@ -132,13 +146,24 @@ def _transfer_one(steps: int, seed: int) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def _accuracy(model: _Copier) -> float:
+    symbols = torch.randint(SYMBOLS, (64, TOKENS))
+    return float((model(symbols).argmax(-1) == symbols.roll(1, 1)).float().mean())
+
+
+def _transfer_one(steps: int, seed: int) -> dict[str, Any]:
+    model = _trained("transformer", steps, seed)
     with torch.no_grad():
-        return _moved(model.eval(), torch.randint(SYMBOLS, (64, TOKENS)))
+        return _moved(model, torch.randint(SYMBOLS, (64, TOKENS)))
 
 
 def _moved(model: _Copier, symbols: Tensor) -> dict[str, Any]:
     """The trained model, and the same with its attention's weights in the published layer."""
-    block = model.block
+    block: Any = model.block
     x = model.stream(symbols)
     normed = block.norm1(x)
     wanted, _ = block.self_attn(normed, normed, normed, need_weights=False)

@@ -57,14 +57,14 @@ def _zeros(tokens: int, generator: torch.Generator) -> Numbers:
     w = torch.randn(1, heads, tokens, m, generator=generator)
     coupling, bandwidth = locking.calibrate(locking.density_ladder(0.05, 0.5, heads), m, SHARPNESS)
     for backend, missing in availability().items():
-        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             if missing is not None or (backend == "cpu" and dtype == torch.float64):
                 continue  # the native kernel computes in float32
             frequency = w.to(dtype)
             locks = _surely(frequency.double(), coupling.double(), bandwidth.double())
             value = torch.eye(tokens, dtype=dtype).expand(1, heads, -1, -1)
             strengths = (coupling.to(frequency.dtype), bandwidth.to(frequency.dtype))
-            if dtype == torch.bfloat16:
+            if dtype in (torch.bfloat16, torch.float16):
                 strengths = (coupling, bandwidth)
             weight = _attend(frequency, value, strengths, backend)
             name = f"{backend}, {str(dtype).removeprefix('torch.')}"
@@ -93,9 +93,9 @@ def _surely(frequency: Tensor, coupling: Tensor, bandwidth: Tensor) -> Tensor:
 def _changed(
     frequency: Tensor, value: Tensor, strengths: tuple[Tensor, Tensor], backend: str, locks: Tensor
 ) -> dict[str, int]:
-    """Rows whose output changes in any bit when the first token's value becomes a million times another."""
+    """Rows whose output changes in any bit when the first token's value becomes 30,000."""
     other = value.clone()
-    other[:, :, 0] = 1e6
+    other[:, :, 0] = 3e4  # float16 ends at 65,504
     before = _attend(frequency, value, strengths, backend)
     after = _attend(frequency, other, strengths, backend)
     changed = (before != after).any(-1)  # (1, H, N)

@@ -75,6 +75,15 @@ def run_blocks(blocks: list[OSNBlock], x: Tensor, **arguments: Any) -> Tensor:
     return x
 
 
+def run_with_weights(blocks: list[OSNBlock], x: Tensor) -> tuple[Tensor, Tensor]:
+    """As `run_blocks` for blocks of one head: the output, and every block's weights P (depth, B, N, N)."""
+    weights = []
+    for block in blocks:
+        x, weight = block(x, need_weights=True)
+        weights.append(weight[:, 0])
+    return x, torch.stack(weights)
+
+
 def published_blocks(
     kind: type[OSNBlock],
     depth: int,
@@ -145,6 +154,9 @@ def deviation_input(numbers: Tensor) -> Tensor:
 class SequenceNetwork:
     """Two blocks that give every token the whole sequence, and from it the token before its own (cyclically).
 
+    For one N, on a compact set (no coordinate beyond `largest`), with a stream of 2 N d + N + 2 d numbers and
+    blocks without LayerNorm (`_blank_blocks`); the token before token 0 is the last one.
+
     Position is in the residual stream: token j carries the unit vector e_j besides its x_j. The first
     block's feed-forward forms e_j (x) x_j; in the second, uniform attention (zero frequency weights, every
     S = 1) adds these up over the tokens, which is the whole sequence, and the feed-forward picks out what
@@ -174,13 +186,13 @@ class SequenceNetwork:
 
     def run(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, d) -> the sequence that each token holds (B, N, N, d), the token before each (B, N, d),
-        and the second block's weights P (B, N, N)."""
+        and both blocks' weights P (2, B, N, N)."""
         batch = x.shape[0]
         place = torch.eye(self.tokens, dtype=x.dtype).expand(batch, -1, -1)
         stream = nn.functional.pad(torch.cat((x, place), -1), (0, self.width - self.own))
-        stream, weights = self.blocks[1](self.blocks[0](stream), need_weights=True)
+        stream, weights = run_with_weights(self.blocks, stream)
         stored = stream[..., self.stored : self.result].unflatten(-1, (self.tokens, self.size))
-        return stored, stream[..., self.result :], weights[:, 0]
+        return stored, stream[..., self.result :], weights
 
     def _gate(self, block: OSNBlock, n: int, source: int, place: int, target: int, largest: float) -> None:
         """Add `source` to `target` in tokens at `place` only: relu(+-x + B (e - 1)) is 0 where e = 0."""

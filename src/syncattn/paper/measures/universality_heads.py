@@ -99,7 +99,8 @@ def previous_token(tokens: int) -> dict[str, Any]:
 
     Returns: per kind of head the least weight over the rows from the second on, and its P as a matrix:
         `symmetric` (self kept; the best of many slopes and sharpnesses), `detuned` (centred on the token
-        before by a detuning of one slope), `self_left_out`."""
+        before by a detuning of one slope), `directed` (self kept, send frequencies of its own),
+        `self_left_out`."""
     ratio = torch.linspace(
         0.505, 0.995, 40, dtype=torch.float64
     )  # slope / rho: the token before locks, no other
@@ -108,6 +109,7 @@ def previous_token(tokens: int) -> dict[str, Any]:
     found = {
         "symmetric": _drifting_head(tokens, ratio, sharpness),
         "detuned": _drifting_head(tokens, torch.tensor([2.0]), torch.tensor([10.0]), detuning=True),
+        "directed": _directed_head(tokens),
         "self_left_out": _drifting_head(
             tokens, torch.tensor([0.75]), torch.tensor([10.0]), self_coupling=False
         ),
@@ -141,6 +143,23 @@ def _drifting_head(tokens: int, ratio: Tensor, sharpness: Tensor, **options: Any
         is_causal=True,
     )[1]
     return weights[0]
+
+
+def _directed_head(tokens: int) -> Tensor:
+    """P (1, N, N), causal, of a head that sends with the code of its place and receives with that of the
+    place before: points on a circle, of which only equal ones lock. The tokens are the unit vectors e_i."""
+    angle = 2 * math.pi * torch.arange(tokens, dtype=torch.float64) / tokens
+    code = torch.stack((angle.cos(), angle.sin()))  # (2, N)
+    layer = _layer(tokens, 1, position="none", directed=True)
+    assert layer.frequency.send_proj is not None
+    layer.frequency.send_proj.weight.copy_(code)
+    layer.frequency.receive_proj.weight.copy_(code.roll(1, 1))
+    radius = torch.full((1,), math.sin(math.pi / tokens), dtype=torch.float64)  # half of neighbours' distance
+    coupling, bandwidth = locking.coupling_from_radius(radius, 10.0)
+    layer.raw_coupling.copy_(coupling.log())
+    layer.raw_bandwidth.copy_(bandwidth.log())
+    place = torch.eye(tokens, dtype=torch.float64)[None]
+    return layer(place, need_weights=True, average_attn_weights=False, is_causal=True)[1][0]
 
 
 def what_followed(tokens: int, seed: int) -> dict[str, float]:

@@ -244,7 +244,8 @@ def _slower(numbers: Numbers) -> Claim:
         f"{there[last]:.1f} times on the A100 (N = {first}: {here[0]:.1f} and {there[first]:.1f}), and "
         f"{memory}. The published peaks are {min(matrices):.2f} to {max(matrices):.2f} N x N matrices above "
         "the Transformer's, at every N. It is the implementation, not the function: over that Transformer's "
-        f"time at N = {last}: {ours}.",
+        f"time at N = {last}: {ours}. Our trainable block, another function, takes "
+        f"{_times(numbers, TRAINABLE)[-1]:.2f}.",
         tuple(checks),
     )
 
@@ -252,7 +253,6 @@ def _slower(numbers: Numbers) -> Claim:
 _OURS_AS = (
     (LOCKED, "the same function by our kernel when every pair locks"),
     (ALONE, "the same when each locks with itself alone, as at the published initialisation"),
-    (TRAINABLE, "our trainable block"),
     (SDPA, "a Transformer with fused softmax"),
 )
 
@@ -278,7 +278,7 @@ def _sparse(numbers: Numbers) -> Claim:
             max(abs(value) for value in extra),
             0,
         ),
-        above(f"here: time of top-{TOP_K} over dense, N {last}", here[-1], 0.8),
+        above(f"here: time of top-{TOP_K} over dense, N {last}", here[-1], 0.95),
     ]
     memory = "memory was not measured here"
     if "no_memory" not in numbers:
@@ -292,8 +292,8 @@ def _sparse(numbers: Numbers) -> Claim:
         FAILS,
         f"In the published figures top-64 is slower than dense at every N, by {min(there):.2f} to "
         f"{max(there):.2f} times, and its peak is dense's plus the chosen values and their places, 12 bytes "
-        f"each, to the byte: all of S is made first. Here it takes {here[-1]:.2f} times the dense form's "
-        f"time at N = {last} and {memory}.",
+        f"each, to the megabyte that is published: all of S is made first. Here it takes {here[-1]:.2f} "
+        f"times the dense form's time at N = {last} and {memory}.",
         tuple(checks),
     )
 

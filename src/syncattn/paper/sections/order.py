@@ -15,10 +15,12 @@ from syncattn.bench.published import published_attention
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.nn.convert import published
 from syncattn.paper.figures.order import draw
-from syncattn.paper.measures.operations import count
+from syncattn.paper.measures.operations import count, exponent
+from syncattn.paper.measures.peak import peak_bytes
 from syncattn.paper.section import (
     FAILS,
     HOLDS,
+    Check,
     Claim,
     Drawing,
     Numbers,
@@ -79,6 +81,8 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
         "pairs_sizes": (pairs := [64, 128, 256]),
         "pairs": [operations_of_pairs(n) for n in pairs],
     }
+    tell("order: peak memory, in a new process")
+    used = memory(plan.size([2048, 4096, 8192, 16384], [1024, 2048, 4096]), plan.seed)
     return {
         "width": WIDTH,
         "heads": HEADS,
@@ -88,6 +92,7 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
         "running": running,
         "alike": alike,
         "counted": counted,
+        "memory": used,
     }
 
 
@@ -206,9 +211,19 @@ def operations_of_pairs(tokens: int) -> int:
     return count(published_attention, frequency, frequency, (HEADS,), (HEADS,)).total
 
 
-def exponent(sizes: list[int], counts: list[int]) -> float:
-    """Slope between the last two sizes, both on logarithmic scales."""
-    return math.log(counts[-1] / counts[-2]) / math.log(sizes[-1] / sizes[-2])
+def make(tokens: int, is_causal: bool, seed: int) -> tuple[Callable[[], Tensor], int]:
+    """(one call of the order parameter of one sequence, bytes of its phases), for `peak_bytes`."""
+    phase = torch.randn(1, HEADS, tokens, PHASES, generator=torch.Generator().manual_seed(seed))
+    return partial(order_parameter, phase, is_causal=is_causal), phase.nbytes
+
+
+def memory(sizes: list[int], seed: int) -> dict[str, Any]:
+    """Peak bytes of r and of the running r by tokens, phases included, or why they were not measured."""
+    cases = [{"tokens": n, "is_causal": c, "seed": seed} for c in (False, True) for n in sizes]
+    found = peak_bytes("syncattn.paper.sections.order:make", cases)
+    if isinstance(found, str):
+        return {"no_memory": found}
+    return {"sizes": sizes, "global": found[: len(sizes)], "causal": found[len(sizes) :]}
 
 
 def claims(numbers: Numbers) -> list[Claim]:
@@ -286,15 +301,29 @@ def _meaning(numbers: Numbers) -> Claim:
 def _linear(numbers: Numbers) -> Claim:
     counted = numbers["counted"]
     sizes, pairs = counted["sizes"], counted["pairs_sizes"]
-    slopes = {name: exponent(sizes, counted[name]) for name in ("global", "causal")}
-    quadratic = exponent(pairs, counted["pairs"])
+    slopes = {name: exponent(sizes[-2:], counted[name][-2:]) for name in ("global", "causal")}
+    quadratic = exponent(pairs[-2:], counted["pairs"][-2:])
+    used = numbers["memory"]
+    peaks: list[Check] = []
+    text = "Memory was not measured here."
+    if "no_memory" not in used:
+        grown = {name: exponent(used["sizes"], used[name]) for name in ("global", "causal")}
+        peaks = [
+            between("exponent of the peak memory, r", grown["global"], 0.85, 1.15),
+            between("exponent of the peak memory, running r", grown["causal"], 0.85, 1.15),
+        ]
+        text = (
+            f"Peak memory, phases included, grows with exponent {grown['global']:.2f} and "
+            f"{grown['causal']:.2f} from {used['sizes'][0]:,} to {used['sizes'][-1]:,} tokens."
+        )
     per_token = counted["global"][-1] / sizes[-1] / numbers["heads"] / numbers["phases"]
     causal = counted["causal"][-1] / sizes[-1] / numbers["heads"] / numbers["phases"]
     finding = (
         f"Computing r takes {per_token:.1f} operations for each phase of each token at every length up to "
         f"{sizes[-1]:,} tokens, {causal:.1f} in the running form: exponent {slopes['global']:.4f} and "
-        f"{slopes['causal']:.4f} in the number of tokens. This is of r alone; the published arithmetic of S "
-        f"has exponent {quadratic:.2f} already between {pairs[-2]} and {pairs[-1]} tokens."
+        f"{slopes['causal']:.4f} in the number of tokens. {text} This is of r "
+        f"alone; the published arithmetic of S has exponent {quadratic:.2f} already between {pairs[-2]} and "
+        f"{pairs[-1]} tokens."
     )
     return Claim(
         "linear-phases",
@@ -306,6 +335,7 @@ def _linear(numbers: Numbers) -> Claim:
             between("exponent of the operations, r", slopes["global"], 0.995, 1.005),
             between("exponent of the operations, running r", slopes["causal"], 0.995, 1.005),
             above("exponent of the operations, published S", quadratic, 1.7),
+            *peaks,
         ),
     )
 

@@ -19,6 +19,7 @@ from syncattn.paper.measures.universality_constructions import (
     published_blocks,
     random_tokens,
     run_blocks,
+    run_with_weights,
     seeded,
 )
 from syncattn.paper.measures.universality_heads import (
@@ -123,23 +124,31 @@ def _constant_sequences(tokens: int, depth: int, seed: int) -> dict[str, float]:
 
 
 def _deviation(hinges: int, tokens: int, seed: int) -> dict[str, float]:
-    """The largest error of `deviation_network`, and the bound that its steps give."""
+    """The largest error of `deviation_network`, the bound that its steps give, and how far the weights of its
+    blocks are from 1 / N."""
     numbers = 2 * torch.rand(16, tokens, generator=seeded(seed), dtype=torch.float64) - 1
-    found = run_blocks(deviation_network(hinges), deviation_input(numbers))[..., -1]
+    stream, weight = run_with_weights(deviation_network(hinges), deviation_input(numbers))
+    found = stream[..., -1]
     wanted = (numbers - numbers.mean(-1, keepdim=True)).square() - numbers.var(-1, correction=0, keepdim=True)
     return {
         "hinges": hinges,
         "error": float((found - wanted).abs().max()),
         "bound": (4 / hinges) ** 2 / 4,
+        "from_uniform": float((weight - 1 / tokens).abs().max()),
     }
 
 
 def _whole_sequence(tokens: int, size: int, seed: int) -> dict[str, float]:
-    """`SequenceNetwork` on random sequences: largest errors, and how far its weights are from 1 / N."""
+    """`SequenceNetwork` on random sequences: its size, largest errors, and how far its weights are from
+    1 / N."""
     x = 2 * torch.rand(16, tokens, size, generator=seeded(seed), dtype=torch.float64) - 1
-    stored, before, weight = SequenceNetwork(tokens, size, 1.0).run(x)
+    network = SequenceNetwork(tokens, size, 1.0)
+    stored, before, weight = network.run(x)
     return {
         "tokens": tokens,
+        "size": size,
+        "width": network.width,
+        "hidden": network.blocks[0].linear1.out_features,
         "stored_error": float((stored - x[:, None]).abs().max()),
         "previous_error": float((before - x.roll(1, 1)).abs().max()),
         "from_uniform": float((weight - 1 / tokens).abs().max()),
@@ -154,20 +163,29 @@ def _universality(numbers: Numbers) -> Claim:
     plain, constant = numbers["without_position"], numbers["constant"]
     deviation, sequence = numbers["deviation"], numbers["sequence"]
     finest, coarser = deviation[-1], deviation[-2]
+    uniform = max(sequence["from_uniform"], *(row["from_uniform"] for row in deviation))
     finding = (
-        "It holds if position is in the residual stream. As published, without position, the network "
+        "It holds for fixed N on a compact set if position is in the residual stream and the width "
+        "exceeds N d. As published, without position, the network "
         f"turns a permuted sequence into the permuted output (difference {plain['permutation_gap']:.1e}), "
         "so that for the token before a given one no weights can be off by less than "
         f"{plain['least_error']:.2f} in mean square, the variance of the tokens; and it cannot count, for "
-        "a doubled sequence gives the doubled output. What remains true is universality among "
-        "permutation-equivariant maps: two blocks with weights written down compute each number's squared "
-        f"deviation minus the variance to {finest['error']:.1e}. With position in the frequency alone, "
+        "a doubled sequence gives the doubled output. With position in the frequency alone, "
         f"self kept, a constant sequence stays constant ({constant['gap']:.1e}), so f(X)_i = i is out of "
         "reach; a causal mask with self left out gives the first token away "
-        f"({constant['gap_self_left_out']:.1f}). With position in the residual stream two blocks hold the "
-        f"whole sequence in every token (error {sequence['stored_error']:.2g}) and return the token before "
-        f"({sequence['previous_error']:.2g}). Both constructions set the frequency weights to 0, so that "
-        "every pair locks with S = 1: neither uses synchronization, and the theorem says nothing about it."
+        f"({constant['gap_self_left_out']:.1f}). Shown here by weights that are written down, in blocks "
+        "with ReLU whose LayerNorms are the identity: with position in the residual stream, for "
+        f"{sequence['tokens']} tokens of {sequence['size']} numbers, two blocks of width "
+        f"2 N d + N + 2 d = {sequence['width']} and {sequence['hidden']} hidden units hold the whole "
+        f"sequence in every token (error {sequence['stored_error']:.2g}) and read one map from it, "
+        "the token before, which for "
+        f"token 0 is the last one ({sequence['previous_error']:.2g}); and without position, as one example "
+        "of a permutation-equivariant map, two blocks compute each number's squared deviation minus the "
+        f"variance to {finest['error']:.1e}. That a feed-forward network approximates any continuous map "
+        "of the sequence that it is given is the classical theorem, and that averages and feed-forward "
+        "networks reach every permutation-equivariant map is Deep Sets' (Zaheer et al. 2017): neither is "
+        "measured. Both of our constructions set the frequency weights to 0, so that every pair locks with "
+        "S = 1: this proof does not use synchronization. We do not have the paper's own proof."
     )
     checks = (
         below("published form, largest |f(P x) - P f(x)|", plain["permutation_gap"], 1e-12),
@@ -190,8 +208,12 @@ def _universality(numbers: Numbers) -> Claim:
         below(
             "position in the stream: error of the sequence in every token", sequence["stored_error"], 1e-12
         ),
-        below("position in the stream: error of the token before", sequence["previous_error"], 1e-12),
-        below("these constructions' weights P, from 1 / N", sequence["from_uniform"], 1e-8),
+        below(
+            "position in the stream: error of the token before (of token 0: the last)",
+            sequence["previous_error"],
+            1e-12,
+        ),
+        below("weights P of both constructions' blocks, from 1 / N", uniform, 1e-8),
     )
     return Claim(
         "universality",
@@ -216,8 +238,8 @@ def _softmax_limit(numbers: Numbers) -> Claim:
         f"{before['weights']:.1e} at kappa = {before['coupling']:.0e} and {last['weights']:.1e} at "
         f"{last['coupling']:.0e}: it falls as 1 / kappa^2. This needs the directed form, which the paper "
         f"has not, and a large coupling: at {first['coupling']:.0f}, {first['lonely']:.0%} of the rows "
-        "lock to nobody. It makes SSA with position in the stream universal wherever softmax attention "
-        "is.",
+        "lock to nobody. So what is proved of softmax attention on a compact set carries over to directed "
+        "SSA (inferred, not measured).",
         (
             below("largest difference of a weight from softmax's", last["weights"], 1e-6),
             below("largest difference of the output from PyTorch's attention", last["output"], 1e-6),
@@ -242,8 +264,9 @@ def _one_head_limits(numbers: Numbers) -> Claim:
         f"weight on another token is {symmetric['largest_weight']:.4f}, on a copy of the token. P has "
         'real eigenvalues, while the matrix of "attend to the token before" has complex ones. So the '
         f"best head puts {before['symmetric']:.2f} on the token before. What lifts the limit: a detuning "
-        f"({before['detuned']:.4f}), separate send frequencies, or leaving self out under a causal mask "
-        f"({before['self_left_out']:.4f}); and, for what followed the token's earlier copy, a delay "
+        f"({before['detuned']:.4f}), send frequencies of their own ({before['directed']:.4f}, position in "
+        f"the stream), or leaving self out under a causal mask ({before['self_left_out']:.4f}); and, for "
+        "what followed the token's earlier copy, a delay "
         f"({followed['delayed']:.4f}; {followed['symmetric']:.2f} without it and with random frequencies).",
         (
             between(
@@ -260,6 +283,7 @@ def _one_head_limits(numbers: Numbers) -> Claim:
             above('the same of "attend to the token before"', symmetric["imaginary_wanted"], 0.9),
             below("best weight on the token before, symmetric", before["symmetric"], 0.5),
             above("the same with a detuning", before["detuned"], 0.999),
+            above("the same, send frequencies of their own, self kept", before["directed"], 0.999),
             above("the same with self left out, causal", before["self_left_out"], 0.999),
             below("mean weight on what followed the earlier copy, no delay", followed["symmetric"], 0.5),
             above("the same with a delay", followed["delayed"], 0.999),
