@@ -71,7 +71,7 @@ def derivative(
     return frequency + strength * (up * cosine - across * sine)
 
 
-def runge_kutta(slope: Callable[[Tensor], Tensor], state: Tensor, step: float) -> Tensor:
+def runge_kutta(slope: Callable[[Tensor], Tensor], state: Tensor, step: Tensor | float) -> Tensor:
     """One step of the classical fourth order Runge-Kutta method for an autonomous equation."""
     first = slope(state)
     second = slope(state + 0.5 * step * first)

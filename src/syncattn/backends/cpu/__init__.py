@@ -10,7 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import Call, is_plain, is_transformed, without_autocast
+from syncattn.backends.call import (
+    FUSED_SCHEMA,
+    Call,
+    fused_arguments,
+    is_plain,
+    is_transformed,
+    without_autocast,
+)
 from syncattn.backends.cpu import library
 from syncattn.backends.cpu.library import pointer
 from syncattn.backends.cpu.problem import Order, arrange, describe, plain, put_back, rounded
@@ -48,37 +55,14 @@ def run(call: Call) -> Tensor:
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     # a decoding step takes half as long if it need not pass through the dispatcher
     compute = _forward if recorded or not is_plain(call.receive) else _compute
-    out, *_ = compute(
-        call.receive,
-        call.send,
-        call.value,
-        call.coupling,
-        call.bandwidth,
-        call.mask,
-        call.seed,
-        call.is_causal,
-        call.self_coupling,
-        call.dropout_p,
-        call.frame == "nearest",
-        int(call.power),
-        call.edge,
-        call.eps,
-        call.symmetric,
-    )
+    out, *_ = compute(*fused_arguments(call))
     return out
-
-
-_ARGUMENTS = (
-    "Tensor receive, Tensor send, Tensor value, Tensor coupling, Tensor bandwidth, Tensor? mask, "
-    "Tensor? seed, bool is_causal, bool self_coupling, float dropout_p, bool nearest, int power, "
-    "float edge, float eps, bool symmetric"
-)
 
 
 @torch.library.custom_op(
     "syncattn::cpu_forward",
     mutates_args=(),
-    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({FUSED_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     device_types="cpu",
 )
 def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -132,7 +116,7 @@ def _(*arguments):
     "syncattn::cpu_backward",
     mutates_args=(),
     schema="(Tensor grad, Tensor out, Tensor row_sum, Tensor base, Tensor sender, Tensor order, "
-    f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"{FUSED_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     device_types="cpu",
 )
 def _backward(grad, out, row_sum, base, sender, order, *arguments):

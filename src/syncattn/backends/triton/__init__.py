@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import Call, is_transformed, without_autocast
+from syncattn.backends.call import FUSED_SCHEMA, Call, fused_arguments, is_transformed, without_autocast
 
 _MOST_COORDINATES, _MOST_COLUMNS = 128, 256
 _OLDEST = (3, 4)
@@ -91,37 +91,14 @@ def only_by_name(call: Call) -> str:
 
 def run(call: Call) -> Tensor:
     """The operator: out (B, H, N, d)."""
-    out, *_ = _forward(
-        call.receive,
-        call.send,
-        call.value,
-        call.coupling,
-        call.bandwidth,
-        call.mask,
-        call.seed,
-        call.is_causal,
-        call.self_coupling,
-        call.dropout_p,
-        call.frame == "nearest",
-        int(call.power),
-        call.edge,
-        call.eps,
-        call.symmetric,
-    )
+    out, *_ = _forward(*fused_arguments(call))
     return out
-
-
-_ARGUMENTS = (
-    "Tensor receive, Tensor send, Tensor value, Tensor coupling, Tensor bandwidth, Tensor? mask, "
-    "Tensor? seed, bool is_causal, bool self_coupling, float dropout_p, bool nearest, int power, "
-    "float edge, float eps, bool symmetric"
-)
 
 
 @torch.library.custom_op(
     "syncattn::triton_forward",
     mutates_args=(),
-    schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({FUSED_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
     device_types=("cpu", "cuda"),
 )
 def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -147,7 +124,7 @@ def _(*arguments):
     "syncattn::triton_backward",
     mutates_args=(),
     schema="(Tensor grad, Tensor out, Tensor row_sum, Tensor base, Tensor sender, "
-    f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"{FUSED_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     device_types=("cpu", "cuda"),
 )
 def _backward(grad, out, row_sum, base, sender, *arguments):

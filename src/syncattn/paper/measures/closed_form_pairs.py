@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from syncattn.kuramoto.integrate import runge_kutta
+
 STEP = 0.25  # of Runge and Kutta's method, in units of 1 / (kappa J); at the fixed point it has no error
 
 
@@ -49,11 +51,7 @@ def step(phase: Tensor, ratio: Tensor, size: Tensor | float = STEP) -> Tensor:
     This is a pair's equation psi' = dw - kappa J sin psi in units of its own time 1 / (kappa J), with
     x = dw / (kappa J); it locks iff x <= 1.
     """
-    a = ratio - torch.sin(phase)
-    b = ratio - torch.sin(phase + 0.5 * size * a)
-    c = ratio - torch.sin(phase + 0.5 * size * b)
-    d = ratio - torch.sin(phase + size * c)
-    return phase + size / 6 * (a + 2 * b + 2 * c + d)
+    return runge_kutta(lambda psi: ratio - torch.sin(psi), phase, size)
 
 
 def settle(ratio: Tensor, scale: Tensor, tolerance: float, most: int) -> tuple[Tensor, Tensor, int]:

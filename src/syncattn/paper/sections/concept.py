@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 
-from syncattn import selective_synchronization_attention
-from syncattn.locking import coupling_from_radius, coupling_kernel
+from syncattn import kuramoto, selective_synchronization_attention
+from syncattn.locking import coupling_from_radius
 from syncattn.paper.figures.concept import draw
 from syncattn.paper.section import HOLDS, Claim, Drawing, Numbers, Plan, Section, above, below, exactly
 
@@ -93,16 +92,17 @@ def phases(
     Returns:
         phase (N,) in radians at that moment; mean_frequency (N,) over the last two thirds of `span`.
     """
-    squared = torch.from_numpy((frequency[:, None] - frequency) ** 2)
-    pull = kappa / len(frequency) * coupling_kernel(squared, alpha).numpy()
-
-    def velocity(_: float, phi: np.ndarray) -> np.ndarray:
-        return frequency + (pull * np.sin(phi - phi[:, None])).sum(1)
-
+    w = torch.from_numpy(frequency)
     times = np.linspace(0.0, span, 6001)
-    phi = solve_ivp(
-        velocity, (0.0, span), np.zeros_like(frequency), "DOP853", times, rtol=1e-9, atol=1e-9
-    ).y  # (N, T)
+    phi = kuramoto.solve(
+        torch.zeros_like(w),
+        w,
+        kappa,
+        kuramoto.network_kernel(w, alpha),
+        times=torch.from_numpy(times),
+        rtol=1e-9,
+        atol=1e-9,
+    ).T.numpy()  # (N, T)
     early = len(times) // 3
     mean = (phi[:, -1] - phi[:, early]) / (times[-1] - times[early])
     unit = np.exp(1j * phi)
