@@ -110,3 +110,38 @@ def test_explain_computes_nothing():
     assert explain(w, w, value, strength, strength).backend == "tiled"
     out = attention(w[:1, :, :64], w[:1, :, :64], value[:1, :, :64], strength, strength)
     assert out.device.type == "meta" and out.shape == (1, 64, 64, 64)
+
+
+def test_used_for_the_calls_that_name_none():
+    best = explain(*problem()).backend
+    with syncattn.use_backend("eager"):
+        assert explain(*problem()).backend == "eager"
+        assert explain(*problem(), backend="tiled").backend == "tiled"
+        with syncattn.use_backend("tiled"):
+            assert explain(*problem()).backend == "tiled"
+            with pytest.raises(ValueError, match=r"backend='tiled' cannot take this call: .*return_weights"):
+                attention(*problem(), return_weights=True)
+        assert explain(*problem()).backend == "eager"
+    with pytest.raises(RuntimeError, match="mine"), syncattn.use_backend("eager"):
+        raise RuntimeError("mine")
+    assert explain(*problem()).backend == best
+
+
+def test_what_cannot_be_used():
+    with pytest.raises(ValueError, match=r"backend must be None or one of .*'flash'"):
+        syncattn.use_backend("flash").__enter__()
+    for name, reason in syncattn.backends.availability().items():
+        if reason is not None:
+            with pytest.raises(ValueError, match=f"backend='{name}' cannot run here: {re.escape(reason)}"):
+                syncattn.use_backend(name).__enter__()
+
+
+def test_a_compiled_layer_follows(fresh_compiler):
+    layer = syncattn.nn.SelectiveSynchronizationAttention(8, 2).eval()
+    x = torch.randn(1, 5, 8)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for name in ("eager", "tiled", "eager"):
+        with syncattn.use_backend(name):
+            assert torch.equal(compiled(x)[0], layer(x)[0])
+    with syncattn.use_backend("cpu" if NATIVE else "tiled"), torch.no_grad():
+        assert torch.equal(compiled(x)[0], layer(x)[0])

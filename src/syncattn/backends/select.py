@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -23,6 +25,9 @@ class Backend(Protocol):
 # In order of preference: the first that is available and does not refuse takes the call.
 BACKENDS: dict[str, Backend] = {"triton": triton, "cpu": cpu, "tiled": tiled, "eager": eager}
 
+# By use_backend. Global: a checkpointed forward runs again on threads of autograd.
+_used: str | None = None
+
 
 class Explanation(NamedTuple):
     """The backend that takes a call, and why the ones preferred to it, or all others, do not."""
@@ -35,14 +40,43 @@ class Explanation(NamedTuple):
         return "\n".join(lines + [f"{name}: {reason}" for name, reason in self.reasons.items()])
 
 
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Within it, every call of the operator that names no backend asks for this one, those of layers and
+    models too: as `torch.nn.attention.sdpa_kernel` does for SDPA. A call that it cannot take raises
+    ValueError. It holds for the whole process, all threads.
+
+    Raises:
+        ValueError: no such backend, or it cannot run on this machine.
+
+    Example:
+        >>> with syncattn.use_backend("tiled"):
+        ...     out = model(input_ids)
+    """
+    global _used
+    _check_name(backend)
+    if (reason := BACKENDS[backend].unavailable()) is not None:
+        raise ValueError(f"backend={backend!r} cannot run here: {reason}")
+    before, _used = _used, backend
+    try:
+        yield
+    finally:
+        _used = before
+
+
+def _check_name(backend: str | None) -> None:
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {tuple(BACKENDS)}, got {backend!r}")
+
+
 def select(call: Call, backend: str | None = None) -> Explanation:
     """Choose the backend for a checked call.
 
     Raises:
         ValueError: the backend asked for is unknown or cannot take this call; the message says why.
     """
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend must be None or one of {tuple(BACKENDS)}, got {backend!r}")
+    _check_name(backend)
+    backend = backend or _used
     reasons: dict[str, str] = {}
     chosen = None
     for name, module in BACKENDS.items():
