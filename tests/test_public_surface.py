@@ -15,6 +15,7 @@ def test_names():
         "locking",
         "nn",
         "order_parameter",
+        "use_backend",
         "selective_synchronization_attention",
     }
     assert set(syncattn.nn.__all__) == {
