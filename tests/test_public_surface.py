@@ -27,7 +27,7 @@ def test_names():
         "limit_density_",
         "locked_density",
     }
-    assert set(syncattn.backends.__all__) == {"Explanation", "availability", "explain"}
+    assert set(syncattn.backends.__all__) == {"Explanation", "availability", "explain", "use_backend"}
     for module in (syncattn, syncattn.nn, syncattn.backends, syncattn.locking):
         assert all(hasattr(module, name) for name in module.__all__)
         assert all(inspect.getdoc(getattr(module, name)) for name in module.__all__)

@@ -20,10 +20,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from syncattn.special_functions import LambertW0, RadialDistribution, RadialQuantile
 
 __all__ = [
     "calibrate",
@@ -115,7 +116,7 @@ def lambert_w0(z: Tensor | float) -> Tensor:
     """
     _require("z", z, "finite and >= 0", lambda x: (x >= 0) & torch.isfinite(x))
     (argument,), dtype = _prepare(z)
-    return _LambertW0.apply(argument).to(dtype)
+    return LambertW0.apply(argument).to(dtype)
 
 
 def locking_radius(coupling: Tensor | float, bandwidth: Tensor | float) -> Tensor:
@@ -132,7 +133,7 @@ def locking_radius(coupling: Tensor | float, bandwidth: Tensor | float) -> Tenso
     (kappa, alpha), dtype = _prepare(coupling, bandwidth)
     sharpness = 2.0 * alpha * kappa * kappa
     _require("2 * bandwidth * coupling ** 2", sharpness, "finite", torch.isfinite)
-    return (kappa * torch.exp(-0.5 * _LambertW0.apply(sharpness))).to(dtype)
+    return (kappa * torch.exp(-0.5 * LambertW0.apply(sharpness))).to(dtype)
 
 
 def coupling_from_radius(radius: Tensor | float, sharpness: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -148,7 +149,7 @@ def coupling_from_radius(radius: Tensor | float, sharpness: Tensor | float) -> t
     _require("radius", radius, "positive and finite", _positive_finite)
     _require("sharpness", sharpness, "positive and finite", _positive_finite)
     (rho, shape), dtype = _prepare(radius, sharpness)
-    w = _LambertW0.apply(shape)
+    w = LambertW0.apply(shape)
     coupling, bandwidth = torch.broadcast_tensors(rho * torch.exp(0.5 * w), 0.5 * w / rho / rho)
     return coupling.to(dtype), bandwidth.to(dtype)
 
@@ -167,7 +168,7 @@ def gaussian_density(radius: Tensor | float, freq_dim: int, variance: Tensor | f
     _require("radius", radius, "finite and >= 0", lambda x: (x >= 0) & torch.isfinite(x))
     _require("variance", variance, "positive and finite", _positive_finite)
     (rho, spread), dtype = _prepare(radius, variance, compute=torch.float64)
-    return _RadialDistribution.apply(0.5 * rho / torch.sqrt(spread), freq_dim).to(dtype)
+    return RadialDistribution.apply(0.5 * rho / torch.sqrt(spread), freq_dim).to(dtype)
 
 
 def gaussian_radius(density: Tensor | float, freq_dim: int, variance: Tensor | float = 1.0) -> Tensor:
@@ -185,7 +186,7 @@ def gaussian_radius(density: Tensor | float, freq_dim: int, variance: Tensor | f
     _require("density", density, "between 0 and 1, both excluded", lambda x: (x > 0) & (x < 1))
     _require("variance", variance, "positive and finite", _positive_finite)
     (probability, spread), dtype = _prepare(density, variance, compute=torch.float64)
-    return (2.0 * torch.sqrt(spread) * _RadialQuantile.apply(probability, freq_dim)).to(dtype)
+    return (2.0 * torch.sqrt(spread) * RadialQuantile.apply(probability, freq_dim)).to(dtype)
 
 
 def calibrate(
@@ -286,114 +287,6 @@ def density_ladder(low: float, high: float, num_heads: int) -> Tensor:
 def _margin(squared_detuning: Tensor, coupling: Tensor, bandwidth: Tensor) -> Tensor:
     # Dividing twice keeps F right where coupling ** 2 would underflow.
     return torch.exp(-2.0 * bandwidth * squared_detuning) - squared_detuning / coupling / coupling
-
-
-class _LambertW0(torch.autograd.Function):
-    @staticmethod
-    def forward(z: Tensor) -> Tensor:
-        tiny = z < torch.finfo(z.dtype).tiny  # W0(z) = z to the last bit, and log1p may flush such a z to 0
-        argument, z = z, torch.where(tiny, torch.ones_like(z), z)
-        log = torch.log1p(z)
-        w = log * (1.0 - torch.log1p(log) / (2.0 + log))
-        # Newton's step on w + log w = log z: it never overflows, and keeps the relative accuracy of a tiny z.
-        # The start is within 2 % and the order is 2: three steps reach the last bits of float64.
-        for _ in range(3):
-            w = w / (1.0 + w) * (1.0 + torch.log(z / w))
-        return torch.where(tiny, argument, w)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (w,) = ctx.saved_tensors
-        return grad * torch.exp(-w) / (1.0 + w)
-
-
-# Below, u = rho / (2 s), so that density = P(m / 2, u^2) with P the regularised lower incomplete gamma
-# function. In u the derivative is finite everywhere, u = 0 and m = 1 included, where in rho^2 it would
-# diverge. m is an integer, so both tails are a factor exp(-u^2) u^m / Gamma(m/2 + 1) times a sum of positive
-# terms; torch.special.gammainc is right to 2e-9 only for m > 40.
-
-
-def _log_factor(u: Tensor, freq_dim: int) -> Tensor:
-    return torch.xlogy(freq_dim, u) - u * u - math.lgamma(0.5 * freq_dim + 1.0)
-
-
-def _lower_sum(u: Tensor, freq_dim: int) -> Tensor:
-    """P(m/2, u^2) over the factor: a series; the terms taken are enough for u^2 <= m/2 + 1."""
-    terms = 30 + math.ceil(8.0 * math.sqrt(freq_dim))
-    order = 0.5 * freq_dim + torch.arange(1, terms, dtype=u.dtype, device=u.device)
-    return 1.0 + torch.cumprod((u * u).unsqueeze(-1) / order, dim=-1).sum(-1)
-
-
-def _upper_sum(u: Tensor, freq_dim: int) -> Tensor:
-    """(1 - P(m/2, u^2)) over the factor: a finite sum; meant for u^2 of about m/2 and above."""
-    order = 0.5 * freq_dim - torch.arange(freq_dim // 2, dtype=u.dtype, device=u.device)
-    total = torch.cumprod(order / (u * u).unsqueeze(-1), dim=-1).sum(-1)
-    if freq_dim % 2:
-        log_power = math.lgamma(0.5 * freq_dim + 1.0) - freq_dim * torch.log(u)
-        total = total + torch.special.erfcx(u) * torch.exp(log_power)
-    return total
-
-
-def _radial_pdf(u: Tensor, freq_dim: int) -> Tensor:
-    return 2.0 * torch.exp(torch.xlogy(freq_dim - 1, u) - u * u - math.lgamma(0.5 * freq_dim))
-
-
-class _RadialDistribution(torch.autograd.Function):
-    @staticmethod
-    def forward(u: Tensor, freq_dim: int) -> Tensor:
-        factor = torch.exp(_log_factor(u, freq_dim))
-        lower, upper = factor * _lower_sum(u, freq_dim), factor * _upper_sum(u, freq_dim)
-        return torch.where(u * u < 0.5 * freq_dim + 1.0, lower, 1.0 - upper)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        u, ctx.freq_dim = inputs
-        ctx.save_for_backward(u)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (u,) = ctx.saved_tensors
-        return grad * _radial_pdf(u, ctx.freq_dim), None
-
-
-class _RadialQuantile(torch.autograd.Function):
-    """Solve P(m/2, u^2) = density by Newton's method on t = log u.
-
-    t has a log-concave density, hence log P and log(1 - P) are concave in t: Newton's method converges from
-    any start for the former, and from about the root or above for the latter, without a bracket. The smaller
-    tail is the one solved for, which keeps the relative accuracy of densities near 1 as well.
-    """
-
-    @staticmethod
-    def forward(density: Tensor, freq_dim: int) -> Tensor:
-        lower = density < 0.5
-        log_tail = torch.log(torch.where(lower, density, 1.0 - density))
-        # Start: P <= u^m / Gamma(m/2 + 1) in the far left tail, elsewhere Wilson and Hilferty (1931).
-        bound = (torch.log(density) + math.lgamma(0.5 * freq_dim + 1.0)) / freq_dim
-        variance = 2.0 / (9.0 * freq_dim)
-        cube_root = 1.0 - variance + math.sqrt(variance) * torch.special.ndtri(density)
-        hilferty = 0.5 * math.log(0.5 * freq_dim) + 1.5 * torch.log(cube_root.clamp_min(1e-3))
-        t = torch.where(lower, torch.maximum(bound, hilferty), hilferty)
-        for _ in range(6):
-            u = torch.exp(t)
-            total = torch.where(lower, _lower_sum(u, freq_dim), _upper_sum(u, freq_dim))
-            slope = torch.where(lower, 1.0, -1.0) * freq_dim / total
-            t = t - (_log_factor(u, freq_dim) + torch.log(total) - log_tail) / slope
-        return torch.exp(t)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        ctx.freq_dim = inputs[1]
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (u,) = ctx.saved_tensors
-        return grad / _radial_pdf(u, ctx.freq_dim), None
 
 
 def _prepare(

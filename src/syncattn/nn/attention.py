@@ -11,24 +11,12 @@ from torch import Tensor, nn
 
 from syncattn import locking
 from syncattn.backends.call import Call, check_options, prepare
-from syncattn.functional import (
-    coherence,
-    order_parameter,
-    phase_parts,
-    selective_synchronization_attention,
-)
+from syncattn.functional import selective_synchronization_attention
 from syncattn.nn import density
+from syncattn.nn.arguments import operator_arguments, to_batch_first
 from syncattn.nn.frequency import Frequency
 from syncattn.nn.state import IncrementalState
-from syncattn.nn.tokens import (
-    allowed_pairs,
-    last_input,
-    last_real,
-    mix_previous,
-    positions,
-    real_tokens,
-    same_tokens,
-)
+from syncattn.nn.tokens import real_tokens, same_tokens
 
 STRENGTHS = ("log", "softplus")
 
@@ -334,152 +322,11 @@ class SelectiveSynchronizationAttention(nn.Module):
     def _batch_first(
         self, query: Tensor, key: Tensor | None, value: Tensor | None, key_padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Inputs as (B, N, E), checked; key and value filled in, the same objects in self-attention."""
-        key = query if key is None else key
-        value = key if value is None else value
-        for name, x in (("query", query), ("key", key), ("value", value)):
-            if x.ndim not in (2, 3) or x.shape[-1] != self.embed_dim or x.ndim != query.ndim:
-                raise ValueError(
-                    f"{name} must have shape (B, N, {self.embed_dim}) or (N, {self.embed_dim}), "
-                    f"got {tuple(x.shape)}"
-                )
-        if key.shape[:-1] != value.shape[:-1]:
-            raise ValueError(
-                f"key and value must have the same tokens, got {tuple(key.shape)} and {tuple(value.shape)}"
-            )
+        return to_batch_first(query, key, value, key_padding_mask, self.embed_dim, self.batch_first)
 
-        def arrange(x: Tensor) -> Tensor:
-            return x[None] if x.ndim == 2 else x if self.batch_first else x.transpose(0, 1)
-
-        if query.ndim == 2 and key_padding_mask is not None and key_padding_mask.ndim == 1:
-            key_padding_mask = key_padding_mask[None]
-        arranged = arrange(query)
-        arranged_key = arranged if key is query else arrange(key)
-        arranged_value = arranged_key if value is key else arrange(value)
-        return arranged, arranged_key, arranged_value, key_padding_mask
-
-    def _operator_arguments(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None,
-        attn_mask: Tensor | None,
-        is_causal: bool,
-        state: IncrementalState | None,
-    ) -> dict[str, Any]:
-        """What the operator is called with; inputs (B, N, E)."""
-        itself = same_tokens(query, key)
-        if state is not None and (not itself or not is_causal or attn_mask is not None):
-            raise ValueError(
-                "state is for causal self-attention: it needs is_causal=True, and neither key nor attn_mask"
-            )
-        batch, queries, _ = query.shape
-        keys = key.shape[1]
-        if state is not None and state.send is not None and state.send.shape[0] != batch:
-            raise ValueError(f"state holds a batch of {state.send.shape[0]} sequences, got {batch}")
-        if is_causal and queries > keys:
-            raise ValueError(
-                f"is_causal=True needs as many keys as queries or more, got {keys} keys and {queries} queries"
-            )
-        real = real_tokens(key_padding_mask, batch, keys)
-        allowed = allowed_pairs(attn_mask, batch, self.num_heads, queries, keys)
-        count = None if state is None else state.count
-        position = positions(real, keys, count, query.device)
-
-        own = position if itself else positions(None, queries, None, query.device)
-        if self.shift is not None:
-            query, key, value = self._mix_previous(query, key, value, real, itself, is_causal, state)
-
-        emitted = self.frequency.emit(key, position)
-        if key is query and self.frequency.symmetric:
-            receive = emitted
-        else:
-            receive = self.frequency.receive(query, position[:, keys - queries :] if is_causal else own)
-        send, last = emitted, None if state is None else state.last
-        if self.frequency.delay:
-            last = self.frequency.before_all(emitted.shape[0]) if last is None else last
-            send = self.frequency.delay_by_one(emitted, real, last)
-        values = self.value_proj(value).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-        coupling = self._effective_coupling(key, queries, real, allowed, is_causal, state)
-        if state is not None:
-            state.last = last_real(emitted, real, last)
-            counted = keys if real is None else real.sum(-1, keepdim=True)
-            state.count = position.new_zeros(batch, 1) + counted + (0 if count is None else count)
-            send, values, real = state.append(send, values, real)
-        if real is not None:
-            seen = real[:, None, None, :]
-            allowed = seen if allowed is None else allowed & seen
-        return {
-            "receive": receive,
-            "send": send,
-            "value": values,
-            "coupling": coupling,
-            "bandwidth": self.bandwidth,
-            "attn_mask": allowed,
-            "is_causal": is_causal,
-            "self_coupling": self.self_coupling or not itself,
-            "top_k": self.top_k,
-            "frame": self.frame,
-            "power": self.power,
-            "edge": self.edge,
-            "eps": self.eps,
-        }
-
-    def _mix_previous(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        real: Tensor | None,
-        itself: bool,
-        is_causal: bool,
-        state: IncrementalState | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What frequencies and values are made of with a token shift; query stays key where it was.
-
-        Causal queries that are not the keys themselves still sit at their end: the key before precedes them.
-        """
-        assert self.shift is not None
-        before = None if state is None else state.last_input
-        if state is not None:
-            state.last_input = last_input(key, real, before)
-        mixed = mix_previous(key, self.shift[0], before, real)
-        value = mix_previous(value, self.shift[1], before, real)
-        if itself:
-            return mixed, mixed, value
-        ahead, query_real = key.shape[1] - query.shape[1] if is_causal else 0, None
-        if is_causal and real is not None:
-            query_real, real = real[:, ahead:], real[:, :ahead]
-        preceding = last_input(key[:, :ahead], real, None) if ahead else None
-        return mix_previous(query, self.shift[0], preceding, query_real), mixed, value
-
-    def _effective_coupling(
-        self,
-        x: Tensor,
-        queries: int,
-        real: Tensor | None,
-        allowed: Tensor | None,
-        is_causal: bool,
-        state: IncrementalState | None,
-    ) -> Tensor:
-        """kappa = K r: (H,), (B, H) or (B, H, N); r over the senders x that each query may see."""
-        strength = self.coupling_strength
-        if self.phase_proj is None:
-            return strength
-        phase = self.phase_proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        if state is not None:
-            r = _running_coherence(phase, real, state)
-        elif allowed is None:
-            r = order_parameter(phase, real, is_causal)
-            r = r[..., r.shape[-1] - queries :] if is_causal else r
-        else:
-            allowed = allowed if real is None else allowed & real[:, None, None, :]
-            r = order_parameter(phase, allowed.expand(-1, -1, queries, -1), is_causal)
-        strength = strength.to(r.dtype)
-        kappa = r * (strength if r.ndim == 2 else strength[:, None])
-        # Phases that cancel exactly leave no coupling, and 0 has no locking threshold.
-        return kappa.clamp(min=1e-6)
+    def _operator_arguments(self, *inputs: Any) -> dict[str, Any]:
+        """`operator_arguments` of this layer: a subclass may change what its operator is called with."""
+        return operator_arguments(self, *inputs)
 
     def extra_repr(self) -> str:
         f = self.frequency
@@ -492,15 +339,3 @@ class SelectiveSynchronizationAttention(nn.Module):
             f"frame={self.frame!r}, power={self.power}, edge={self.edge}, eps={self.eps}, "
             f"top_k={self.top_k}, strength={self.strength!r}"
         )
-
-
-def _running_coherence(phase: Tensor, real: Tensor | None, state: IncrementalState) -> Tensor:
-    """r of each new token (B, H, N) from the prefix sums in state, which are brought up to date."""
-    parts, counts = phase_parts(phase, real)
-    sums, counts = parts.cumsum(2), counts.cumsum(2)
-    if state.phase_sum is not None and state.count is not None:
-        sums = sums + state.phase_sum[:, :, None]
-        counts = counts + state.count[:, None]
-    if sums.shape[2] > 0:
-        state.phase_sum = sums[:, :, -1]
-    return coherence(sums, counts)

@@ -18,7 +18,10 @@ from syncattn.paper.measures.universality_constructions import random_tokens, se
 def drifting_layer(
     position: str, embed_dim: int, heads: int, seed: int, **options: Any
 ) -> SelectiveSynchronizationAttention:
-    """A float64 layer in the paper's form but for its position: self kept, absolute frame, power 1, r = 1."""
+    """A float64 layer in the paper's form but for its position: self kept, absolute frame, power 1, r = 1.
+
+    With position "none" it does not drift. Nobody else's random numbers change.
+    """
     paper: dict[str, Any] = {
         "freq_dim": 4,
         "position": position,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from syncattn import locking, selective_synchronization_attention
-from syncattn.nn import SelectiveSynchronizationAttention
+from syncattn.paper.measures.position_layers import drifting_layer, set_locking, set_slope
 from syncattn.paper.measures.universality_constructions import random_tokens
 
 
@@ -127,12 +127,9 @@ def previous_token(tokens: int) -> dict[str, Any]:
 def _drifting_head(tokens: int, ratio: Tensor, sharpness: Tensor, **options: Any) -> Tensor:
     """P (heads, N, N), causal, of heads without content whose slope is `ratio` locking radii, per head."""
     heads = ratio.numel()
-    layer = _layer(heads, heads, position="own_drift", **options)
-    coupling, bandwidth = locking.coupling_from_radius(torch.ones_like(sharpness), sharpness)
-    layer.raw_coupling.copy_(coupling.log())
-    layer.raw_bandwidth.copy_(bandwidth.log())
-    assert layer.frequency.log_slope is not None
-    layer.frequency.log_slope.copy_(ratio.log())
+    layer = drifting_layer("own_drift", heads, heads, seed=0, freq_dim=2, **options)
+    set_locking(layer, torch.ones_like(sharpness), sharpness)
+    set_slope(layer, ratio)
     if layer.frequency.detuning is not None:
         layer.frequency.detuning.zero_()
         layer.frequency.detuning[:, -1] = -ratio
@@ -150,14 +147,12 @@ def _directed_head(tokens: int) -> Tensor:
     place before: points on a circle, of which only equal ones lock. The tokens are the unit vectors e_i."""
     angle = 2 * math.pi * torch.arange(tokens, dtype=torch.float64) / tokens
     code = torch.stack((angle.cos(), angle.sin()))  # (2, N)
-    layer = _layer(tokens, 1, position="none", directed=True)
+    layer = drifting_layer("none", tokens, 1, seed=0, freq_dim=2, directed=True)
     assert layer.frequency.send_proj is not None
     layer.frequency.send_proj.weight.copy_(code)
     layer.frequency.receive_proj.weight.copy_(code.roll(1, 1))
     radius = torch.full((1,), math.sin(math.pi / tokens), dtype=torch.float64)  # half of neighbours' distance
-    coupling, bandwidth = locking.coupling_from_radius(radius, 10.0)
-    layer.raw_coupling.copy_(coupling.log())
-    layer.raw_bandwidth.copy_(bandwidth.log())
+    set_locking(layer, radius, 10.0)
     place = torch.eye(tokens, dtype=torch.float64)[None]
     return layer(place, need_weights=True, average_attn_weights=False, is_causal=True)[1][0]
 
@@ -177,7 +172,8 @@ def what_followed(tokens: int, seed: int) -> dict[str, float]:
     rows = torch.arange(half + 1, tokens)
 
     def mean(density: float, **options: Any) -> float:
-        layer = _layer(16, 1, position="none", freq_dim=8, density_range=(density, density), **options)
+        options |= {"freq_dim": 8, "density_range": (density, density)}
+        layer = drifting_layer("none", 16, 1, seed, **options)
         layer.frequency.receive_proj.weight.copy_(random_tokens(seed + 1, 8, 16) / 4)
         layer.calibrate_(text, is_causal=True)
         weight = layer(text, need_weights=True, is_causal=True)[1][0]
@@ -188,22 +184,6 @@ def what_followed(tokens: int, seed: int) -> dict[str, float]:
         "symmetric": max(mean(density) for density in (0.05, 0.2, 0.5, 0.8, 0.95, 1.0)),
         "delayed": mean(0.5 / tokens, delay=1.0),
     }
-
-
-def _layer(embed_dim: int, heads: int, **options: Any) -> SelectiveSynchronizationAttention:
-    """A float64 layer in the paper's form, self kept, absolute frame, power 1, r = 1, without delay."""
-    paper: dict[str, Any] = {
-        "freq_dim": 2,
-        "delay": 0.0,
-        "self_coupling": True,
-        "frame": "absolute",
-        "power": 1,
-        "order_parameter": False,
-        "density_range": None,
-    }
-    with torch.random.fork_rng(devices=[]):
-        layer = SelectiveSynchronizationAttention(embed_dim, heads, dtype=torch.float64, **paper | options)
-    return layer.eval().requires_grad_(False)
 
 
 def _imaginary(weight: Tensor) -> float:
