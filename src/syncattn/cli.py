@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from syncattn.bench.command import bench_command
+from syncattn.doctor import doctor_command
 from syncattn.paper.command import paper_command
 from syncattn.study.command import study_command
 from syncattn.training.flags import (
@@ -43,6 +44,7 @@ from syncattn.training.flags import (
     Warmup,
     WeightDecay,
 )
+from syncattn.training.show import show_comparison, show_run
 
 if TYPE_CHECKING:
     from syncattn.training.data import Corpus
@@ -154,7 +156,7 @@ def train_command(
             config = make_config(made, context, hidden_size, layers, heads, freq_dim, paper, settings)
             record = train(config, corpus, made, out, options, overwrite=overwrite, console=console)
         if first:
-            _show_run(record, out)
+            show_run(record, out)
 
 
 @app.command("compare")
@@ -273,7 +275,7 @@ def compare_command(
             console=console,
         )
         write_report(results, out / REPORT_FILE)
-        _show_comparison(results, out / REPORT_FILE)
+        show_comparison(results, out / REPORT_FILE)
 
 
 @app.command("generate")
@@ -304,40 +306,7 @@ def generate_command(
 app.command("bench")(bench_command)
 app.command("paper")(paper_command)
 app.command("study")(study_command)
-
-
-@app.command("doctor")
-def doctor_command() -> None:
-    """Show versions, devices, and which backends can run here."""
-    import torch
-    from rich.console import Console
-    from rich.table import Table
-
-    from syncattn.backends import availability, explain
-    from syncattn.backends.cpu.library import instances
-    from syncattn.training.environment import machine, versions
-
-    console = Console()
-    table = Table("package", "version", title="versions", title_justify="left")
-    for name, version in versions().items():
-        table.add_row(name, version)
-    console.print(table)
-    table = Table("", "", title="machine", title_justify="left", show_header=False)
-    for name, value in machine().items():
-        table.add_row(name, ", ".join(value) or "none" if isinstance(value, list) else str(value))
-    console.print(table)
-    table = Table("backend", "can run here", "why not", title="backends", title_justify="left")
-    for name, reason in availability().items():
-        table.add_row(name, "yes" if reason is None else "no", reason or "")
-    console.print(table)
-    if found := instances():
-        console.print(f"the cpu kernel uses {found[-1]} instructions", highlight=False)
-    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        tokens, head = torch.ones(1, 1, 32, 16, device=device), torch.ones(1, device=device)
-        chosen = explain(
-            tokens, tokens, tokens, head, head, is_causal=True, self_coupling=False, frame="nearest", power=2
-        )
-        console.print(f"a causal layer on {device} uses {chosen}", highlight=False)
+app.command("doctor")(doctor_command)
 
 
 @contextmanager
@@ -377,39 +346,3 @@ def _corpus(texts: list[str] | None, max_chars: int | None, console: Any) -> Cor
         for note in corpus.notes:
             console.print(note, highlight=False, soft_wrap=True)
     return corpus
-
-
-def _show_run(record: dict[str, Any], out: Path) -> None:
-    result = record["result"]
-    densities = [head for layer in result["density"] for head in layer]
-    density = f"density {sum(densities) / len(densities):.2f}; " if densities else ""
-    typer.echo(
-        f"validation loss {result['validation_loss']:.4f}, test {result['test_loss']:.4f} nats per token; "
-        f"{density}{record['parameters']:,} parameters, {result['wall_seconds']:.0f} s"
-    )
-    typer.echo(f'model in {out}; try: syncattn generate {out} --prompt "..."')
-
-
-def _show_comparison(results: dict[str, Any], report: Path) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from syncattn.training.report import table_rows
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)  # a file has no edge to fold the table at
-    header, *rows = table_rows(results["models"])
-    table = Table(title="loss in nats per token, lower is better", title_justify="left", box=box.SIMPLE_HEAD)
-    for index, cell in enumerate(header):
-        table.add_column(cell, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    for model in results["models"]:
-        console.rule(f"{model['title']} continues", style="dim")
-        console.print(Text(results["prompt"], style="dim") + Text(model["sample"]))
-    console.rule(style="dim")
-    console.print(table)
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
