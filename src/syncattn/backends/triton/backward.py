@@ -16,17 +16,26 @@ import triton
 import triton.language as tl
 
 from syncattn.backends.triton.pairs import (
+    add_rows,
     allowed_pairs,
+    beyond_nearest,
+    direct_detuning,
+    drawn_product,
     first_of,
-    from_nearest,
+    gram_detuning,
     kept_pairs,
+    left_operands,
     load_planes,
+    meet,
     own_tile,
     product,
+    right_operands,
     row_words,
-    squared_detuning,
+    sizes_of,
     through_weight,
+    unpacked,
     weight_of,
+    zero_at_nearest,
 )
 
 
@@ -40,7 +49,7 @@ def receivers_kernel(
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
-    DIRECT: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
@@ -72,12 +81,16 @@ def receivers_kernel(
     inverse_square = (1.0 / (kappa * kappa))[:, None]
     alpha = tl.load(bandwidth + h)
     rate = -2.8853900817779268 * alpha
-    left, centre = own_tile(receive, receive_plane, rows, FREQ, BLOCK_M)
+    left, centre = own_tile(receive, receive_plane, rows, FREQ, BLOCK_M, PACKED)
+    a1, a2, a3 = left_operands(left, PACKED)
+    left_sizes = sizes_of(left, PACKED)[:, None]
     total = tl.load(row_sum + row + i, mask=here, other=0.0)
     scale = 1.0 / tl.where(total == 0.0, 1.0, total + eps)
     if NEAREST:
         own_base = tl.load(base + row + i, mask=here, other=0.0)
         own_sender = tl.load(sender + row + i, mask=here, other=-1)
+        first_sender = tl.min(tl.where(own_sender < 0, 2147483647, own_sender), 0)
+        senders = tl.max(own_sender, 0) - first_sender + 1
     if DROPOUT:
         words = row_words(tl.load(seed), row + i)[:, None]
     inside = here[:, None] & (d < DIM)[None, :]
@@ -91,7 +104,10 @@ def receivers_kernel(
     tl.store(row_numbers + 2 * rows_in_all, delta, mask=here)
 
     drawn = tl.zeros([QUERIES, BLOCK_M], tl.float32)  # sum_j dD_ij w^s_j
-    summed = tl.zeros([QUERIES], tl.float32)
+    if PARTS == 1:
+        summed = tl.zeros([QUERIES, 16], tl.float32)
+    else:
+        summed = tl.zeros([QUERIES], tl.float32)
     to_coupling = tl.zeros([QUERIES], tl.float32)
     to_bandwidth = tl.zeros([QUERIES], tl.float32)
     if LISTED:
@@ -104,24 +120,31 @@ def receivers_kernel(
     for step in range(0, end * (KEYS // WALK)):
         first = first_of(entries, step, KEYS, WALK, LISTED)
         j = first + columns
-        right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M) - centre[:, None]
-        squared = squared_detuning(
-            receive, receive_plane, rows, left, send + first, send_plane, columns, right,
-            FREQ, DIRECT, PRECISION,
-        )  # fmt: skip
+        right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M, PACKED) - centre[:, None]
+        b1, b2, b3 = right_operands(right, PACKED)
+        if DIRECT:
+            squared = direct_detuning(receive, receive_plane, rows, send + first, send_plane, columns, FREQ)
+        else:
+            sizes = left_sizes + sizes_of(right, PACKED)[None, :]
+            squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
         if SYMMETRIC:
-            squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
+            if meet(first, WALK, tile * QUERIES, QUERIES):
+                squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
         if NEAREST:
-            squared = from_nearest(squared, own_base[:, None], j[None, :] == own_sender[:, None])
+            squared = beyond_nearest(squared, own_base[:, None])
+            if meet(first, WALK, first_sender, senders):
+                squared = zero_at_nearest(squared, own_base[:, None], j[None, :] == own_sender[:, None])
         kernel = tl.exp2(rate * squared)
-        weight = weight_of(kernel - squared * inverse_square, POWER, HAS_EDGE, edge)
+        margin = kernel - squared * inverse_square
         if CAUSAL or not SELF or MASK:
-            allowed = tl.full([QUERIES, WALK], True, tl.int1)
-            allowed = allowed_pairs(
-                allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
-                CAUSAL, SELF, MASK,
-            )  # fmt: skip
-            weight = tl.where(allowed, weight, 0.0)
+            if MASK or meet(first, WALK, tile * QUERIES + offset, keys if CAUSAL else QUERIES):
+                allowed = tl.full([QUERIES, WALK], True, tl.int1)
+                allowed = allowed_pairs(
+                    allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
+                    CAUSAL, SELF, MASK,
+                )  # fmt: skip
+                margin = tl.where(allowed, margin, -1.0)
+        weight = weight_of(margin, POWER, HAS_EDGE, edge)
         pointers = (
             value + tl.cast(first, tl.int64) * value_token + columns[None, :] * value_token + d[:, None]
         )
@@ -133,16 +156,27 @@ def receivers_kernel(
         if DROPOUT:
             flow = tl.where(kept_pairs(words, j[None, :], threshold), flow * keep_scale, 0.0)
         flow = flow * scale[:, None] - delta[:, None]
-        dmargin = through_weight(flow, weight, POWER, HAS_EDGE, edge)
+        dmargin = through_weight(flow, margin, weight, POWER, HAS_EDGE, edge)
         to_coupling += tl.sum(dmargin * squared, 1)
         through = dmargin * kernel
         to_bandwidth += tl.sum(through * squared, 1)
         dsquared = -2.0 * alpha * through - dmargin * inverse_square
         if SYMMETRIC:
-            dsquared = tl.where(i[:, None] == j[None, :], 0.0, dsquared)
-        summed += tl.sum(dsquared, 1)
-        drawn = product(dsquared, tl.trans(right), drawn, PRECISION)
+            if meet(first, WALK, tile * QUERIES, QUERIES):
+                dsquared = tl.where(i[:, None] == j[None, :], 0.0, dsquared)
+        if PARTS == 1:
+            summed = add_rows(dsquared.to(tl.bfloat16), summed)
+        else:
+            summed += tl.sum(dsquared, 1)
+        drawn = drawn_product(dsquared, b1, b2, b3, drawn, PARTS, PACKED)
 
+    if PARTS == 1:
+        summed = tl.sum(summed, 1) / 16  # all columns are alike
+    # once for each coordinate
+    drawn = unpacked(drawn, PACKED)
+    ONCE: tl.constexpr = drawn.shape[1]
+    left, centre = own_tile(receive, receive_plane, rows, FREQ, ONCE, False)
+    k = tl.arange(0, ONCE)
     if NEAREST:
         found = (own_sender >= 0)[None, :] & (k < FREQ)[:, None]
         nearest = tl.load(send + k[:, None] * send_plane + own_sender[None, :], mask=found, other=0.0)
@@ -166,7 +200,7 @@ def senders_kernel(
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
-    DIRECT: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
@@ -193,7 +227,9 @@ def senders_kernel(
     grad += b.to(tl.int64) * grad_batch + h.to(tl.int64) * grad_head
     alpha = tl.load(bandwidth + h)
     rate = -2.8853900817779268 * alpha
-    left, centre = own_tile(send, send_plane, rows, FREQ, BLOCK_M)
+    left, centre = own_tile(send, send_plane, rows, FREQ, BLOCK_M, PACKED)
+    a1, a2, a3 = left_operands(left, PACKED)
+    left_sizes = sizes_of(left, PACKED)[:, None]
     inside = here[:, None] & (d < DIM)[None, :]
     v = tl.load(value + j.to(tl.int64)[:, None] * value_token + d[None, :], mask=inside, other=0.0)
     if DROPOUT:
@@ -201,7 +237,10 @@ def senders_kernel(
 
     dvalue = tl.zeros([KEYS, BLOCK_D], tl.float32)
     drawn = tl.zeros([KEYS, BLOCK_M], tl.float32)  # sum_i dD_ij w^r_i
-    summed = tl.zeros([KEYS], tl.float32)
+    if PARTS == 1:
+        summed = tl.zeros([KEYS, 16], tl.float32)
+    else:
+        summed = tl.zeros([KEYS], tl.float32)
     start = 0
     if LISTED:
         entries += (bh.to(tl.int64) * key_tiles + tile) * query_tiles
@@ -217,26 +256,34 @@ def senders_kernel(
         numbers = row_numbers + row + i
         inverse_square = tl.load(numbers, mask=seen, other=1.0)[None, :]
         scale = tl.load(numbers + rows_in_all, mask=seen, other=0.0)[None, :]
-        right = load_planes(receive + first, receive_plane, columns, FREQ, BLOCK_M) - centre[:, None]
-        squared = squared_detuning(
-            send, send_plane, rows, left, receive + first, receive_plane, columns, right,
-            FREQ, DIRECT, PRECISION,
-        )  # fmt: skip
+        right = load_planes(receive + first, receive_plane, columns, FREQ, BLOCK_M, PACKED) - centre[:, None]
+        b1, b2, b3 = right_operands(right, PACKED)
+        if DIRECT:
+            squared = direct_detuning(send, send_plane, rows, receive + first, receive_plane, columns, FREQ)
+        else:
+            sizes = left_sizes + sizes_of(right, PACKED)[None, :]
+            squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
         if SYMMETRIC:
-            squared = tl.where(j[:, None] == i[None, :], 0.0, squared)
+            if meet(first, WALK, tile * KEYS, KEYS):
+                squared = tl.where(j[:, None] == i[None, :], 0.0, squared)
         if NEAREST:
             own_base = tl.load(base + row + i, mask=seen, other=0.0)[None, :]
             own_sender = tl.load(sender + row + i, mask=seen, other=-1)[None, :]
-            squared = from_nearest(squared, own_base, j[:, None] == own_sender)
+            squared = beyond_nearest(squared, own_base)
+            squared = zero_at_nearest(squared, own_base, j[:, None] == own_sender)
         kernel = tl.exp2(rate * squared)
-        weight = weight_of(kernel - squared * inverse_square, POWER, HAS_EDGE, edge)
+        margin = kernel - squared * inverse_square
         if CAUSAL or not SELF or MASK:
-            allowed = tl.full([KEYS, WALK], True, tl.int1)
-            allowed = allowed_pairs(
-                allowed, i[None, :], j[:, None], offset, mask, mask_row, mask_column, queries, keys,
-                CAUSAL, SELF, MASK,
-            )  # fmt: skip
-            weight = tl.where(allowed, weight, 0.0)
+            if MASK or meet(
+                first + offset, WALK, tile * KEYS - (keys if CAUSAL else 0), KEYS + (keys if CAUSAL else 0)
+            ):
+                allowed = tl.full([KEYS, WALK], True, tl.int1)
+                allowed = allowed_pairs(
+                    allowed, i[None, :], j[:, None], offset, mask, mask_row, mask_column, queries, keys,
+                    CAUSAL, SELF, MASK,
+                )  # fmt: skip
+                margin = tl.where(allowed, margin, -1.0)
+        weight = weight_of(margin, POWER, HAS_EDGE, edge)
         pointers = grad + tl.cast(first, tl.int64) * grad_token + columns[:, None] * grad_token + d[None, :]
         dout = tl.load(pointers, mask=seen[:, None] & (d < DIM)[None, :], other=0.0)
         flow = product(v, tl.trans(dout), tl.zeros([KEYS, WALK], tl.float32), VALUE_PRECISION)
@@ -247,16 +294,27 @@ def senders_kernel(
             flow = tl.where(keep, flow * keep_scale, 0.0)
         dvalue = product(kept.to(dout.dtype), dout, dvalue, VALUE_PRECISION)
         flow = flow * scale - tl.load(numbers + 2 * rows_in_all, mask=seen, other=0.0)[None, :]
-        dmargin = through_weight(flow, weight, POWER, HAS_EDGE, edge)
+        dmargin = through_weight(flow, margin, weight, POWER, HAS_EDGE, edge)
         dsquared = -2.0 * alpha * dmargin * kernel - dmargin * inverse_square
         if NEAREST:
             taken = tl.load(numbers + 3 * rows_in_all, mask=seen, other=0.0)[None, :]
             dsquared = tl.where(j[:, None] == own_sender, dsquared - taken, dsquared)
         if SYMMETRIC:
-            dsquared = tl.where(j[:, None] == i[None, :], 0.0, dsquared)
-        summed += tl.sum(dsquared, 1)
-        drawn = product(dsquared, tl.trans(right), drawn, PRECISION)
+            if meet(first, WALK, tile * KEYS, KEYS):
+                dsquared = tl.where(j[:, None] == i[None, :], 0.0, dsquared)
+        if PARTS == 1:
+            summed = add_rows(dsquared.to(tl.bfloat16), summed)
+        else:
+            summed += tl.sum(dsquared, 1)
+        drawn = drawn_product(dsquared, b1, b2, b3, drawn, PARTS, PACKED)
 
+    if PARTS == 1:
+        summed = tl.sum(summed, 1) / 16  # all columns are alike
+    # once for each coordinate
+    drawn = unpacked(drawn, PACKED)
+    ONCE: tl.constexpr = drawn.shape[1]
+    left, centre = own_tile(send, send_plane, rows, FREQ, ONCE, False)
+    k = tl.arange(0, ONCE)
     gradient = 2.0 * (summed[:, None] * tl.trans(left) - drawn)
     to = bh.to(tl.int64) * keys + j
     within = here[:, None] & (k < FREQ)[None, :]

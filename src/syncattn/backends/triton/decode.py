@@ -15,10 +15,11 @@ from syncattn.backends.triton.pairs import (
     NOWHERE_RECEIVE,
     NOWHERE_SEND,
     allowed_pairs,
-    from_nearest,
+    beyond_nearest,
     kept_pairs,
     row_words,
     weight_of,
+    zero_at_nearest,
 )
 
 
@@ -136,7 +137,8 @@ def part_kernel(
         j = first + tl.arange(0, KEYS)
         squared = _squared(w, send, send_token, send_coordinate, first, j, keys, FREQ, BLOCK_M)
         if NEAREST:
-            squared = from_nearest(squared, own_base, j == own_sender)
+            squared = beyond_nearest(squared, own_base)
+            squared = zero_at_nearest(squared, own_base, j == own_sender)
         weight = weight_of(tl.exp2(rate * squared) - squared * inverse_square, POWER, HAS_EDGE, edge)
         allowed = allowed_pairs(
             j < keys, i + 0 * j, j, offset, mask, mask_row, mask_column, queries, keys, CAUSAL, SELF, MASK

@@ -6,16 +6,23 @@ import triton
 import triton.language as tl
 
 from syncattn.backends.triton.pairs import (
+    add_rows,
     allowed_pairs,
+    beyond_nearest,
+    direct_detuning,
     first_of,
-    from_nearest,
+    gram_detuning,
     kept_pairs,
+    left_operands,
     load_planes,
+    meet,
     own_tile,
     product,
+    right_operands,
     row_words,
-    squared_detuning,
+    sizes_of,
     weight_of,
+    zero_at_nearest,
 )
 
 
@@ -28,7 +35,7 @@ def forward_kernel(
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
-    DIRECT: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    DIRECT: tl.constexpr, PACKED: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
@@ -55,17 +62,25 @@ def forward_kernel(
     kappa = tl.load(coupling + i.to(tl.int64) * coupling_row, mask=i < queries, other=1.0)
     inverse_square = (1.0 / (kappa * kappa))[:, None]
     rate = -2.8853900817779268 * tl.load(bandwidth + h)  # exp(-2 alpha D) = 2^(rate D)
-    left = tl.zeros([BLOCK_M, QUERIES], tl.float32)
-    centre = tl.zeros([BLOCK_M], tl.float32)
     if not DIRECT:
-        left, centre = own_tile(receive, receive_plane, rows, FREQ, BLOCK_M)
+        left, centre = own_tile(receive, receive_plane, rows, FREQ, BLOCK_M, PACKED)
+        a1, a2, a3 = left_operands(left, PACKED)
+        left_sizes = sizes_of(left, PACKED)[:, None]
     if NEAREST:
         own_base = tl.load(base + row + i, mask=i < queries, other=0.0)[:, None]
-        own_sender = tl.load(sender + row + i, mask=i < queries, other=-1)[:, None]
+        own_sender = tl.load(sender + row + i, mask=i < queries, other=-1)
+        first_sender = tl.min(tl.where(own_sender < 0, 2147483647, own_sender), 0)
+        senders = tl.max(own_sender, 0) - first_sender + 1
+        own_sender = own_sender[:, None]
     if DROPOUT:
         words = row_words(tl.load(seed), row + i)[:, None]
 
-    total = tl.zeros([QUERIES], tl.float32)
+    # What the tensor cores sum up is rounded as what they mix; with dropout other pairs are summed than mixed.
+    SUMMED: tl.constexpr = value.dtype.element_ty == tl.bfloat16 and not DROPOUT
+    if SUMMED:
+        total = tl.zeros([QUERIES, 16], tl.float32)
+    else:
+        total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, BLOCK_D], tl.float32)
     if LISTED:
         entries += (bh.to(tl.int64) * query_tiles + tile) * key_tiles
@@ -77,27 +92,32 @@ def forward_kernel(
     for step in range(0, end * (KEYS // WALK)):
         first = first_of(entries, step, KEYS, WALK, LISTED)
         j = first + columns
-        right = left
-        if not DIRECT:
-            right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M) - centre[:, None]
-        squared = squared_detuning(
-            receive, receive_plane, rows, left, send + first, send_plane, columns, right,
-            FREQ, DIRECT, PRECISION,
-        )  # fmt: skip
+        if DIRECT:
+            squared = direct_detuning(receive, receive_plane, rows, send + first, send_plane, columns, FREQ)
+        else:
+            right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M, PACKED) - centre[:, None]
+            sizes = left_sizes + sizes_of(right, PACKED)[None, :]
+            b1, b2, b3 = right_operands(right, PACKED)
+            squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
         if SYMMETRIC:
-            squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
+            if meet(first, WALK, tile * QUERIES, QUERIES):
+                squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
         if NEAREST:
-            squared = from_nearest(squared, own_base, j[None, :] == own_sender)
+            squared = beyond_nearest(squared, own_base)
+            if meet(first, WALK, first_sender, senders):
+                squared = zero_at_nearest(squared, own_base, j[None, :] == own_sender)
         margin = tl.exp2(rate * squared) - squared * inverse_square
-        weight = weight_of(margin, POWER, HAS_EDGE, edge)
         if CAUSAL or not SELF or MASK:
-            allowed = tl.full([QUERIES, WALK], True, tl.int1)
-            allowed = allowed_pairs(
-                allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
-                CAUSAL, SELF, MASK,
-            )  # fmt: skip
-            weight = tl.where(allowed, weight, 0.0)
-        total += tl.sum(weight, 1)
+            if MASK or meet(first, WALK, tile * QUERIES + offset, keys if CAUSAL else QUERIES):
+                allowed = tl.full([QUERIES, WALK], True, tl.int1)
+                allowed = allowed_pairs(
+                    allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
+                    CAUSAL, SELF, MASK,
+                )  # fmt: skip
+                margin = tl.where(allowed, margin, -1.0)
+        weight = weight_of(margin, POWER, HAS_EDGE, edge)
+        if not SUMMED:
+            total += tl.sum(weight, 1)
         if DROPOUT:
             weight = tl.where(kept_pairs(words, j[None, :], threshold), weight * keep_scale, 0.0)
         pointers = (
@@ -108,7 +128,11 @@ def forward_kernel(
         else:
             v = tl.load(pointers, mask=(j < keys)[:, None] & (d < DIM)[None, :], other=0.0)
         mixed = product(weight.to(v.dtype), v, mixed, VALUE_PRECISION)
+        if SUMMED:
+            total = add_rows(weight.to(tl.bfloat16), total)
 
+    if SUMMED:
+        total = tl.sum(total, 1) / 16  # all columns are alike
     mixed = mixed / tl.where(total == 0.0, 1.0, total + eps)[:, None]
     tl.store(row_sum + row + i, total, mask=i < queries)
     to = out + (row + tile * QUERIES) * DIM + rows[:, None] * DIM + d[None, :]

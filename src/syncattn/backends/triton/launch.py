@@ -19,6 +19,8 @@ from syncattn.backends.triton.pairs import NOWHERE_RECEIVE, NOWHERE_SEND
 # 2. Beyond, it is a product on the tensor cores, which costs less and rounds more, but less than narrow
 # values do.
 MOST_DIRECT = {True: 16, False: 3}
+# Into how many bfloat16 dL/dD is split before it is multiplied by frequencies: as exact as the values are.
+_PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _CHUNK = 128  # tiles that a program of lists.py looks at together
 # From this many key tiles on the walk is over lists; below, making them costs more than it can save.
 _FEWEST_LISTED = 4
@@ -121,7 +123,7 @@ class Problem:
             self.send = self._arrange(send, self.blocks.tile, NOWHERE_SEND.value)
         exact = "tf32x3" if torch.version.hip is None else "ieee"
         self.value_precision = exact if wide else "tf32"  # the latter concerns float32 operands only
-        self.precision = exact
+        self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
         self.mask = (
             self.value if mask is None else mask.expand(self.batch, self.heads, self.queries, self.keys)
         )
@@ -189,8 +191,8 @@ class Problem:
             "BLOCK_M": self.block_m,
             "QUERIES": self.blocks.tile,
             "KEYS": self.blocks.tile,
-            "DIRECT": self.freq_dim <= MOST_DIRECT[self.wide],
-            "PRECISION": self.precision,
+            "DIRECT": self.direct,
+            "PACKED": not self.wide and self.freq_dim <= self.block_m // 2,
             "CAUSAL": o.is_causal,
             "SELF": o.self_coupling,
             "MASK": self.has_mask,
@@ -204,6 +206,7 @@ class Problem:
             "WALK": self.blocks.walk,
             "DIM": self.value_dim,
             "BLOCK_D": self.block_d,
+            "PARTS": _PARTS[self.value.dtype],
             "VALUE_PRECISION": self.value_precision,
             "DROPOUT": self.has_dropout,
             "NEAREST": o.nearest,

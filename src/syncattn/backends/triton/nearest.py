@@ -6,7 +6,17 @@ import triton
 import triton.language as tl
 
 from syncattn.backends.triton.lists import SLACK, box_distance
-from syncattn.backends.triton.pairs import allowed_pairs, load_planes, own_tile, squared_detuning
+from syncattn.backends.triton.pairs import (
+    allowed_pairs,
+    direct_detuning,
+    gram_detuning,
+    left_operands,
+    load_planes,
+    meet,
+    own_tile,
+    right_operands,
+    sizes_of,
+)
 
 
 @triton.jit
@@ -15,7 +25,7 @@ def nearest_kernel(
     mask, mask_batch, mask_head, mask_row, mask_column, base, sender,
     heads, send_heads, queries, keys, query_tiles, key_tiles,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    DIRECT: tl.constexpr, PACKED: tl.constexpr,
     CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr, SYMMETRIC: tl.constexpr,
 ):  # fmt: skip
     """base (B, H, N) the smallest allowed D, sender (B, H, N) int32 its earliest place; 0 and -1 where nobody
@@ -34,10 +44,10 @@ def nearest_kernel(
     own = bh.to(tl.int64) * FREQ * query_tiles + k * query_tiles + tile
     own_low = tl.load(low + own, mask=k < FREQ, other=0.0)
     own_high = tl.load(high + own, mask=k < FREQ, other=0.0)
-    left = tl.zeros([BLOCK_M, QUERIES], tl.float32)
-    centre = tl.zeros([BLOCK_M], tl.float32)
     if not DIRECT:
-        left, centre = own_tile(receive, receive_plane, rows, FREQ, BLOCK_M)
+        left, centre = own_tile(receive, receive_plane, rows, FREQ, BLOCK_M, PACKED)
+        a1, a2, a3 = left_operands(left, PACKED)
+        left_sizes = sizes_of(left, PACKED)[:, None]
 
     end = key_tiles
     if CAUSAL:
@@ -59,23 +69,28 @@ def nearest_kernel(
         if distance <= farthest * SLACK:
             first = other * KEYS
             j = first + columns
-            right = left
-            if not DIRECT:
-                right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M) - centre[:, None]
-            squared = squared_detuning(
-                receive, receive_plane, rows, left, send + first, send_plane, columns, right,
-                FREQ, DIRECT, PRECISION,
-            )  # fmt: skip
+            if DIRECT:
+                squared = direct_detuning(
+                    receive, receive_plane, rows, send + first, send_plane, columns, FREQ
+                )
+            else:
+                right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M, PACKED)
+                right -= centre[:, None]
+                sizes = left_sizes + sizes_of(right, PACKED)[None, :]
+                b1, b2, b3 = right_operands(right, PACKED)
+                squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
             if SYMMETRIC:
-                squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
-            allowed = (i < queries)[:, None] & (j < keys)[None, :]
-            allowed = allowed_pairs(
-                allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
-                CAUSAL, SELF, MASK,
-            )  # fmt: skip
+                if meet(first, KEYS, tile * QUERIES, QUERIES):
+                    squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
             # NaN is nearest of all, as in torch.argmin: it must show
             squared = tl.where(squared == squared, squared, -1.0)
-            squared = tl.where(allowed, squared, float("inf"))
+            if MASK or first + KEYS > tl.minimum(keys, tile * QUERIES + offset):
+                allowed = (i < queries)[:, None] & (j < keys)[None, :]
+                allowed = allowed_pairs(
+                    allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
+                    CAUSAL, SELF, MASK,
+                )  # fmt: skip
+                squared = tl.where(allowed, squared, float("inf"))
             least = tl.min(squared, 1)
             place = tl.min(tl.where(squared == least[:, None], j[None, :], 2147483647), 1)
             closer = (least < best) | ((least == best) & (place < found))

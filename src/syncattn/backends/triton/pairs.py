@@ -22,19 +22,21 @@ NOWHERE_RECEIVE = tl.constexpr(3e16)
 
 
 @triton.jit
-def product(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b, accumulated in float32."""
+def product(a, b, acc, PRECISION: tl.constexpr = "tf32"):
+    """acc + a @ b, accumulated in float32; the precision concerns float32 operands."""
     if _WIDE:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit
-def load_planes(base, stride, tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr):
-    """(BLOCK_M, tokens): the coordinates of some tokens, 0 beyond the last coordinate."""
-    k = tl.arange(0, BLOCK_M)
+def load_planes(base, stride, tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr, PACKED: tl.constexpr):
+    """(BLOCK_M, tokens): the coordinates of some tokens, 0 beyond the last coordinate. PACKED: twice, in each
+    half of the rows once."""
+    HALF: tl.constexpr = BLOCK_M // 2 if PACKED else BLOCK_M
+    k = tl.arange(0, BLOCK_M) % HALF
     pointers = base + k[:, None] * stride + tokens[None, :]
-    if FREQ == BLOCK_M:
+    if FREQ == HALF:
         return tl.load(pointers)
     return tl.load(pointers, mask=k[:, None] < FREQ, other=0.0)
 
@@ -49,33 +51,129 @@ def first_of(entries, step, TILE: tl.constexpr, WALK: tl.constexpr, LISTED: tl.c
 
 
 @triton.jit
-def squared_detuning(
-    left_base, left_stride, left_tokens, left,
-    right_base, right_stride, right_tokens, right,
-    FREQ: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """D (L, R). DIRECT: differences first, squares after, on the CUDA cores; else the Gram form of left
-    (BLOCK_M, L) and right (BLOCK_M, R), both counted from one point near the left tokens, as otherwise it
-    cancels."""
-    if DIRECT:
-        squared = tl.zeros([left_tokens.shape[0], right_tokens.shape[0]], tl.float32)
-        for k in range(FREQ):  # not unrolled: the loads of all coordinates at once would take all registers
-            a = tl.load(left_base + k * left_stride + left_tokens)
-            b = tl.load(right_base + k * right_stride + right_tokens)
-            difference = a[:, None] - b[None, :]
-            squared += difference * difference
-    else:
-        sizes = tl.sum(left * left, 0)[:, None] + tl.sum(right * right, 0)[None, :]
-        squared = product(tl.trans(left) * -2.0, right, sizes, PRECISION)
-        squared = tl.maximum(squared, 0.0, propagate_nan=tl.PropagateNan.ALL)
+def direct_detuning(
+    left_base, left_stride, left_tokens, right_base, right_stride, right_tokens, FREQ: tl.constexpr
+):
+    """D (L, R), differences first, squares after, on the CUDA cores."""
+    squared = tl.zeros([left_tokens.shape[0], right_tokens.shape[0]], tl.float32)
+    for k in range(FREQ):  # not unrolled: the loads of all coordinates at once would take all registers
+        a = tl.load(left_base + k * left_stride + left_tokens)
+        b = tl.load(right_base + k * right_stride + right_tokens)
+        difference = a[:, None] - b[None, :]
+        squared += difference * difference
     return squared
 
 
 @triton.jit
-def from_nearest(squared, base, is_nearest):
-    """D counted from the row's nearest sender: exactly 0 there, however another kernel rounds."""
-    squared = tl.maximum(squared - base, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.where(is_nearest, base * 0.0, squared)  # a NaN stays
+def three_parts(x):
+    """Three bfloat16 whose sum is the float32 x: 8 bits each."""
+    first = x.to(tl.bfloat16)
+    rest = x - first.to(tl.float32)
+    second = rest.to(tl.bfloat16)
+    return first, second, (rest - second.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def halves(first, second):
+    """The upper half of the rows of one (BLOCK_M, R), the lower of the other."""
+    BLOCK_M: tl.constexpr = first.shape[0]
+    return tl.where((tl.arange(0, BLOCK_M) < BLOCK_M // 2)[:, None], first, second)
+
+
+@triton.jit
+def left_operands(left, PACKED: tl.constexpr):
+    """-2 w (L, BLOCK_M) as the three factors of `gram_detuning`'s products, from w (BLOCK_M, L)."""
+    first, second, third = three_parts(left * -2.0)
+    if PACKED:
+        third = halves(third, first)
+    return tl.trans(first), tl.trans(second), tl.trans(third)
+
+
+@triton.jit
+def right_operands(right, PACKED: tl.constexpr):
+    """The other factors (BLOCK_M, R). PACKED: first and second part in one, first and third in one."""
+    first, second, third = three_parts(right)
+    if PACKED:
+        return halves(first, second), halves(first, third), third
+    return first, second, third
+
+
+@triton.jit
+def sizes_of(w, PACKED: tl.constexpr):
+    """|w|^2 of some tokens (BLOCK_M, tokens)."""
+    return tl.sum(w * w, 0) * (0.5 if PACKED else 1.0)
+
+
+@triton.jit
+def gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED: tl.constexpr):
+    """D (L, R) = sizes - 2 w^l w^r, on tensor cores: of the products of three bfloat16 parts with three those
+    that float32 can hold, six, or when PACKED three with twice as long sums. Both sides are counted from one
+    point near the left tokens, as otherwise it cancels."""
+    if PACKED:
+        squared = product(a1, b1, sizes)
+        squared = product(a2, b1, squared)
+        squared = product(a3, b2, squared)
+    else:
+        squared = product(a1, b1, sizes)
+        squared = product(a1, b2, squared)
+        squared = product(a2, b1, squared)
+        squared = product(a2, b2, squared)
+        squared = product(a1, b3, squared)
+        squared = product(a3, b1, squared)
+    return tl.maximum(squared, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def drawn_product(dsquared, b1, b2, b3, acc, PARTS: tl.constexpr, PACKED: tl.constexpr):
+    """acc (L, BLOCK_M) + dD (L, R) w^T: dD in one bfloat16 part, two or three; `unpacked` ends the sum."""
+    first = dsquared.to(tl.bfloat16)
+    acc = product(first, tl.trans(b1), acc)
+    if not PACKED:
+        acc = product(first, tl.trans(b2), acc)
+    if PARTS > 1:
+        rest = dsquared - first.to(tl.float32)
+        second = rest.to(tl.bfloat16)
+        acc = product(second, tl.trans(b1), acc)
+        if not PACKED:
+            acc = product(second, tl.trans(b2), acc)
+            if PARTS > 2:
+                third = (rest - second.to(tl.float32)).to(tl.bfloat16)
+                acc = product(first, tl.trans(b3), acc)
+                acc = product(third, tl.trans(b1), acc)
+    return acc
+
+
+@triton.jit
+def unpacked(drawn, PACKED: tl.constexpr):
+    """(L, coordinates): the halves of a sum of packed products added up."""
+    HALVES: tl.constexpr = 2 if PACKED else 1
+    return tl.sum(tl.reshape(drawn, [drawn.shape[0], HALVES, drawn.shape[1] // HALVES]), 1)
+
+
+@triton.jit
+def add_rows(x, acc):
+    """acc (L, 16), all columns alike, + the row sums of x (L, R) bfloat16, on the tensor cores: what is
+    summed is exactly what is mixed."""
+    ones = tl.full([x.shape[1], 16], 1.0, tl.float32).to(tl.bfloat16)
+    return product(x, ones, acc)
+
+
+@triton.jit
+def meet(first, number, other_first, other_number):
+    """Whether [first, first + number) and [other_first, ...) overlap."""
+    return (first < other_first + other_number) & (other_first < first + number)
+
+
+@triton.jit
+def beyond_nearest(squared, base):
+    """D counted from the row's nearest sender."""
+    return tl.maximum(squared - base, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def zero_at_nearest(squared, base, is_nearest):
+    """It is exactly 0 there, however another kernel rounds; a NaN stays."""
+    return tl.where(is_nearest, base * 0.0, squared)
 
 
 @triton.jit
@@ -90,7 +188,7 @@ def weight_of(margin, POWER: tl.constexpr, HAS_EDGE: tl.constexpr, edge):
 
 
 @triton.jit
-def through_weight(flow, weight, POWER: tl.constexpr, HAS_EDGE: tl.constexpr, edge):
+def through_weight(flow, margin, weight, POWER: tl.constexpr, HAS_EDGE: tl.constexpr, edge):
     """dL/dF from dL/dW: exactly 0 where not locked; a NaN stays."""
     if HAS_EDGE:
         if POWER == 2:
@@ -100,7 +198,7 @@ def through_weight(flow, weight, POWER: tl.constexpr, HAS_EDGE: tl.constexpr, ed
             flow = flow * (0.5 / (weight + edge))
     elif POWER == 1:
         flow = flow * (0.5 / tl.where(weight == 0.0, 1.0, weight))
-    return tl.where(weight == 0.0, 0.0, flow)
+    return tl.where(margin <= 0.0, 0.0, flow)
 
 
 @triton.jit
@@ -156,10 +254,10 @@ def largest_radius(coupling, bandwidth):
 
 
 @triton.jit
-def own_tile(base, stride, tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr):
+def own_tile(base, stride, tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr, PACKED: tl.constexpr):
     """(left (BLOCK_M, tokens), centre (BLOCK_M,)): the own tokens' coordinates counted from their mean, over
     those that are there and finite."""
-    left = load_planes(base, stride, tokens, FREQ, BLOCK_M)
+    left = load_planes(base, stride, tokens, FREQ, BLOCK_M, PACKED)
     known = tl.abs(left) < 1e15
     number = tl.maximum(tl.sum(known.to(tl.float32), 1), 1.0)
     centre = tl.sum(tl.where(known, left, 0.0), 1) / number
