@@ -2,9 +2,11 @@
 
     python ahead_of_time.py [sm, 90] [case ...]
 
-One line of JSON for each kernel: registers and spilled bytes of a thread, shared memory of a program. The
-launch code runs on meta tensors; what it would launch is compiled as Triton's own launcher would: pointers
-and multiples of 16 are known as such, ones are constants. Run it without TRITON_INTERPRET.
+One line of JSON for each kernel: registers and spilled bytes of a thread, shared memory of a program, and of
+the loop over pairs the instructions of a thread for each of its pairs, in all and by what executes them (what
+only some tiles need, at the diagonal or with nearest senders in them, is left out). The launch code runs on
+meta tensors; what it would launch is compiled as Triton's own launcher would: pointers and multiples of 16
+are known as such, ones are constants. Run it without TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ CASES = {
     "d128": (2, 8, 4096, 4096, 16, 128, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True}),
     "d256": (1, 8, 1000, 1000, 8, 256, HALF, HALF, {"power": 2, "masked": True}),
     "d256 fp32": (1, 8, 1000, 1000, 8, 256, torch.float32, torch.float32, {"power": 2}),
+    "d128 fp32": (1, 8, 1000, 1000, 8, 128, torch.float32, torch.float32, {"power": 2}),
+    "m32": (2, 8, 4096, 4096, 32, 64, torch.float32, HALF, {"power": 2}),
     "m16": (2, 8, 4096, 4096, 16, 64, torch.float32, HALF, {"power": 2, "same": True}),
     "largest": (1, 8, 1000, 1000, 128, 256, HALF, HALF, {"power": 2}),
     "largest fp32": (1, 8, 1000, 1000, 128, 256, torch.float32, torch.float32, {"power": 2}),
@@ -108,24 +112,67 @@ def compiled(kernel, arguments, options, target):
     return triton.compile(source, target=target, options=options)
 
 
-def resources(binary):
-    """What the machine code of a kernel needs, and how many of some instructions it holds."""
+def dumped(binary, *options):
+    """What cuobjdump says of the machine code."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        usage, sass = (
+        return [
             subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
-        )
+            for option in options
+        ]
+
+
+def resources(binary):
+    """What the machine code of a kernel needs, and how many of some instructions it holds."""
+    usage, sass = dumped(binary, "--dump-resource-usage", "--dump-sass")
     found = {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),  # nothing else of ours is there
         "shared": binary.metadata.shared,
     }
-    for name in ("HGMMA", "HMMA", "FFMA", "MUFU", "BAR.SYNC", "LDS", "STS", "LDG"):
+    for name in ("HGMMA", "HMMA"):
         found[name] = len(re.findall(rf"\s{name}", sass))
+    return found | {"loop": loop_of(sass)}
+
+
+PIPES = {
+    "tensor": "HGMMA HMMA",
+    "special": "MUFU F2F I2F F2I",
+    "float": "FFMA FMUL FADD FSETP FSEL FMNMX FSET",
+    "memory": "LDS STS LDSM STSM LDGSTS LDG STG LDL STL LDGDEPBAR DEPBAR",
+    "waiting": "WARPGROUP BAR WARPSYNC FENCE MEMBAR NOP BRA BSSY BSYNC",
+}
+
+
+def loop_of(sass):
+    """The instructions of the longest loop with a product of matrices, by what executes them; empty if there
+    is none. What a conditional branch may skip is left out."""
+    code = []
+    for line in sass.splitlines():
+        if found := re.search(r"/\*([0-9a-f]{4,5})\*/\s+(@!?U?P\w+\s+)?([A-Z0-9.]+)([^;]*);", line):
+            to = re.search(r"0x([0-9a-f]+)", found[4]) if found[3].startswith("BRA") else None
+            code.append((int(found[1], 16), found[2], found[3].split(".")[0], to and int(to[1], 16)))
+    loops = [[x for x in code if to <= x[0] <= at] for at, _, _, to in code if to is not None and to < at]
+    loop = max((x for x in loops if any("MMA" in y[2] for y in x)), key=len, default=[])
+    found, resume = {}, 0
+    for at, condition, name, to in loop:
+        if at < resume:
+            continue
+        if condition and to is not None and at < to <= loop[-1][0]:
+            resume = to
+        pipe = next((p for p, names in PIPES.items() if name in names.split()), "integer")
+        found[pipe] = found.get(pipe, 0) + 1
     return found
+
+
+def per_pair(loop, arguments, options):
+    """The instructions of one turn of a loop, for each pair that a thread has in it."""
+    pairs = arguments["QUERIES"] * arguments.get("WALK", arguments["KEYS"])
+    share = 32 * options.get("num_warps", 4) / pairs
+    found = {"all": sum(loop.values()) * share} | {name: n * share for name, n in sorted(loop.items())}
+    return {name: round(n, 2) for name, n in found.items()}
 
 
 def main(sm, names):
@@ -137,6 +184,8 @@ def main(sm, names):
         for kernel, arguments, options in launches(CASES[name]):
             binary = compiled(kernel, arguments, options, target)
             line = {"case": name, "kernel": kernel.__name__, **options, **resources(binary)}
+            if line["loop"]:
+                line["loop"] = per_pair(line["loop"], arguments, options)
             print(json.dumps(line), flush=True)
 
 

@@ -45,7 +45,7 @@ def receivers_kernel(
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
     mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
     base, sender, entries, counts, order, grad, grad_batch, grad_head, grad_token, out, row_sum,
-    row_numbers, grad_receive, grad_coupling, grad_bandwidth,
+    row_numbers, ranges, grad_receive, grad_coupling, grad_bandwidth,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
@@ -55,8 +55,9 @@ def receivers_kernel(
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Of one tile of receivers: grad_receive (B, H, N, m), grad_coupling (B, H, N), grad_bandwidth (B H,
-    tiles); and for the kernel after it row_numbers (4, B, H, N): 1 / kappa^2, 1 / Z, delta / Z and the sum
-    of dD."""
+    tiles). For the kernel after it row_numbers (6, B H, plane): 1 / kappa^2, 1 / Z, delta / Z, and in the
+    nearest frame the sum of dD, the nearest sender's D and its place (the bits of an int32); and ranges (2,
+    B H, tiles) int32: the first place of a tile's nearest senders, and how many up to the last."""
     pid = tl.program_id(0)
     if ORDERED:
         pid = tl.load(order + pid)
@@ -91,6 +92,9 @@ def receivers_kernel(
         own_sender = tl.load(sender + row + i, mask=here, other=-1)
         first_sender = tl.min(tl.where(own_sender < 0, 2147483647, own_sender), 0)
         senders = tl.max(own_sender, 0) - first_sender + 1
+        tl.store(ranges + bh * query_tiles + tile, first_sender)
+        tl.store(ranges + (tl.num_programs(0) + bh * query_tiles + tile), senders)
+        left_sizes -= own_base[:, None]
     if DROPOUT:
         words = row_words(tl.load(seed), row + i)[:, None]
     inside = here[:, None] & (d < DIM)[None, :]
@@ -98,10 +102,13 @@ def receivers_kernel(
     dout = tl.load(grad + i.to(tl.int64)[:, None] * grad_token + d[None, :], mask=inside, other=0.0)
     mixed = tl.load(out + (row + i)[:, None] * DIM + d[None, :], mask=inside, other=0.0)
     delta = tl.sum(dout.to(tl.float32) * mixed.to(tl.float32), 1) * scale
-    row_numbers += row + i
-    tl.store(row_numbers, 1.0 / (kappa * kappa), mask=here)
-    tl.store(row_numbers + rows_in_all, scale, mask=here)
-    tl.store(row_numbers + 2 * rows_in_all, delta, mask=here)
+    row_numbers += bh.to(tl.int64) * receive_plane + i
+    tl.store(row_numbers, 1.0 / (kappa * kappa))
+    tl.store(row_numbers + rows_in_all, scale)
+    tl.store(row_numbers + 2 * rows_in_all, delta)
+    if NEAREST:
+        tl.store(row_numbers + 4 * rows_in_all, own_base)
+        tl.store(row_numbers + 5 * rows_in_all, own_sender.to(tl.float32, bitcast=True))
 
     drawn = tl.zeros([QUERIES, BLOCK_M], tl.float32)  # sum_j dD_ij w^s_j
     if PARTS == 1:
@@ -124,6 +131,8 @@ def receivers_kernel(
         b1, b2, b3 = right_operands(right, PACKED)
         if DIRECT:
             squared = direct_detuning(receive, receive_plane, rows, send + first, send_plane, columns, FREQ)
+            if NEAREST:
+                squared = beyond_nearest(squared, own_base[:, None])
         else:
             sizes = left_sizes + sizes_of(right, PACKED)[None, :]
             squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
@@ -131,7 +140,6 @@ def receivers_kernel(
             if meet(first, WALK, tile * QUERIES, QUERIES):
                 squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
         if NEAREST:
-            squared = beyond_nearest(squared, own_base[:, None])
             if meet(first, WALK, first_sender, senders):
                 squared = zero_at_nearest(squared, own_base[:, None], j[None, :] == own_sender[:, None])
         kernel = tl.exp2(rate * squared)
@@ -180,7 +188,7 @@ def receivers_kernel(
     if NEAREST:
         found = (own_sender >= 0)[None, :] & (k < FREQ)[:, None]
         nearest = tl.load(send + k[:, None] * send_plane + own_sender[None, :], mask=found, other=0.0)
-        tl.store(row_numbers + 3 * rows_in_all, summed, mask=here)
+        tl.store(row_numbers + 3 * rows_in_all, summed)
         gradient = summed[:, None] * tl.trans(nearest - centre[:, None]) - drawn
     else:
         gradient = summed[:, None] * tl.trans(left) - drawn
@@ -195,8 +203,8 @@ def senders_kernel(
     receive, receive_plane, send, send_plane, value, value_batch, value_head, value_token,
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
     mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
-    base, sender, entries, counts, order, grad, grad_batch, grad_head, grad_token,
-    row_numbers, grad_send, grad_value,
+    entries, counts, order, grad, grad_batch, grad_head, grad_token,
+    row_numbers, ranges, range_number, grad_send, grad_value,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
@@ -225,6 +233,7 @@ def senders_kernel(
     value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
     mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
     grad += b.to(tl.int64) * grad_batch + h.to(tl.int64) * grad_head
+    row_numbers += bh.to(tl.int64) * receive_plane
     alpha = tl.load(bandwidth + h)
     rate = -2.8853900817779268 * alpha
     left, centre = own_tile(send, send_plane, rows, FREQ, BLOCK_M, PACKED)
@@ -252,25 +261,32 @@ def senders_kernel(
     for step in range(start * (QUERIES // WALK), end * (QUERIES // WALK)):
         first = first_of(entries, step, QUERIES, WALK, LISTED)
         i = first + columns
-        seen = i < queries
-        numbers = row_numbers + row + i
-        inverse_square = tl.load(numbers, mask=seen, other=1.0)[None, :]
-        scale = tl.load(numbers + rows_in_all, mask=seen, other=0.0)[None, :]
+        numbers = row_numbers + first + columns
+        inverse_square = tl.load(numbers)[None, :]
+        scale = tl.load(numbers + rows_in_all)[None, :]
+        if NEAREST:
+            own_base = tl.load(numbers + 4 * rows_in_all)[None, :]
+            tile_ranges = ranges + bh * query_tiles + first // QUERIES
         right = load_planes(receive + first, receive_plane, columns, FREQ, BLOCK_M, PACKED) - centre[:, None]
         b1, b2, b3 = right_operands(right, PACKED)
         if DIRECT:
             squared = direct_detuning(send, send_plane, rows, receive + first, receive_plane, columns, FREQ)
+            if NEAREST:
+                squared = beyond_nearest(squared, own_base)
         else:
-            sizes = left_sizes + sizes_of(right, PACKED)[None, :]
+            sizes = sizes_of(right, PACKED)[None, :]
+            if NEAREST:
+                sizes -= own_base
+            sizes = left_sizes + sizes
             squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
         if SYMMETRIC:
             if meet(first, WALK, tile * KEYS, KEYS):
                 squared = tl.where(j[:, None] == i[None, :], 0.0, squared)
         if NEAREST:
-            own_base = tl.load(base + row + i, mask=seen, other=0.0)[None, :]
-            own_sender = tl.load(sender + row + i, mask=seen, other=-1)[None, :]
-            squared = beyond_nearest(squared, own_base)
-            squared = zero_at_nearest(squared, own_base, j[:, None] == own_sender)
+            some_nearest = meet(tile * KEYS, KEYS, tl.load(tile_ranges), tl.load(tile_ranges + range_number))
+            if some_nearest:
+                own_sender = tl.load(numbers + 5 * rows_in_all).to(tl.int32, bitcast=True)[None, :]
+                squared = zero_at_nearest(squared, own_base, j[:, None] == own_sender)
         kernel = tl.exp2(rate * squared)
         margin = kernel - squared * inverse_square
         if CAUSAL or not SELF or MASK:
@@ -285,7 +301,10 @@ def senders_kernel(
                 margin = tl.where(allowed, margin, -1.0)
         weight = weight_of(margin, POWER, HAS_EDGE, edge)
         pointers = grad + tl.cast(first, tl.int64) * grad_token + columns[:, None] * grad_token + d[None, :]
-        dout = tl.load(pointers, mask=seen[:, None] & (d < DIM)[None, :], other=0.0)
+        if EVEN and DIM == BLOCK_D:
+            dout = tl.load(pointers)
+        else:
+            dout = tl.load(pointers, mask=(i < queries)[:, None] & (d < DIM)[None, :], other=0.0)
         flow = product(v, tl.trans(dout), tl.zeros([KEYS, WALK], tl.float32), VALUE_PRECISION)
         kept = weight * scale
         if DROPOUT:
@@ -293,12 +312,14 @@ def senders_kernel(
             kept = tl.where(keep, kept * keep_scale, 0.0)
             flow = tl.where(keep, flow * keep_scale, 0.0)
         dvalue = product(kept.to(dout.dtype), dout, dvalue, VALUE_PRECISION)
-        flow = flow * scale - tl.load(numbers + 2 * rows_in_all, mask=seen, other=0.0)[None, :]
+        flow = flow * scale - tl.load(numbers + 2 * rows_in_all)[None, :]
         dmargin = through_weight(flow, margin, weight, POWER, HAS_EDGE, edge)
         dsquared = -2.0 * alpha * dmargin * kernel - dmargin * inverse_square
         if NEAREST:
-            taken = tl.load(numbers + 3 * rows_in_all, mask=seen, other=0.0)[None, :]
-            dsquared = tl.where(j[:, None] == own_sender, dsquared - taken, dsquared)
+            if some_nearest:
+                own_sender = tl.load(numbers + 5 * rows_in_all).to(tl.int32, bitcast=True)[None, :]
+                taken = tl.load(numbers + 3 * rows_in_all)[None, :]
+                dsquared = tl.where(j[:, None] == own_sender, dsquared - taken, dsquared)
         if SYMMETRIC:
             if meet(first, WALK, tile * KEYS, KEYS):
                 dsquared = tl.where(j[:, None] == i[None, :], 0.0, dsquared)

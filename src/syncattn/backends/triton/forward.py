@@ -72,10 +72,12 @@ def forward_kernel(
         first_sender = tl.min(tl.where(own_sender < 0, 2147483647, own_sender), 0)
         senders = tl.max(own_sender, 0) - first_sender + 1
         own_sender = own_sender[:, None]
+        if not DIRECT:
+            left_sizes -= own_base
     if DROPOUT:
         words = row_words(tl.load(seed), row + i)[:, None]
 
-    # What the tensor cores sum up is rounded as what they mix; with dropout other pairs are summed than mixed.
+    # What the tensor cores sum is rounded as what they mix; with dropout other pairs are summed than mixed.
     SUMMED: tl.constexpr = value.dtype.element_ty == tl.bfloat16 and not DROPOUT
     if SUMMED:
         total = tl.zeros([QUERIES, 16], tl.float32)
@@ -94,6 +96,8 @@ def forward_kernel(
         j = first + columns
         if DIRECT:
             squared = direct_detuning(receive, receive_plane, rows, send + first, send_plane, columns, FREQ)
+            if NEAREST:
+                squared = beyond_nearest(squared, own_base)
         else:
             right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M, PACKED) - centre[:, None]
             sizes = left_sizes + sizes_of(right, PACKED)[None, :]
@@ -103,7 +107,6 @@ def forward_kernel(
             if meet(first, WALK, tile * QUERIES, QUERIES):
                 squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
         if NEAREST:
-            squared = beyond_nearest(squared, own_base)
             if meet(first, WALK, first_sender, senders):
                 squared = zero_at_nearest(squared, own_base, j[None, :] == own_sender)
         margin = tl.exp2(rate * squared) - squared * inverse_square

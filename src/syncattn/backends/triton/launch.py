@@ -50,26 +50,18 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# By the columns of the value, rounded up, and the bytes of its elements: chosen from the compiler's reports
-# for sm_90 (docs/kernel.md), as large as fits the registers. Not yet measured on a GPU.
+# By the columns of the value, rounded up, and the bytes of its elements: those with the fewest instructions a
+# pair in the compiler's code for sm_90 (docs/kernel.md). Not yet measured on a GPU.
 FORWARD = {
     (64, 2): Blocks(64, 64, 4, 2),
     (64, 4): Blocks(64, 32, 4, 2),
     (128, 2): Blocks(64, 64, 4, 2),
-    (128, 4): Blocks(64, 32, 8, 2),
-    (256, 2): Blocks(64, 32, 8, 2),
-    (256, 4): Blocks(64, 16, 8, 1),
+    (128, 4): Blocks(64, 32, 4, 2),
+    (256, 2): Blocks(64, 32, 4, 2),
+    (256, 4): Blocks(64, 32, 4, 1),
 }
-BACKWARD = {
-    (64, 2): Blocks(64, 32, 4, 2),
-    (64, 4): Blocks(64, 32, 8, 2),
-    (128, 2): Blocks(128, 32, 8, 2),
-    (128, 4): Blocks(64, 32, 8, 1),
-    (256, 2): Blocks(64, 16, 8, 1),
-    (256, 4): Blocks(64, 16, 8, 1),
-}
-# With more coordinates than this the frequencies take the registers, and so many warps have to share them.
-_FEW_COORDINATES, _WARPS_FOR_MORE = 32, 8
+BACKWARD = FORWARD.copy()
+_FEW_COORDINATES = 64  # more take the registers and the shared memory
 
 
 def blocks_for(block_d: int, block_m: int, size: int, backward: bool) -> Blocks:
@@ -77,9 +69,7 @@ def blocks_for(block_d: int, block_m: int, size: int, backward: bool) -> Blocks:
     found = (BACKWARD if backward else FORWARD)[max(64, block_d), size]
     if block_m <= _FEW_COORDINATES:
         return found
-    return Blocks(
-        min(64, found.tile), min(32, found.walk), _WARPS_FOR_MORE, 1 if block_m > 64 else found.stages
-    )
+    return Blocks(found.tile, min(found.walk, 32 if block_d * size <= 512 else 16), found.warps, 1)
 
 
 class Side(NamedTuple):

@@ -65,12 +65,21 @@ def direct_detuning(
 
 
 @triton.jit
+def _upper_half(x):
+    """(float32 x without the lower half of its bits, the upper half as bfloat16). Conversions would take the
+    pipe of the special functions."""
+    bits = x.to(tl.int32, bitcast=True)
+    upper = (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return (bits & -65536).to(tl.float32, bitcast=True), upper
+
+
+@triton.jit
 def three_parts(x):
-    """Three bfloat16 whose sum is the float32 x: 8 bits each."""
-    first = x.to(tl.bfloat16)
-    rest = x - first.to(tl.float32)
-    second = rest.to(tl.bfloat16)
-    return first, second, (rest - second.to(tl.float32)).to(tl.bfloat16)
+    """Three bfloat16 whose sum is exactly the float32 x: 8 bits each. (A NaN is one of the second part.)"""
+    first, first_part = _upper_half(x)
+    rest = x - first
+    second, second_part = _upper_half(rest)
+    return first_part, second_part, _upper_half(rest - second)[1]
 
 
 @triton.jit
@@ -108,7 +117,8 @@ def sizes_of(w, PACKED: tl.constexpr):
 def gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED: tl.constexpr):
     """D (L, R) = sizes - 2 w^l w^r, on tensor cores: of the products of three bfloat16 parts with three those
     that float32 can hold, six, or when PACKED three with twice as long sums. Both sides are counted from one
-    point near the left tokens, as otherwise it cancels."""
+    point near the left tokens, as otherwise it cancels. What is subtracted from the sizes is from D, which
+    stays at least 0."""
     if PACKED:
         squared = product(a1, b1, sizes)
         squared = product(a2, b1, squared)

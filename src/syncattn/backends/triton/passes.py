@@ -129,26 +129,30 @@ def backward(
     if p.listed:
         reach = p.reach(nearest)
         by_query, by_key = p.lists(reach, of_queries=True), p.lists(reach, of_queries=False)
-    row_numbers, grad_coupling = row_sum.new_empty(4, *row_sum.shape), torch.empty_like(row_sum)
+    row_numbers = row_sum.new_empty(6, p.batch * p.heads, p.receive.plane)
+    grad_coupling = torch.empty_like(row_sum)
+    ranges = torch.empty(2, p.batch * p.heads * p.receive.tiles, dtype=torch.int32, device=p.device)
     grad_receive = receive.new_empty(receive.shape)
     grad_bandwidth = row_sum.new_empty(p.batch, p.heads, p.receive.tiles)
     grad_send = _per_head(p, send)
     grad_value = _per_head(p, value)
     sizes = (
         p.heads, p.send.heads, p.value.shape[1], p.queries, p.keys, p.receive.tiles, p.send.tiles,
-        row_sum.numel(), p.options.eps, p.options.edge,
+        row_numbers.stride(0), p.options.eps, p.options.edge,
     )  # fmt: skip
-    constants = {"EVEN": p.keys % p.blocks.tile == 0, "LISTED": p.listed, **p.pairs(), **p.weights()}
+    constants = {"LISTED": p.listed, **p.pairs(), **p.weights()}
     gradient = (grad, *grad.stride()[:3])
     with on(p.device):
         receivers_kernel[(p.batch * p.heads * p.receive.tiles,)](
             *common(p), base, sender, *_walk(p, by_query), *gradient, out, row_sum,
-            row_numbers, grad_receive, grad_coupling, grad_bandwidth, *sizes,
+            row_numbers, ranges, grad_receive, grad_coupling, grad_bandwidth, *sizes,
+            EVEN=p.keys % p.blocks.tile == 0,
             ORDERED=by_query is not None and by_query.order is not None, **constants,
         )  # fmt: skip
         senders_kernel[(p.batch * p.heads * p.send.tiles,)](
-            *common(p), base, sender, *_walk(p, by_key), *gradient,
-            row_numbers, grad_send, grad_value, *sizes,
+            *common(p), *_walk(p, by_key), *gradient,
+            row_numbers, ranges, ranges.shape[1], grad_send, grad_value, *sizes,
+            EVEN=p.queries % p.blocks.tile == 0,
             ORDERED=by_key is not None and by_key.order is not None, **constants,
         )  # fmt: skip
     return (
