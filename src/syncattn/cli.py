@@ -17,6 +17,7 @@ from syncattn.doctor import doctor_command
 from syncattn.paper.command import paper_command
 from syncattn.study.command import study_command
 from syncattn.training.flags import (
+    Backend,
     BatchSize,
     Calibrate,
     Context,
@@ -98,6 +99,7 @@ def train_command(
     final_eval_tokens: FinalEvalTokens = 0,
     precision: Precision = "fp32",
     device: Device = "auto",
+    backend: Backend = None,
     threads: Threads = None,
     calibrate: Calibrate = True,
     max_density: MaxDensity = 0.1,
@@ -127,7 +129,8 @@ def train_command(
         else:
             if out is None:
                 raise UserError("--out is missing: expected a new folder for the model")
-            check_output(out, overwrite=overwrite)
+            if first:  # a process that comes later finds what this one has written
+                check_output(out, overwrite=overwrite)
             options = _options(
                 tokens,
                 context=context,
@@ -143,6 +146,7 @@ def train_command(
                 final_eval_tokens=final_eval_tokens,
                 precision=precision,
                 device=device,
+                backend=backend,
                 threads=threads,
                 calibrate=calibrate,
                 max_density=max_density,
@@ -209,6 +213,7 @@ def compare_command(
     final_eval_tokens: FinalEvalTokens = 100_000,
     precision: Precision = "fp32",
     device: Device = "auto",
+    backend: Backend = None,
     threads: Threads = None,
     calibrate: Calibrate = True,
     max_density: MaxDensity = 0.1,
@@ -249,6 +254,7 @@ def compare_command(
             final_eval_tokens=final_eval_tokens,
             precision=precision,
             device=device,
+            backend=backend,
             threads=threads,
             calibrate=calibrate,
             max_density=max_density,

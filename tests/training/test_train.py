@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 import syncattn.training.loop as loop_module
+from syncattn.backends import tiled
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerBaselineConfig
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.training.checkpoints import find_checkpoint
@@ -374,3 +375,16 @@ def test_the_callers_config_is_left_alone(config, corpus, tokenizer, options, tm
     before = config.to_dict()
     train(config, corpus, tokenizer, tmp_path / "run", replace(options, steps=1))
     assert config.to_dict() == before and config.use_cache
+
+
+def test_a_backend_by_name_takes_all_calls_and_is_recorded(
+    config, corpus, tokenizer, options, tmp_path, monkeypatch
+):
+    named = replace(options, backend="tiled")
+    assert train(config, corpus, tokenizer, tmp_path / "run", named)["options"]["backend"] == "tiled"
+    monkeypatch.setattr(tiled, "refuses", lambda call: "not today")
+    with pytest.raises(UserError, match="backend='tiled' cannot take this call: not today"):
+        train(config, corpus, tokenizer, tmp_path / "refused", named)
+    with pytest.raises(UserError, match="backend must be None or one of"):
+        train(config, corpus, tokenizer, tmp_path / "none", replace(options, backend="cpp"))
+    assert not (tmp_path / "refused").exists() and not (tmp_path / "none").exists()

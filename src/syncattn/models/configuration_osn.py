@@ -162,6 +162,12 @@ class OSNConfig(PreTrainedConfig):
         own &= {_STORED_TOP_K, *inspect.get_annotations(OSNConfig)}
         return output | {name: every[name] for name in sorted(own & every.keys())}
 
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        # transformers before 5.20 takes a field named as an option of sampling for one, and refuses to save.
+        found = super()._get_generation_parameters()
+        found.pop("top_k", None)
+        return found
+
     @classmethod
     def paper(cls, **overrides: Any) -> OSNConfig:
         """The published formulation (Hays 2026, arXiv 2602.14445), made causal; `overrides` are any fields.

@@ -296,10 +296,27 @@ class SelectiveSynchronizationAttention(nn.Module):
 
         `syncattn.nn.limit_density_` does it for a whole model and says how; returns the densities (H,).
         """
-        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal)
-        heads, excess = density.excess_strength(call, limit)
+        heads, excess = self.excess_strength(
+            query, key, value, key_padding_mask, attn_mask, is_causal, limit=limit
+        )
         self.raw_coupling.sub_((gain * excess).to(self.raw_coupling))
         return heads
+
+    @torch.no_grad()
+    def excess_strength(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        limit: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,)."""
+        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal)
+        return density.excess_strength(call, limit)
 
     @classmethod
     def from_reference(

@@ -30,9 +30,17 @@ def calibrate(
         *args, **kwargs: a real batch.
         density_range: the ladder's ends for all layers; None for each layer's own.
 
+    Processes that train copies of one model must all give it the same batch, or calibrate before
+    DistributedDataParallel makes the copies equal; `fully_shard` comes after calibration.
+
     Raises:
-        ValueError: the model has no such layer, or one cannot be calibrated.
+        ValueError: the model has no such layer, one cannot be calibrated, or its parameters are sharded.
     """
+    if _is_sharded(model):
+        raise ValueError(
+            "calibrate needs whole parameters, got a model with sharded ones, in which what it writes would "
+            "be lost: calibrate before fully_shard"
+        )
 
     def hook(layer: SelectiveSynchronizationAttention, arguments: dict[str, Any]) -> None:
         layer.calibrate_(**arguments, density_range=density_range)
@@ -92,17 +100,51 @@ def limit_density_(
     if not 0 < gain < math.inf:
         raise ValueError(f"gain must be positive and finite, got {gain!r}")
     found: dict[str, Tensor] = {}
+    changes: list[tuple[SelectiveSynchronizationAttention, Tensor]] = []
+    sharded = _is_sharded(model)
 
     def hook_for(name: str):
         def hook(layer: SelectiveSynchronizationAttention, arguments: dict[str, Any]) -> None:
             if layer.strength != "log":
                 raise ValueError(f"limit_density_ needs a coupling per head, strength='log', in {name}")
-            found[name] = layer.limit_density_(**arguments, limit=limit, gain=gain)
+            if sharded:  # what a layer computes with is a copy of its shards: they change afterwards
+                found[name], change = layer.excess_strength(**arguments, limit=limit)
+                changes.append((layer, gain * change))
+            else:
+                found[name] = layer.limit_density_(**arguments, limit=limit, gain=gain)
 
         return hook
 
     _visit(model, hook_for, args, kwargs)
+    if sharded:
+        _lower_sharded(model, changes)
     return found
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether `fully_shard` was applied to a model, or a part of it."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+@torch.no_grad()
+def _lower_sharded(model: nn.Module, changes: list[tuple[SelectiveSynchronizationAttention, Tensor]]) -> None:
+    """Subtract from couplings of which each process holds some; the first process's changes count."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    for layer, change in changes:
+        raw: Any = layer.raw_coupling
+        change = change.to(raw.device, raw.dtype)
+        if isinstance(raw, DTensor):  # not one of fully_shard's ignored_params
+            change = distribute_tensor(change, raw.device_mesh, raw.placements)
+        raw.sub_(change)
 
 
 def _visit(model: nn.Module, hook_for: Callable[[str], Callable], args: tuple, kwargs: dict) -> None:

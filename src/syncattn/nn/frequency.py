@@ -87,6 +87,8 @@ class Frequency(nn.Module):
 
     def reset_parameters(self) -> None:
         """Contents ~ N(0, 1) per coordinate on layer-normalised input; windows log-spaced over the heads."""
+        # of a module made on the meta device and emptied since, this holds anything
+        self.delayed.copy_(delayed_heads(self.num_heads, self.delay, self.delayed.device))
         for projection in (self.receive_proj, self.send_proj):
             if projection is not None:
                 nn.init.normal_(projection.weight, std=self.embed_dim**-0.5)

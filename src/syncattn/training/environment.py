@@ -19,7 +19,8 @@ PACKAGES = (*_NUMERICS, "scipy", "tensorboard", "matplotlib", "typer", "rich")
 def versions() -> dict[str, str]:
     """Python's, this package's and the used libraries' versions; "not installed" where one is missing."""
     found = {"python": platform.python_version(), "syncattn": package_version("syncattn")}
-    return found | {name: package_version(name) for name in PACKAGES}
+    found |= {name: package_version(name) for name in PACKAGES}
+    return found | {"torch": str(torch.__version__)}  # with its build, such as +cu130, in every wheel
 
 
 def package_version(name: str) -> str:

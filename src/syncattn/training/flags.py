@@ -79,6 +79,14 @@ Precision = Annotated[
     str, typer.Option(help="'fp32', or 'bf16' for mixed precision.", rich_help_panel="Training")
 ]
 Device = Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.", rich_help_panel="Training")]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="The backend of all synchronization layers, such as 'triton'; see `syncattn doctor`.",
+        show_default="the first that can",
+        rich_help_panel="Training",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads.", show_default="PyTorch's choice", rich_help_panel="Training")
 ]

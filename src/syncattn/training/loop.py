@@ -121,6 +121,12 @@ class Loop(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
+        # Several processes fill up their last batches with windows from the beginning: those are left out.
+        # The Trainer then weighs each process's loss by the number of its windows that remain.
+        last = self.accelerator.gradient_state
+        if self.args.world_size > 1 and last.end_of_dataloader and last.remainder > 0:
+            own = last.remainder - self.args.process_index * self.args.eval_batch_size
+            inputs = {name: x[: max(own, 1)] for name, x in inputs.items()}
         # Evaluation is of the loss alone; the Trainer's own step also collects every other output.
         with torch.no_grad():
             loss: Any = self.compute_loss(model, self._prepare_inputs(inputs))
@@ -129,7 +135,7 @@ class Loop(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         heads: list[list[float]] = []
         if "loss" in logs:
-            logs["loss"] = float(self._loss_sum) / max(self._loss_steps, 1)
+            logs["loss"] = self._over_processes(float(self._loss_sum)) / max(self._loss_steps, 1)
             self._loss_sum, self._loss_steps = 0.0, 0
             if not math.isfinite(logs["loss"]):
                 raise diverged(self.state.global_step, f"the loss is {logs['loss']}", self.options)
@@ -142,6 +148,13 @@ class Loop(Trainer):
             # Per head: too fine for the loggers, wanted in the report.
             entry: dict[str, Any] = self.state.log_history[-1]
             entry["density"] = heads
+
+    def _over_processes(self, number: float) -> float:
+        """The mean of the processes' numbers; all of them have to ask."""
+        if self.args.world_size == 1:
+            return number
+        given = torch.tensor(number, dtype=torch.float64, device=self.args.device)
+        return float(self.accelerator.reduce(given, reduction="mean"))
 
     def densities(self) -> list[list[float]]:
         """Fraction of the allowed pairs that lock on the fixed batch, (layer, head); [] without SSA."""
@@ -181,6 +194,7 @@ class Loop(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         checkpoints = self.out / CHECKPOINTS
+        loss_sum = self._over_processes(float(self._loss_sum))
         with disk_errors(f"cannot write a checkpoint to {checkpoints}"):
             if self.args.world_size > 1:
                 super()._save_checkpoint(
@@ -189,21 +203,21 @@ class Loop(Trainer):
             else:
                 with staged(checkpoints) as self._staging:
                     super()._save_checkpoint(model, trial)
-                    self._save_progress(self._staging)
+                    self._save_progress(self._staging, loss_sum)
                 del self._staging
             if self.is_world_process_zero():
                 if self.args.world_size > 1:
-                    self._save_progress(checkpoints)
+                    self._save_progress(checkpoints, loss_sum)
                 newest = f"checkpoint-{self.state.global_step}"
                 for path in checkpoints.glob("checkpoint-*"):
                     if path.name != newest:
                         shutil.rmtree(path, ignore_errors=True)
 
-    def _save_progress(self, folder: Path) -> None:
+    def _save_progress(self, folder: Path, loss_sum: float) -> None:
         progress = {
             "train_seconds": self.train_seconds,
             "wall_seconds": self.elapsed(),
-            "loss_sum": float(self._loss_sum),
+            "loss_sum": loss_sum,
             "loss_steps": self._loss_steps,
         }
         path = folder / f"checkpoint-{self.state.global_step}" / PROGRESS_FILE

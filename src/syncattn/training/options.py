@@ -29,6 +29,7 @@ class TrainingOptions:
         final_eval_tokens: the same for the last evaluation, on validation and test text; 0 is all.
         precision: "fp32", or "bf16" for mixed precision.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        backend: of every SSA layer (`syncattn.use_backend`); None leaves the choice to each call.
         threads: CPU threads; None leaves PyTorch's choice.
         max_density: the mean share of pairs that may lock in each SSA layer; what exceeds it is taken back
             from the couplings every ten steps (`syncattn.nn.limit_density_`). None sets no limit.
@@ -52,6 +53,7 @@ class TrainingOptions:
     final_eval_tokens: int = 0
     precision: str = "fp32"
     device: str = "auto"
+    backend: str | None = None
     threads: int | None = None
     max_density: float | None = 0.1
     strength_lr: float = 1.0

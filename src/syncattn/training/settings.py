@@ -1,4 +1,4 @@
-"""From what the command line gives to a model's config."""
+"""From what the command line gives to a model's config, and to the backend of its layers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import difflib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from syncattn.backends import use_backend
 from syncattn.models import OSNConfig
 from syncattn.training.errors import UserError
 
@@ -74,4 +75,16 @@ def config_errors() -> Iterator[None]:
     except UserError:
         raise
     except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def chosen_backend(name: str | None) -> Iterator[None]:
+    """`use_backend`; that it cannot run here, or cannot take a call, is the user's to mend."""
+    try:
+        with nullcontext() if name is None else use_backend(name):
+            yield
+    except ValueError as error:
+        if name is None or not str(error).startswith("backend"):
+            raise
         raise UserError(str(error)) from error

@@ -50,6 +50,7 @@ from syncattn.training.files import (
 from syncattn.training.loop import Loop, diverged, has_diverged, stop_on_signals
 from syncattn.training.options import TrainingOptions
 from syncattn.training.progress import Display
+from syncattn.training.settings import chosen_backend
 from syncattn.training.tokenizers import encode, load_tokenizer
 
 PROBE_WINDOWS = 4
@@ -72,9 +73,8 @@ def train(
 
     The finished folder has `config.json`, `model.safetensors`, the tokeniser's files, and `training.json`,
     whose content is returned: options, data, history (loss, validation loss, density per layer and head,
-        tokens
-    per second), result, versions, machine and command. Losses are means in nats per predicted token. The same
-    seed on the same machine gives the same losses, interrupted or not.
+    tokens per second), result, versions, machine and command. Losses are means in nats per predicted token.
+    The same seed on the same machine gives the same losses, interrupted or not.
 
     Args:
         config: of any causal language model that the Auto classes know; its vocabulary must be the
@@ -93,7 +93,7 @@ def train(
     main = int(os.environ.get("RANK", "0")) == 0
     if checkpoint is None and main:
         check_output(out, overwrite=overwrite)
-    with quiet(), _threads(options.threads):
+    with quiet(), _threads(options.threads), chosen_backend(options.backend):
         tokens = encode_corpus(corpus, lambda text: encode(tokenizer, text), options.context)
         set_seed(options.seed)
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
@@ -107,7 +107,8 @@ def train(
         )
         if checkpoint is None and options.calibrate and wants_calibration(model):
             first = torch.stack([train_windows[i]["input_ids"] for i in range(options.batch_size)])
-            calibrate(model, input_ids=first, use_cache=False)
+            # Where it will train: a backend asked for by name may be of that device alone.
+            calibrate(model.to(arguments.device), input_ids=first.to(arguments.device), use_cache=False)
         # Only now, so that a start that fails leaves nothing behind.
         if checkpoint is None and main:
             # The final model, one checkpoint (model and two moments), another while it is replaced, logs.
@@ -154,7 +155,8 @@ def check_start(
     """What can be known before any work.
 
     Raises:
-        UserError: a vocabulary that does not fit, a batch that the processes cannot share, no such device.
+        UserError: a vocabulary that does not fit, a batch that the processes cannot share, no such device, no
+            such backend.
     """
     if config.vocab_size < len(tokenizer):
         raise UserError(
@@ -165,6 +167,8 @@ def check_start(
         raise UserError(
             f"batch_size is {options.batch_size}, which {processes} processes cannot share equally"
         )
+    with chosen_backend(options.backend):
+        pass
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
 
@@ -289,12 +293,8 @@ def _run_description(
 def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
     """The fields as a model's folder stores them, as JSON; equal descriptions are equal models."""
     fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
-    for name in (
-        "transformers_version",
-        "architectures",
-        "dtype",
-        "use_cache",
-    ):  # filled in when a model is built
+    # filled in when a model is built
+    for name in ("transformers_version", "architectures", "dtype", "use_cache"):
         fields.pop(name, None)
     return fields
 
@@ -324,8 +324,11 @@ def _training_arguments(out: Path, options: TrainingOptions) -> TrainingArgument
         dataloader_pin_memory=torch.cuda.is_available() and options.device != "cpu",
         seed=options.seed,
         remove_unused_columns=False,
+        # Every parameter of the models here gets a gradient; looking for others costs time in every step.
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         log_level="error",
+        log_level_replica="error",
         report_to="none",
     )
     # One process, one device: for several there are `torchrun` and `accelerate launch`, not DataParallel.
