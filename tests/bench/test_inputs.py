@@ -8,7 +8,7 @@ import torch
 from syncattn import selective_synchronization_attention
 from syncattn.bench.checking import errors, truth, verdict
 from syncattn.bench.contenders import make, needed_bytes
-from syncattn.bench.inputs import Case, count_locked, make_inputs
+from syncattn.bench.inputs import Case, count_locked, make_inputs, segment_classes
 from syncattn.bench.plan import BACKWARD, FORWARD
 from syncattn.bench.published import published_attention
 
@@ -130,3 +130,16 @@ def test_the_published_formulation_needs_its_memory(monkeypatch):
     assert needed_bytes(1, 4, 512, True) > needed_bytes(1, 4, 512, False) > 4 * 4 * 512**2
     monkeypatch.setattr("syncattn.bench.contenders.free_bytes", lambda like: 10**6)
     assert "holds N x N matrices" in make("published", case, make_inputs(case), (FORWARD,))
+
+
+@pytest.mark.parametrize("share", [0.25, 0.05])
+def test_whole_segments_lock_or_do_not(share):
+    case = replace(CASE, tokens=2560, heads=2, freq_dim=8, structure="segments", tiles=share, density=None)
+    inputs = make_inputs(case)
+    counted = count_locked(case, inputs, 256, seed=0)
+    assert counted["tiles"] == pytest.approx(share, rel=0.3)
+    assert counted["density"] == pytest.approx(0.9 * counted["tiles"], rel=0.1)
+    classes = segment_classes(case)
+    apart = classes[:, None] != classes[None]
+    _, sync, _ = selective_synchronization_attention(*inputs, **case.options(), return_weights=True)
+    assert not sync[:, :, apart].any()

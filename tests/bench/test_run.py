@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from syncattn import functional
 from syncattn.backends import eager, select, tiled
-from syncattn.bench import memory, operators, targets
+from syncattn.bench import gpu_targets, memory, operators, targets
 from syncattn.bench.contenders import backend_names
 from syncattn.bench.inputs import Case
 from syncattn.bench.plan import BACKWARD, FORWARD, SUITES
@@ -27,7 +27,7 @@ def test_all_suites(bench):
     assert status == 0
     found = record(out)
     assert found["status"] == "complete" and found["format"] == 1
-    assert {entry["suite"] for entry in found["entries"]} == set(SUITES)
+    assert {entry["suite"] for entry in found["entries"]} == set(SUITES) - {"gpu-memory"}
     for name in ("date", "command", "machine", "versions", "backends", "plan", "method", "seconds"):
         assert found[name], name
     assert {"torch", "syncattn", "python"} <= found["versions"].keys()
@@ -38,12 +38,15 @@ def test_all_suites(bench):
             if name in ("flash", "flex") and not torch.cuda.is_available():
                 assert result == {"status": "left out", "reason": "it is timed on GPUs only"}
                 continue
+            if name.endswith("+graph") and not torch.cuda.is_available():
+                assert result == {"status": "left out", "reason": "graphs are timed on GPUs only, forward"}
+                continue
             assert result["status"] == "measured", (entry["name"], name, result)
             assert len(result["seconds"]) == 2 and result["time"]["median"] > 0
             assert "ratio" in result
-            if entry["suite"] not in ("decode", "gpu") and name != "sdpa":
+            if "decode" not in entry["suite"] and name != "sdpa":
                 assert result["errors"]["out"] < 1e-2
-    assert {each["suite"] for each in found["memory"]} == {"tokens", "scaling"}
+    assert {each["suite"] for each in found["memory"]} == {"tokens", "scaling", "gpu-memory"}
     assert {"bench.json", "bench.md", "density.png", "tokens.png", "memory.png"} == {
         path.name for path in out.iterdir()
     }
@@ -211,3 +214,47 @@ def test_an_occupied_folder_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     result = CliRunner().invoke(app, ["bench", "table", "--out", str(tmp_path)])
     assert result.exit_code == 1 and "is not empty" in result.stderr
+
+
+def test_what_is_wrong_can_be_timed_all_the_same(bench, monkeypatch):
+    prefer(monkeypatch, "wrong", lambda call: 1.5 * tiled.run(call))
+    status, out = bench("gpu-64", time_wrong=True)
+    assert status == 1
+    found = record(out)
+    assert all(entry["contenders"]["wrong"]["status"] == "wrong" for entry in found["entries"])
+    assert all(entry["contenders"]["wrong"]["time"]["median"] > 0 for entry in found["entries"])
+    rows = gpu_targets.rows(found)
+    assert rows and all(row[3].startswith("WRONG, ") and row[4] == "no" for row in rows)
+
+
+def test_the_targets_of_the_gpu_are_of_the_faster_rival(bench):
+    _, out = bench("gpu-64", "gpu-decode", "gpu-memory")
+    found = record(out)
+    for entry in found["entries"]:
+        entry["case"]["tokens"] = 32768
+        entry["name"] = entry["name"].replace("window 16", "window 512")
+        for name, result in entry["contenders"].items():
+            seconds = {"sdpa": 2.0, "flash": 1.0}.get(name.removesuffix("+graph"), 0.5)
+            result |= {"status": "measured", "seconds": [seconds] * 3}
+    rows = {row[0]: row[2:] for row in gpu_targets.rows(found)}
+    assert rows["dense, d 64, N 32768, forward"] == ["<= 1", "0.5 (0.5 to 0.5) × flash", "yes"]
+    assert rows["25 % of the tiles, d 64, N 32768, forward+backward"][2] == "no"
+    assert rows["layer, window 512, d 64, N 32768, forward"][::2] == ["<= 0.08", "no"]
+    assert rows["dense, d 128, 64 cached, forward, CUDA graph"] == [
+        "<= 0.65",
+        "0.5 (0.5 to 0.5) × flash",
+        "yes",
+    ]
+    assert sum("peak memory from N 64 to 128" in name for name in rows) == 2
+
+
+def test_a_first_call_on_a_gpu_says_nothing_about_the_next():
+    calls = []
+
+    class Queue(Clock):
+        def seconds(self, run, repeats=1):
+            calls.append(repeats)
+            return 1e-3
+
+    found = interleave({"a": lambda: calls.append("alone")}, Queue("cuda"), 2, 1.0, warm={"a": 5.0})
+    assert calls == ["alone", 1, 1, 20, 20] and found == {"a": [1e-3, 1e-3]}

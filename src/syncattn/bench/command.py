@@ -19,7 +19,7 @@ def bench_command(
         typer.Argument(
             metavar="SUITE...",
             help="table, tokens, variants, frequencies (together: operator), decode, train, block, scaling; "
-            "gpu.",
+            "gpu-64, gpu-128, gpu-decode, gpu-memory, gpu-flex (together: gpu).",
             show_default="all; with --device cuda gpu",
         ),
     ] = None,
@@ -35,6 +35,9 @@ def bench_command(
         float, typer.Option(help="Seconds for one number; what needs longer for one call is left out.")
     ] = 10.0,
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
+    time_wrong: Annotated[
+        bool, typer.Option("--time-wrong", help="Time wrong results as well; they stay marked as wrong.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")
     ] = False,
@@ -61,6 +64,7 @@ def bench_command(
             budget=budget,
             tokens=tokens,
             seed=seed,
+            time_wrong=time_wrong,
         )
         console = Console()
         if not console.is_terminal:
@@ -128,8 +132,10 @@ def run(plan: Plan, out: Path, console: Console, *, overwrite: bool = False) -> 
 
 def _work(session: Any, jobs: list[Any], console: Console) -> None:
     """Do the jobs one after the other; a terminal sees how far they are."""
+    import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from syncattn.bench.contenders import first_line
     from syncattn.bench.session import out_of_memory
     from syncattn.bench.tables import entry_text
 
@@ -149,9 +155,13 @@ def _work(session: Any, jobs: list[Any], console: Console) -> None:
             progress.update(task, description=job.title)
             try:
                 job.run(session)
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
+            except Exception as error:
+                reason = "out of memory" if out_of_memory(error) else f"it failed: {first_line(error)}"
+                if not (out_of_memory(error) or session.plan.device == "cuda"):
                     raise
-                session.record.setdefault("skipped", []).append({"job": job.title, "reason": "out of memory"})
-                console.print(f"{job.title}: out of memory", style="yellow", highlight=False)
+                session.record.setdefault("skipped", []).append({"job": job.title, "reason": reason})
+                console.print(f"{job.title}: {reason}", style="yellow", highlight=False)
+                session.save()
+                if session.plan.device == "cuda":  # after some errors the device answers no more
+                    torch.cuda.synchronize()
             progress.advance(task)

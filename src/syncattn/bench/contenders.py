@@ -13,12 +13,13 @@ from torch import Tensor
 
 import syncattn
 from syncattn.backends import availability, explain
-from syncattn.bench.inputs import Case, Inputs
+from syncattn.bench.inputs import Case, Inputs, segment_classes
 from syncattn.bench.plan import BACKWARD, FORWARD
 from syncattn.bench.published import needed_bytes, published_attention
 
 SDPA, PUBLISHED, TILED = "sdpa", "published", "tiled"
 FLASH, FLEX = "flash", "flex"
+GRAPH = "+graph"  # after a name: its forward, captured in a CUDA graph
 _SHARE_OF_MEMORY = 0.7  # of what is free, that one contender may take
 
 
@@ -67,6 +68,11 @@ def backend_names(device: str) -> list[str]:
 def make(name: str, case: Case, inputs: Inputs, passes: tuple[str, ...]) -> Contender | str:
     """The contender of this name, or the reason why it cannot take part in these passes."""
     backward = BACKWARD in passes
+    if name.endswith(GRAPH):
+        if backward or inputs.value.device.type != "cuda":
+            return "graphs are timed on GPUs only, forward"
+        made = make(name.removesuffix(GRAPH), case, inputs, passes)
+        return made if isinstance(made, str) else _captured(made)
     if name == SDPA:
         return _sdpa(case, inputs, backward)
     if name in (FLASH, FLEX):
@@ -82,11 +88,12 @@ def _leaf(x: Tensor, backward: bool) -> Tensor:
 
 def _sdpa(case: Case, inputs: Inputs, backward: bool) -> Contender:
     """Softmax attention of the same sizes: N queries, M keys, heads as wide as the values."""
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator(inputs.value.device).manual_seed(7)
     value = _leaf(inputs.value, backward)
     size = (*inputs.receive.shape[:3], case.head_dim)
-    query = torch.randn(size, generator=generator).to(value)
-    key = torch.randn(value.shape, generator=generator).to(value)
+    query, key = (
+        torch.randn(each, generator=generator, device=value.device).to(value) for each in (size, value.shape)
+    )
     leaves = {"query": _leaf(query, backward), "key": _leaf(key, backward), "value": value}
     # One query at the end of a cache sees all of it: causal without a mask, which SDPA is faster without.
     causal = case.is_causal and case.queries != 1
@@ -115,14 +122,8 @@ def _on_gpu(name: str, case: Case, inputs: Inputs, backward: bool) -> Contender 
     else:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        offset, window = key.shape[2] - query.shape[2], case.window
-
-        def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            near = j <= i + offset
-            return near if window is None else near & (i + offset - j <= window)
-
-        block_mask = None
-        if case.is_causal:
+        block_mask, seen = None, _seen(case, key.shape[2] - query.shape[2], query.device)
+        if seen is not None:
             sizes = (query.shape[2], key.shape[2])
             block_mask = create_block_mask(seen, None, None, *sizes, device=str(query.device))
         torch.compiler.reset()  # or the shapes before count towards the limit of recompilations
@@ -132,11 +133,53 @@ def _on_gpu(name: str, case: Case, inputs: Inputs, backward: bool) -> Contender 
             return compiled(query, key, value, block_mask=block_mask)
 
     try:  # whether it takes these sizes at all
-        with torch.no_grad():
+        with torch.set_grad_enabled(backward):  # what is compiled is what will be timed
             forward()
-    except RuntimeError as error:
-        return f"it cannot take this case: {str(error).splitlines()[0]}"
+    except Exception as error:  # a compiler's error may be of any kind
+        return f"it cannot take this case: {first_line(error)}"
     return Contender(name, forward, plain.leaves)
+
+
+def _seen(case: Case, offset: int, device: torch.device) -> Callable | None:
+    """FlexAttention's mask of the pairs that may lock, for the cases whose structure decides it."""
+    window = case.window
+    if case.structure == "segments":
+        classes = segment_classes(case).to(device)
+        return lambda b, h, i, j: classes[i + offset] == classes[j]
+    if not case.is_causal:
+        return None
+    if window is None:
+        return lambda b, h, i, j: j <= i + offset
+    return lambda b, h, i, j: (j <= i + offset) & (i + offset - j <= window)
+
+
+def _captured(made: Contender) -> Contender | str:
+    """The contender, whose forward replays what it did once: the device's time, without Python's."""
+    try:
+        with torch.no_grad():
+            beside = torch.cuda.Stream()
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):  # compiled and warm before it is captured
+                for _ in range(3):
+                    made.forward()
+            torch.cuda.current_stream().wait_stream(beside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = made.forward()
+    except Exception as error:
+        return f"it cannot be captured: {first_line(error)}"
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return made._replace(name=made.name + GRAPH, forward=replay)
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line: what it says, with its kind if that is not RuntimeError."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    return said if type(error) is RuntimeError and said else f"{type(error).__name__}: {said}"
 
 
 def _ours(name: str, case: Case, inputs: Inputs, backward: bool) -> Contender | str:

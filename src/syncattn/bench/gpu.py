@@ -1,8 +1,8 @@
-"""The suite of the GPU: values in bf16, frequencies in float32, against FlashAttention and FlexAttention.
+"""The suites of the GPU: values in bf16, frequencies in float32, against FlashAttention and FlexAttention.
 
-    syncattn bench --device cuda --out runs/gpu        under ten minutes on one GPU
+    syncattn bench --device cuda --out runs/gpu
 
-Not yet run on one: docs/kernel.md.
+Compiling takes most of the time of a first run. Not yet measured on a GPU: docs/kernel.md.
 """
 
 from __future__ import annotations
@@ -10,40 +10,66 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from syncattn.bench.contenders import FLASH, FLEX, SDPA
+from syncattn.bench.contenders import FLASH, FLEX, GRAPH, SDPA
 from syncattn.bench.inputs import Case
-from syncattn.bench.operators import job
+from syncattn.bench.operators import job, memory_job, percent
 from syncattn.bench.plan import BACKWARD, FORWARD, Plan
 from syncattn.bench.session import Job
 
+HEAD_DIMS = (64, 128)
 _LAYER = {"is_causal": True, "frame": "nearest", "self_coupling": False}
+_DECODED = 4  # sequences decoded together
 
 
-def cases(plan: Plan) -> list[Case]:
-    """For each N: dense, sparse without an order to it, and the layer's form in a window."""
-    found = []
-    for tokens in plan.gpu_tokens:
-        sizes = {"tokens": tokens, "heads": plan.heads, "head_dim": plan.head_dim, "freq_dim": plan.freq_dim}
-        base = Case(name="", dtype="mixed", **sizes)  # type: ignore[arg-type]
-        found.append(replace(base, name="dense", density=plan.densities[0]))
-        found.append(replace(base, name="5 %", density=0.05))
-        window = replace(base, structure="drift", window=plan.window)
-        found.append(replace(window, name=f"causal, window {plan.window}", is_causal=True))
-        found.append(replace(window, name=f"layer, window {plan.window}", **_LAYER))  # type: ignore[arg-type]
+def cases(plan: Plan, tokens: int, head_dim: int) -> list[Case]:
+    """Dense, shares of the tiles, a causal window, and the layer's form in that window."""
+    sizes = {"tokens": tokens, "heads": plan.gpu_heads, "head_dim": head_dim, "freq_dim": plan.freq_dim}
+    base = Case(name="dense", dtype="mixed", density=plan.densities[0], **sizes)  # type: ignore[arg-type]
+    found = [base]
+    for share in plan.gpu_tiles:
+        name = f"{percent(share)} of the tiles"
+        found.append(replace(base, name=name, structure="segments", tiles=share, density=None))
+    drift = replace(base, structure="drift", window=plan.gpu_window, density=None)
+    found.append(replace(drift, name=f"causal, window {plan.gpu_window}", is_causal=True))
+    found.append(replace(drift, name=f"layer, window {plan.gpu_window}", **_LAYER))  # type: ignore[arg-type]
     return found
 
 
+def decode_cases(plan: Plan, keys: int, head_dim: int) -> list[Case]:
+    """One query of each sequence: every key in reach, 5 % of them, and the layer's form in its window."""
+    dense, *_, layer = cases(plan, keys, head_dim)
+    chosen = (dense, replace(dense, name="5 %", density=0.05), layer)
+    one = {"queries": 1, "batch": _DECODED}
+    name = f", d {head_dim}, {keys} cached"
+    return [replace(each, name=each.name + name, **one) for each in chosen]  # type: ignore[arg-type]
+
+
 def jobs(plan: Plan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
-    """(suite, its jobs); backends: ours that can run, the preferred first."""
-    threads, names = plan.threads[0], [SDPA, FLASH, *backends[:1]]
-    timed = []
-    for case in cases(plan):
-        # FlexAttention takes longest to compile: only where its mask makes it more than FlashAttention
-        in_window = case.is_causal and case.frame == "absolute"
-        rivals = [*names, FLEX] if in_window else names
-        timed.append(job("gpu", case, rivals, threads, (FORWARD, BACKWARD)))
-    for case in cases(plan):
-        cached = replace(case, name=f"{case.name}, one query", queries=1, batch=4)
-        if case.frame == "nearest" or not case.is_causal:
-            timed.append(job("gpu", cached, names, threads, (FORWARD,)))
-    yield "gpu", timed
+    """(suite, its jobs), wanted or not; backends: ours that can run, the preferred first."""
+    threads, ours = plan.threads[0], backends[:1]
+    names, both = [SDPA, FLASH, *ours], (FORWARD, BACKWARD)
+    for head_dim in HEAD_DIMS:
+        suite = f"gpu-{head_dim}"
+        over_tokens = [case for tokens in plan.gpu_tokens for case in cases(plan, tokens, head_dim)]
+        yield suite, [job(suite, case, names, threads, both) for case in over_tokens]
+
+    cached = [c for keys in plan.gpu_cache for width in HEAD_DIMS for c in decode_cases(plan, keys, width)]
+    graphs = [name + GRAPH for name in names]  # a failed capture may disturb what comes after: these are last
+    yield (
+        "gpu-decode",
+        [job("gpu-decode", case, each, threads, (FORWARD,)) for each in (names, graphs) for case in cached],
+    )
+
+    growing = []
+    for tokens in sorted(plan.gpu_tokens):
+        dense, *_, layer = cases(plan, tokens, HEAD_DIMS[0])
+        growing += [memory_job("gpu-memory", case, [SDPA, *ours]) for case in (dense, layer)]
+    yield "gpu-memory", growing
+
+    masked = []  # FlexAttention takes longest to compile: the most wanted cases alone
+    for head_dim in HEAD_DIMS:
+        _, quarter, *_, window, _ = cases(plan, plan.gpu_tokens[0], head_dim)
+        for case in (window, quarter):
+            named = replace(case, name=f"{case.name}, d {head_dim}")
+            masked.append(job("gpu-flex", named, [SDPA, FLASH, *ours, FLEX], threads, both))
+    yield "gpu-flex", masked

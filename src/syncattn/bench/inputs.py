@@ -15,6 +15,7 @@ SHARPNESS = 100.0  # c = 2 alpha kappa^2, as the layers start with
 CLUSTERS, CLUSTER_SPREAD = 32, 0.25
 # Of the contents alone, inside the window of a drifting head: dense, which is the hardest case for us.
 DRIFT_DENSITY = 0.9
+SEGMENT = 128  # tokens in a row that lock to the same others: twice the kernels' tiles, FlexAttention's block
 # Of frequencies and values. "mixed" is what a layer under bf16 autocast has whose frequencies carry position.
 DTYPES = {
     "fp32": (torch.float32, torch.float32),
@@ -22,6 +23,7 @@ DTYPES = {
     "mixed": (torch.float32, torch.bfloat16),
 }
 _CALIBRATION_ROWS = 64
+_TILE = 64
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,11 @@ class Case:
 
     Args:
         name: as the tables show it.
-        structure: "unstructured" (Gaussian), "clustered" (32 clusters) or "drift" (an own coordinate that
-            grows with position, so that a token sees `window` tokens back).
-        density: wanted fraction of locked pairs; not used with drift.
+        structure: "unstructured" (Gaussian), "clustered" (32 clusters), "drift" (an own coordinate that
+            grows with position, so that a token sees `window` tokens back) or "segments" (an own coordinate
+            for each of 1 / `tiles` classes, to which segments of 128 tokens belong in random order, so that
+            whole tiles of pairs lock or do not).
+        density: wanted fraction of locked pairs; not used with drift and segments.
         directed: send frequencies of their own, instead of the receive frequencies themselves.
         queries: N if not `tokens`: then they sit at the end, as in a cached decode.
     """
@@ -46,6 +50,7 @@ class Case:
     structure: str = "unstructured"
     density: float | None = None
     window: int | None = None
+    tiles: float | None = None
     directed: bool = False
     is_causal: bool = False
     self_coupling: bool = True
@@ -84,11 +89,11 @@ def make_inputs(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
     rows. The frequencies are rounded to the case's dtype first, so that every contender and the check see the
     same numbers.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     shape = (case.batch, case.heads, case.tokens)
 
     def gaussian(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator, device=device)
 
     radius = None
     centres = gaussian(case.heads, CLUSTERS, case.freq_dim)
@@ -97,18 +102,24 @@ def make_inputs(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
         if case.structure == "unstructured":
             return gaussian(*shape, case.freq_dim)
         if case.structure == "clustered":
-            member = torch.randint(CLUSTERS, shape, generator=generator)
-            head = torch.arange(case.heads)[None, :, None]
+            member = torch.randint(CLUSTERS, shape, generator=generator, device=device)
+            head = torch.arange(case.heads, device=device)[None, :, None]
             return centres[head, member] + CLUSTER_SPREAD * gaussian(*shape, case.freq_dim)
         if case.structure == "drift":
             assert radius is not None and case.window is not None
             # floor(rho / slope) = window, with room for rounding on both sides.
             position = radius / (case.window + 0.5) * torch.arange(case.tokens, dtype=torch.float64)
             content = gaussian(*shape, case.freq_dim - 1)
-            return torch.cat((content, position.float().expand(shape)[..., None]), dim=-1)
-        raise ValueError(f"structure must be 'unstructured', 'clustered' or 'drift', got {case.structure!r}")
+            return torch.cat((content, position.float().to(device).expand(shape)[..., None]), dim=-1)
+        if case.structure == "segments":
+            assert radius is not None
+            place = (4 * radius * segment_classes(case)).float().to(device)  # others are out of reach
+            return torch.cat((gaussian(*shape, case.freq_dim - 1), place.expand(shape)[..., None]), dim=-1)
+        raise ValueError(
+            f"structure must be 'unstructured', 'clustered', 'drift' or 'segments', got {case.structure!r}"
+        )
 
-    if case.structure == "drift":
+    if case.structure in ("drift", "segments"):
         radius = float(locking.gaussian_radius(DRIFT_DENSITY, max(case.freq_dim - 1, 1)))
     dtype, value_dtype = DTYPES[case.dtype]
     send = frequencies().to(device, dtype)
@@ -132,6 +143,15 @@ def make_inputs(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
         coupling, bandwidth = (torch.cat(each).float() for each in zip(*fitted))
     coupling, bandwidth = (x.expand(case.heads).contiguous().to(device) for x in (coupling, bandwidth))
     return Inputs(receive, send, value, coupling, bandwidth)
+
+
+def segment_classes(case: Case) -> Tensor:
+    """The class of each token in structure "segments", (N,) int64: the same for every seed."""
+    assert case.tiles is not None
+    segments = torch.arange(math.ceil(case.tokens / SEGMENT))
+    generator = torch.Generator().manual_seed(5)
+    order = torch.randperm(len(segments), generator=generator)
+    return (order % round(1 / case.tiles)).repeat_interleave(SEGMENT)[: case.tokens]
 
 
 def pick_rows(total: int, count: int, seed: int) -> Tensor:
@@ -186,13 +206,15 @@ def count_locked(case: Case, inputs: Inputs, count: int, seed: int) -> dict[str,
     Returns:
         rows: how many; density: locked over allowed pairs; of_all_pairs: locked over N x M; per_head: the
         smallest and the largest head's density; keys_per_row: locked keys of a row, on average; farthest: the
-        largest distance, in tokens, of two that lock.
+        largest distance, in tokens, of two that lock; tiles: the share of tiles of 64 keys, whole or cut, in
+        which a row has a locked one.
     """
     rows = pick_rows(inputs.receive.shape[2], count, seed + 2)
     margin, allowed = row_margin(case, inputs, rows)
     locked = (margin > 0) & allowed
     queries, keys = inputs.receive.shape[2], inputs.send.shape[2]
     distance = ((rows + keys - queries)[:, None] - torch.arange(keys)).abs().to(locked.device)
+    tiles = torch.nn.functional.pad(locked, (0, -keys % _TILE)).unflatten(-1, (-1, _TILE)).any(-1)
     heads = locked.sum((0, 2, 3)).double() / allowed.sum((0, 2, 3)).clamp(min=1)
     return {
         "rows": len(rows),
@@ -201,4 +223,5 @@ def count_locked(case: Case, inputs: Inputs, count: int, seed: int) -> dict[str,
         "per_head": [float(heads.min()), float(heads.max())],
         "keys_per_row": float(locked.sum(-1).double().mean()),
         "farthest": int((distance * locked.any(0).any(0)).max()),
+        "tiles": float(tiles.double().mean()),
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from syncattn.bench import memory
 from syncattn.bench.checking import as_json, errors, truth, verdict
-from syncattn.bench.contenders import PUBLISHED, SDPA, TILED, Contender, make
+from syncattn.bench.contenders import PUBLISHED, SDPA, TILED, Contender, first_line, make
 from syncattn.bench.inputs import Case, count_locked, make_inputs
 from syncattn.bench.plan import BACKWARD, FORWARD, Plan
 from syncattn.bench.session import Field, Job, Session, out_of_memory, set_threads
@@ -99,7 +99,7 @@ def jobs(plan: Plan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
             over_tokens.append(job("tokens", case, [SDPA, *best, PUBLISHED], first, _BOTH))
     for tokens in plan.memory_sweep:
         case = _base(plan, name="as published", tokens=tokens, density=plan.densities[0], power=1)
-        over_tokens.append(_memory_job("tokens", case, [SDPA, *backends, PUBLISHED]))
+        over_tokens.append(memory_job("tokens", case, [SDPA, *backends, PUBLISHED]))
     yield "tokens", over_tokens
 
     over_dims = [
@@ -117,7 +117,7 @@ def jobs(plan: Plan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
         for passes in _BOTH
     ]
     for tokens in plan.scaling:
-        scaling.append(_memory_job("scaling", _drift(plan, tokens=tokens), best))
+        scaling.append(memory_job("scaling", _drift(plan, tokens=tokens), best))
     yield "scaling", scaling
 
     cached = []
@@ -157,8 +157,9 @@ def run_case(
             if isinstance(made, str):
                 entrants.left_out[name] = made
             elif name not in failed:
-                _enter(made, entrants, case, right, kind)
-        failed |= entrants.wrong
+                _enter(made, entrants, case, right, kind, plan.time_wrong)
+        if not plan.time_wrong:
+            failed |= entrants.wrong
         entry = {"suite": suite, "name": case.name, "threads": threads, "passes": kind}
         entry |= {"case": case.as_dict(), "counted": counted, "checked_rows": len(right.rows)}
         done = session.measure(entry, entrants)
@@ -168,24 +169,27 @@ def run_case(
                 session.seen[key] = (case.tokens, result["time"]["median"])
 
 
-def _enter(made: Contender, entrants: Field, case: Case, right: Any, passes: str) -> None:
-    """Check a contender of ours, and let it run if it is right."""
+def _enter(
+    made: Contender, entrants: Field, case: Case, right: Any, passes: str, time_wrong: bool = False
+) -> None:
+    """Check a contender of ours, and let it run if it is right, or if it is to be timed all the same."""
     if made.ours:
         begin = time.perf_counter()
         try:
             found = errors(made, right, passes)
-        except RuntimeError as error:
+        except Exception as error:  # a compiler's error may be of any kind
             if out_of_memory(error):
                 entrants.left_out[made.name] = "out of memory"
             else:
-                entrants.wrong[made.name] = f"it failed: {str(error).splitlines()[0]}"
+                entrants.wrong[made.name] = f"it failed: {first_line(error)}"
             return
         entrants.warm[made.name] = time.perf_counter() - begin
         entrants.errors[made.name] = as_json(found)
         wrong = verdict(found, case.dtype)
         if wrong is not None:
             entrants.wrong[made.name] = wrong
-            return
+            if not time_wrong:
+                return
     entrants.runners[made.name] = made.runner(passes, right.cotangent)
 
 
@@ -237,7 +241,7 @@ def _scale(session: Session, plan: Plan, name: str, passes: str) -> None:
     session.measure(entry, entrants, reference=f"{name}, N {plan.scaling[0]}")
 
 
-def _memory_job(suite: str, case: Case, names: list[str]) -> Job:
+def memory_job(suite: str, case: Case, names: list[str]) -> Job:
     return Job(f"{suite}: memory, N {case.tokens}", partial(_memory, suite=suite, case=case, names=names))
 
 

@@ -19,11 +19,16 @@ SUITES = {
     "tokens": "the operator over N, with the published formulation and memory",
     "variants": "other powers, frames, structures and bf16",
     "frequencies": "the operator over freq_dim",
-    "gpu": "on a GPU, bf16 values: against FlashAttention and FlexAttention",
+    "gpu-64": "on a GPU, bf16 values of 64 columns, beside FlashAttention",
+    "gpu-128": "the same, 128 columns",
+    "gpu-decode": "on a GPU: one query and a cache, also as CUDA graphs",
+    "gpu-memory": "on a GPU: peak memory over N",
+    "gpu-flex": "on a GPU: beside FlexAttention with the same mask",
 }
 GROUPS = {
     "operator": ("table", "tokens", "variants", "frequencies"),
-    "all": tuple(name for name in SUITES if name != "gpu"),
+    "all": tuple(name for name in SUITES if not name.startswith("gpu")),
+    "gpu": tuple(name for name in SUITES if name.startswith("gpu")),
 }
 FORWARD, BACKWARD = "forward", "forward+backward"
 
@@ -47,12 +52,17 @@ class Plan:
         freq_sweep, freq_tokens: the m of suite "frequencies", and its N.
         scaling: the N of suite "scaling"; growth is counted from the first.
         decode_keys: cache lengths M.
-        gpu_tokens: N of suite "gpu"; the caches that it decodes from are as long.
+        gpu_tokens: N of the suites of the GPU, in running order: the most wanted first. Suite "gpu-flex" has
+            the first alone.
+        gpu_cache: M that suite "gpu-decode" decodes from.
+        gpu_heads, gpu_window: H and the drifting heads' window of these suites.
+        gpu_tiles: shares of the tiles that lock, in their sparse cases.
         model_tokens: N of the blocks and training steps.
         model_sizes: (hidden size, blocks, heads) of the models; the first is the block's.
         step_tokens: tokens in a training step's batch; the batch has at least one sequence.
         check_rows: rows per head that correctness is checked on, and density is counted on.
         seed: of the inputs.
+        time_wrong: wrong results are timed, too, for bench.json; the GPU's targets show them as WRONG.
 
     Raises:
         UserError: something is out of range; the message names the option.
@@ -75,13 +85,18 @@ class Plan:
     freq_tokens: int = 2048
     scaling: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536)
     decode_keys: tuple[int, ...] = (512, 2048, 4096, 16384)
-    gpu_tokens: tuple[int, ...] = (2048, 8192, 32768, 65536)
+    gpu_tokens: tuple[int, ...] = (32768, 8192, 65536, 2048)
+    gpu_cache: tuple[int, ...] = (32768,)
+    gpu_heads: int = 16
+    gpu_window: int = 512
+    gpu_tiles: tuple[float, ...] = (0.25, 0.05)
     model_tokens: tuple[int, ...] = (512, 2048)
     model_sizes: tuple[tuple[int, int, int], ...] = ((256, 4, 4), (64, 2, 4))
     step_tokens: int = 2048
     check_rows: int = 32
     seed: int = 0
     quick: bool = False
+    time_wrong: bool = False
 
     def __post_init__(self) -> None:
         for name in self.suites:
@@ -123,7 +138,8 @@ def quick(plan: Plan) -> Plan:
         freq_tokens=512,
         scaling=(1024, 2048, 4096),
         decode_keys=(512, 4096),
-        gpu_tokens=(2048, 8192),
+        gpu_tokens=(8192, 2048),
+        gpu_cache=(8192,),
         model_tokens=(512,),
         model_sizes=plan.model_sizes[-1:],
     )

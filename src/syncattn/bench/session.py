@@ -115,6 +115,11 @@ class Session:
             "entries": [],
             "memory": [],
         }
+        if self.clock.cuda:
+            self.record["method"]["gpu"] = (
+                "CUDA events around as many calls in a row as take 20 ms, 200 at most; graph: replayed as a "
+                "CUDA graph, without the time that Python takes to launch"
+            )
         self.begun = time.perf_counter()
 
     @property
@@ -172,7 +177,8 @@ class Session:
                 result["errors"] = entrants.errors[name]
             results[name] = result
         for name, reason in entrants.wrong.items():
-            results[name] = {"status": "wrong", "reason": reason, "errors": entrants.errors.get(name, {})}
+            wrong = {"status": "wrong", "reason": reason, "errors": entrants.errors.get(name, {})}
+            results[name] = results.get(name, {}) | wrong
         for name, reason in entrants.left_out.items():
             results[name] = {"status": "left out", "reason": reason}
         entry = entry | {"reference": reference, "contenders": results}

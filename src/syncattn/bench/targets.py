@@ -1,9 +1,10 @@
-"""The project's targets for the CPU kernel, and what a record says about them."""
+"""The project's targets for the CPU kernel, and what a record says about them and about those for the GPU."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from syncattn.bench import gpu_targets
 from syncattn.bench.contenders import PUBLISHED
 from syncattn.bench.models import OSN, STEP
 from syncattn.bench.plan import BACKWARD, FORWARD
@@ -43,7 +44,7 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
             title = entry["name"] if name == OSN else f"decoding, operator, {entry['name']}"
             result = entry["contenders"].get(name, {"status": "absent"})
             found.append(_row(title, entry, "<= 1", result, 1.0))
-    return found
+    return found + gpu_targets.rows(record)
 
 
 def _operator_rows(entry: dict[str, Any], ours: str | None) -> list[list[str]]:

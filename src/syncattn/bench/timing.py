@@ -12,6 +12,7 @@ import torch
 Runner = Callable[[], object]
 _SHORTEST = 2e-3  # seconds: a shorter call is repeated inside one measurement
 _MOST_REPEATS = 200
+_SHORTEST_QUEUE = 2e-2  # the same on a GPU, where calls queue: so long that launching the first is no part
 _LONG = 0.5  # seconds: after a call so long nothing is left to warm up
 
 
@@ -64,11 +65,14 @@ def interleave(
     """
     repeats, spent = {}, dict.fromkeys(runners, 0.0)
     for name, run in runners.items():
-        known = (warm or {}).get(name, 0.0)
+        known, shortest = (warm or {}).get(name, 0.0), _SHORTEST
+        if clock.cuda:  # a first call compiles: it says nothing about the next, and warms nothing up
+            run()
+            known, shortest = 0.0, _SHORTEST_QUEUE
         once = known if known > _LONG else clock.seconds(run)
-        if once < _SHORTEST:  # the first call of all may be slow for reasons of its own
+        if once < shortest or clock.cuda:  # the first call of all may be slow for reasons of its own
             once = min(once, clock.seconds(run))
-        repeats[name] = min(_MOST_REPEATS, max(1, round(_SHORTEST / max(once, 1e-9))))
+        repeats[name] = min(_MOST_REPEATS, max(1, round(shortest / max(once, 1e-9))))
     found: dict[str, list[float | None]] = {name: [] for name in runners}
     names = list(runners)
     for number in range(rounds if names else 0):

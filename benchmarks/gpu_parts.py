@@ -1,0 +1,134 @@
+"""The parts of benchmarks/gpu_session.py that take a process of their own: benchmark suites, and training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from syncattn.bench.command import run
+from syncattn.bench.plan import Plan, quick
+from syncattn.training.compare import contenders
+from syncattn.training.data import load_corpus
+from syncattn.training.environment import machine, versions
+from syncattn.training.files import write_json
+from syncattn.training.options import TrainingOptions
+from syncattn.training.settings import make_config
+from syncattn.training.tokenizers import make_tokenizer
+from syncattn.training.train import train
+
+
+def bench_part(suites: list[str], out: Path, warm: bool, dry: bool) -> int:
+    """`syncattn bench` of these suites; wrong results are timed as well, marked as wrong."""
+    plan = Plan(
+        suites=tuple(suites), threads=(1,), device="cpu" if dry else "cuda", rounds=5, time_wrong=True
+    )
+    if dry:
+        toy = {"gpu_tokens": (64,), "gpu_cache": (64,), "gpu_heads": 1, "gpu_window": 16, "check_rows": 4}
+        plan = replace(plan, rounds=2, budget=0.01, **toy)
+    elif warm:
+        plan = replace(quick(plan), rounds=2)
+    return run(plan, out, Console(width=150))
+
+
+def train_part(out: Path, seconds: float, warm: bool, dry: bool) -> int:
+    """Train an OSN and a Transformer with as many parameters for about so many seconds each.
+
+    A few steps of each come first, to see how many fit; both get as many. training.json is renewed after each
+    model. A model that fails is told there; the other is trained all the same.
+    """
+    corpus = load_corpus(["stdlib"], 60_000 if dry else None)
+    hidden, layers, heads, context, batch = (16, 1, 2, 16, 2) if dry else (512, 8, 8, 2048, 16)
+    tokenizer = make_tokenizer("byte", corpus.train[:1000], context)
+    config = make_config(tokenizer, context, hidden, layers, heads)
+    first = TrainingOptions(
+        context=context,
+        batch_size=batch,
+        steps=2 if dry else 13,
+        log_every=1 if dry else 3,
+        eval_every=2 if dry else 13,
+        eval_tokens=2 * context,
+        final_eval_tokens=(2 if dry else 64) * context,
+        learning_rate=2e-3,
+        precision="bf16",
+        device="cpu" if dry else "cuda",
+        backend="triton",
+    )
+    about = (
+        f"stdlib, bytes; hidden {hidden}, {layers} blocks, {heads} heads, context {context}, batch {batch}, "
+    )
+    about += f"learning rate {first.learning_rate:g}, bf16, float32 weights; backend {first.backend}"
+    record: dict[str, Any] = {"about": about, "machine": machine(), "versions": versions(), "models": []}
+    out.mkdir(parents=True, exist_ok=True)
+
+    def attempt(entrant: Any, name: str, options: TrainingOptions) -> dict[str, Any] | None:
+        shown: dict[str, Any] = {
+            "name": name,
+            "title": entrant.title + ("" if name == entrant.name else f": {name}"),
+        }
+        record["models"].append(shown)
+        if entrant.name != "osn":
+            options = replace(
+                options, backend=None
+            )  # a Transformer needs none of ours, not even that it works
+        try:
+            done = train(entrant.config, corpus, tokenizer, out / f"model-{len(record['models'])}", options)
+        except Exception as error:
+            shown["failed"] = f"{type(error).__name__}: {error}"[:1000]
+            done = None
+        else:
+            numbers = [x for layer in done["result"]["density"] for x in layer]
+            shown |= {"steps": options.steps, "heads": done["result"]["density"]}
+            shown |= done["result"] | {
+                key: done[key] for key in ("parameters", "history", "options", "config")
+            }
+            shown["density"] = sum(numbers) / len(numbers) if numbers else None
+            shown["seconds_per_step"] = _seconds_per_step(done["history"], batch * context)
+        print({key: value for key, value in shown.items() if key not in ("history", "config")}, flush=True)
+        write_json(out / "training.json", record)
+        return shown if done else None
+
+    entrants = contenders(config, ("rotary",), (first.learning_rate,))
+    probes = [attempt(entrant, f"{first.steps} steps", first) for entrant in entrants]
+    speeds = [probe["seconds_per_step"] for probe in probes if probe]
+    if warm or not speeds:
+        return int(not speeds)
+    count = 2 if dry else min(20_000, max(50, int(seconds / max(speeds))))
+    whole = replace(
+        first,
+        steps=count,
+        log_every=max(1, count // 12),
+        eval_every=max(1, count // 4),
+        eval_tokens=8 * context,
+    )
+    done = [attempt(entrant, entrant.name, whole) for entrant, probe in zip(entrants, probes) if probe]
+    if not dry:  # what the limit of the density costs, and what plain PyTorch takes
+        attempt(entrants[0], "without a limit of the density", replace(first, max_density=None))
+        attempt(entrants[0], "backend tiled", replace(first, backend="tiled"))
+    return int(not all(done))
+
+
+def _seconds_per_step(history: list[dict[str, Any]], tokens: int) -> float:
+    """Of the steps after the first log, which compile nothing; each log has the mean speed up to it."""
+    spent = [
+        (e["step"], e["step"] * tokens / e["tokens_per_second"]) for e in history if "tokens_per_second" in e
+    ]
+    (early, before), (late, after) = spent[0], spent[-1]
+    return (after - before) / max(1, late - early)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--bench", help="suites of `syncattn bench`, as a list")
+    parser.add_argument("--train", type=float, help="seconds of training for each model")
+    parser.add_argument("--warm", action="store_true", help="only what compiles the kernels")
+    parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU")
+    given = parser.parse_args()
+    if given.bench:
+        sys.exit(bench_part(given.bench.split(","), given.out, given.warm, given.dry_run))
+    sys.exit(train_part(given.out, given.train, given.warm, given.dry_run))

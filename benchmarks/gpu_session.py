@@ -1,0 +1,336 @@
+"""One command of under ten minutes on a machine with one GPU: everything that only a GPU can show.
+
+    python benchmarks/gpu_session.py --out FOLDER [--minutes 9] [--steps check,gpu-64] [--dry-run]
+
+Steps, in this order, each in processes of its own with a time limit; none needs another to have worked:
+
+    versions    nvidia-smi, `syncattn doctor`
+    check       the tests marked gpu; beside them, short runs that compile what the next steps need
+    gpu-64      `syncattn bench gpu-64`: values 64 wide, beside SDPA and FlashAttention
+    gpu-128     the same, 128 wide
+    gpu-decode  decoding, CUDA graphs, peak memory
+    training    an OSN and a Transformer of its size: tokens per second and losses
+    gpu-flex    beside FlexAttention
+    tests       the rest of the Triton backend's tests, for as long as there is time
+
+FOLDER gets eight files at most, renewed after every step: summary.md and summary.json (what passed, how long
+it took, the targets), log.txt (all that was printed), and the records gpu-64.json, gpu-128.json,
+gpu-decode.json, gpu-flex.json (as `syncattn bench` writes them) and training.json. Nothing needs to be
+installed but what syncattn imports. --dry-run does it all at toy sizes on the CPU, in the interpreter of
+Triton 3.7 or later. Not yet measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = "tests/backends/triton"
+GRACE = 8.0  # seconds from the polite end of a process to its hard one
+LOG_BYTES = 12 * 2**20
+
+
+class Step(NamedTuple):
+    """A part of the session: what runs at the same time, for how many seconds at most, and its record."""
+
+    name: str
+    commands: dict[str, list[str]]
+    seconds: float
+    record: str | None = None  # a file of the work folder that goes to FOLDER as NAME.json
+
+
+def steps(work: Path, minutes: float, dry: bool) -> list[Step]:
+    """All steps in running order; the seconds are those of a session of nine minutes, scaled."""
+    python, scale = sys.executable, minutes / 9
+    toy = ["--dry-run"] if dry else []
+    gpus = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
+    pytest = [
+        python,
+        "-m",
+        "pytest",
+        "-vv",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+    ]  # -q is in pyproject.toml
+    if not dry and importlib.util.find_spec("xdist"):
+        pytest += ["-n", "8"]
+
+    def part(name: str, *options: str) -> list[str]:
+        return [python, str(ROOT / "benchmarks" / "gpu_parts.py"), "--out", str(work / name), *toy, *options]
+
+    warm = (
+        {} if dry else {f"warm-{s}": part(f"warm-{s}", "--bench", s, "--warm") for s in ("gpu-64", "gpu-128")}
+    )
+    if not dry:
+        warm["warm-gpu-decode"] = part("warm-gpu-decode", "--bench", "gpu-decode", "--warm")
+        warm["warm-training"] = part("warm-training", "--train", "1", "--warm")
+    others = [f"{TESTS}/test_lists.py"] if dry else [TESTS, f"--ignore={TESTS}/test_gpu.py"]
+    train_seconds = str(50 * scale)
+    plan = [
+        Step(
+            "versions",
+            {
+                "nvidia-smi": ["nvidia-smi"],
+                "clocks": ["nvidia-smi", f"--query-gpu={gpus}", "--format=csv"],
+                "doctor": [python, "-m", "syncattn", "doctor"],
+            },
+            40,
+        ),
+        Step("check", {"gpu tests": [*pytest, f"{TESTS}/test_gpu.py", "-m", "gpu"], **warm}, 110),
+        Step("gpu-64", {"gpu-64": part("gpu-64", "--bench", "gpu-64")}, 80, "gpu-64/bench.json"),
+        Step("gpu-128", {"gpu-128": part("gpu-128", "--bench", "gpu-128")}, 90, "gpu-128/bench.json"),
+        Step(
+            "gpu-decode",
+            {"gpu-decode": part("gpu-decode", "--bench", "gpu-decode,gpu-memory")},
+            45,
+            "gpu-decode/bench.json",
+        ),
+        Step(
+            "training",
+            {"training": part("training", "--train", train_seconds)},
+            150,
+            "training/training.json",
+        ),
+        Step("gpu-flex", {"gpu-flex": part("gpu-flex", "--bench", "gpu-flex")}, 75, "gpu-flex/bench.json"),
+        Step("tests", {"other tests": [*pytest, *others]}, 540),
+    ]
+    return [step._replace(seconds=step.seconds * scale) for step in plan]
+
+
+def run_step(step: Step, seconds: float, work: Path, env: dict[str, str]) -> dict[str, Any]:
+    """Run a step's commands at the same time, and end them when its seconds are over.
+
+    Returns:
+        name, limit, seconds, and for each command its status ("passed", "failed", "out of time"), exit status
+        and the end of what it printed.
+    """
+    begun, running, results = time.monotonic(), {}, {}
+    for label, command in step.commands.items():
+        log = work / f"{label}.log"
+        try:
+            with log.open("wb") as stream:
+                running[label] = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    # a shell starts its background jobs with Ctrl-C ignored, which is how they are ended here
+                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                )
+        except OSError as error:
+            log.write_text(f"{error}\n")
+            results[label] = {"status": "failed", "exit": None}
+    deadline, ended, late = begun + seconds, {}, set()
+    try:
+        while len(ended) < len(running):
+            now = time.monotonic()
+            for label, process in running.items():
+                if label not in ended and process.poll() is not None:
+                    ended[label] = now - begun
+                elif label not in ended and now > deadline + GRACE:
+                    _signal(process, signal.SIGKILL)
+                elif label not in ended and now > deadline and label not in late:
+                    late.add(label)
+                    _signal(process, signal.SIGINT)
+            time.sleep(0.1)
+    finally:
+        for process in running.values():
+            _signal(process, signal.SIGKILL)  # and what it may have left behind
+    for label, process in running.items():
+        status = "out of time" if label in late else "passed" if process.returncode == 0 else "failed"
+        results[label] = {"status": status, "exit": process.returncode, "seconds": round(ended[label], 1)}
+    for label in step.commands:
+        text = (work / f"{label}.log").read_text(errors="replace")
+        results[label]["tests"] = count_tests(text)
+        results[label]["end"] = text[-2000:]
+    taken = round(time.monotonic() - begun, 1)
+    return {"name": step.name, "limit": round(seconds), "seconds": taken, "commands": results}
+
+
+def _signal(process: subprocess.Popen, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def count_tests(text: str) -> dict[str, Any] | None:
+    """How many tests passed, failed and were skipped by pytest's -vv output so far, and which failed."""
+    found: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        name = re.search(r"\S+::.*?(?=\s+(?:PASSED|FAILED|ERROR|SKIPPED)|\s*$)", line)
+        kind = re.search(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b", line)
+        if name and kind and not re.match(r"(FAILED|ERROR|SKIPPED)\b", line):  # not the summary's lines
+            found.setdefault(kind[1], set()).add(name[0])
+    if not found:
+        return None
+    failed = sorted(found.get("FAILED", set()) | found.get("ERROR", set()))
+    return {k.lower(): len(found.get(k, ())) for k in ("PASSED", "SKIPPED")} | {"failed": failed}
+
+
+def summary_lines(session: dict[str, Any], records: dict[str, Any]) -> Iterator[str]:
+    """summary.md: first what is wrong, then the steps, the targets, the training."""
+    yield "# GPU session" + (" (dry run: toy sizes on a CPU, no number counts)" if session["dry_run"] else "")
+    yield ""
+    yield from _alarms(session, records)
+    yield f"\n{session['begun']}, {session['seconds']:.0f} s, state: {session['state']}.\n"
+    yield "| step | part | result | seconds | limit |\n| --- | --- | --- | ---: | ---: |"
+    for step in session["steps"]:
+        for label, part in step["commands"].items():
+            tests = part["tests"]
+            told = "" if tests is None else f": {tests['passed']} tests passed, {len(tests['failed'])} failed"
+            told += "" if tests is None or not tests["skipped"] else f", {tests['skipped']} skipped"
+            row = (step["name"], label, part["status"] + told, part.get("seconds", ""), step["limit"])
+            yield "| " + " | ".join(map(str, row)) + " |"
+    for name, record in records.items():
+        if name != "training":
+            rows = _target_rows(record)
+            if rows:
+                yield f"\n## {name}: targets\n\n| target | wanted | measured, × the faster rival's | met |"
+                yield "| --- | ---: | ---: | ---: |"
+                yield from (f"| {title} | {wanted} | {got} | {met} |" for title, _, wanted, got, met in rows)
+    if training := records.get("training"):
+        yield f"\n## training\n\n{training['about']}\n"
+        yield "| model | parameters | steps | tokens/s | validation | test | density |"
+        yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+        for model in training["models"]:
+            if "failed" in model:
+                yield f"| {model['title']} | failed: {model['failed']} | | | | | |"
+                continue
+            row = f"| {model['title']} | {model['parameters']:,} | {model['steps']} "
+            row += f"| {model['tokens_per_second']:,.0f} | {_digits(model['validation_loss'])} "
+            yield row + f"| {_digits(model['test_loss'])} | {_digits(model['density'])} |"
+    for step in session["steps"]:
+        for label, part in step["commands"].items():
+            if part["status"] != "passed":
+                yield f"\n## {step['name']}, {label}: {part['status']}, its end\n\n```\n{part['end']}\n```"
+
+
+def _alarms(session: dict[str, Any], records: dict[str, Any]) -> Iterator[str]:
+    bad = [
+        f"**TESTS FAILED** ({label}): {', '.join(part['tests']['failed'])}"
+        for step in session["steps"]
+        for label, part in step["commands"].items()
+        if part["tests"] is not None and part["tests"]["failed"]
+    ]
+    bad += [
+        f"**{part['status'].upper()}**: {step['name']}, {label}"
+        for step in session["steps"]
+        for label, part in step["commands"].items()
+        if part["status"] != "passed"
+    ]
+    for name, record in records.items():
+        for entry in record.get("entries", ()):
+            bad += [
+                f"**WRONG RESULT** ({name}): {entry['name']}, "
+                f"d {entry['case']['head_dim']}, N {entry['case']['tokens']}, {entry['passes']}: "
+                f"{who}: {result['reason']}"
+                for who, result in entry["contenders"].items()
+                if result["status"] == "wrong"
+            ]
+    yield from (f"- {line}" for line in bad or ["nothing failed so far"])
+
+
+def _target_rows(record: dict[str, Any]) -> list[list[str]]:
+    try:
+        from syncattn.bench import gpu_targets
+
+        return gpu_targets.rows(record)
+    except Exception as error:  # the summary has to be written, whatever else is broken
+        return [["no table", "", "", f"{type(error).__name__}: {error}", ""]]
+
+
+def _digits(number: float | None) -> str:
+    return "" if number is None else f"{number:.3f}"
+
+
+def write_results(out: Path, work: Path, session: dict[str, Any], plan: list[Step]) -> None:
+    """Renew the files in `out` from what is in the work folder."""
+    records = {}
+    for step in plan:
+        source = work / (step.record or "none")
+        if step.record is not None and source.is_file():
+            shutil.copyfile(source, out / f"{step.name}.json")
+            with contextlib.suppress(ValueError):  # ended while it wrote
+                records[step.name] = json.loads(source.read_text())
+    (out / "summary.json").write_text(json.dumps(session, indent=1))
+    try:
+        page = "\n".join(summary_lines(session, records)) + "\n"
+    except Exception as error:  # the steps that are still to come matter more than this page
+        page = f"no summary: {error!r}; see summary.json\n"
+    (out / "summary.md").write_text(page)
+    with (out / "log.txt").open("wb") as log:
+        for step in session["steps"]:
+            for label in step["commands"]:
+                data = (work / f"{label}.log").read_bytes()
+                log.write(f"\n===== {step['name']}, {label}\n".encode() + data[-LOG_BYTES // 16 :])
+
+
+def main(out: Path, minutes: float, chosen: list[str], dry: bool) -> int:
+    """The whole session; the exit status is 1 if anything failed."""
+    begun = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    sys.path.insert(0, str(ROOT / "src"))
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    env = os.environ | offline
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env.pop("TRITON_INTERPRET", None)
+    if dry:
+        env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory(prefix="gpu-session-", ignore_cleanup_errors=True) as folder:
+        work = Path(folder)
+        plan = steps(work, minutes, dry)
+        if unknown := set(chosen) - {step.name for step in plan}:
+            print(f"--steps: no such step: {', '.join(sorted(unknown))}", file=sys.stderr)
+            return 2
+        session: dict[str, Any] = {"begun": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "dry_run": dry}
+        session |= {"minutes": minutes, "seconds": 0.0, "state": "running", "steps": []}
+        for step in plan:
+            left = 60 * minutes - (time.monotonic() - begun)
+            if chosen and step.name not in chosen:
+                continue
+            if left < 5:
+                session["state"] = "out of time"
+                break
+            print(
+                f"{time.monotonic() - begun:5.0f} s  {step.name}: up to {min(step.seconds, left):.0f} s",
+                flush=True,
+            )
+            session["steps"].append(run_step(step, min(step.seconds, left), work, env))
+            session["seconds"] = round(time.monotonic() - begun, 1)
+            write_results(out, work, session, plan)
+        if session["state"] == "running":
+            session["state"] = "complete"
+        session["seconds"] = round(time.monotonic() - begun, 1)
+        write_results(out, work, session, plan)
+    print((out / "summary.md").read_text())
+    parts = [part for step in session["steps"] for part in step["commands"].values()]
+    return int(any(part["status"] == "failed" for part in parts))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results; the device's $OUT")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for everything together")
+    parser.add_argument("--steps", default="", help="these steps only, as a list")
+    parser.add_argument("--dry-run", action="store_true", help="toy sizes, CPU, Triton's interpreter")
+    given = parser.parse_args()
+    sys.exit(main(given.out, given.minutes, list(filter(None, given.steps.split(","))), given.dry_run))
