@@ -20,7 +20,9 @@ from syncattn.backends.triton.pairs import (
     first_of,
     from_nearest,
     kept_pairs,
+    list_of,
     load_planes,
+    numbers_of,
     own_tile,
     product,
     row_words,
@@ -32,17 +34,18 @@ from syncattn.backends.triton.pairs import (
 
 @triton.jit
 def receivers_kernel(
-    receive, receive_plane, send, send_plane, value, value_batch, value_head, value_token,
+    receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
+    value, value_batch, value_head, value_token,
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
     mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
-    base, sender, entries, counts, order, grad, grad_batch, grad_head, grad_token, out, row_sum,
+    base, sender, entries, width, counts, order, grad, grad_batch, grad_head, grad_token, out, row_sum,
     row_numbers, grad_receive, grad_coupling, grad_bandwidth,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
     DIRECT: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
-    DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
+    DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr, NUMBERED: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Of one tile of receivers: grad_receive (B, H, N, m), grad_coupling (B, H, N), grad_bandwidth (B H,
@@ -64,6 +67,8 @@ def receivers_kernel(
     offset = keys - queries
 
     receive += bh.to(tl.int64) * FREQ * receive_plane + tile * QUERIES
+    i_number = numbers_of(receive_numbers + bh.to(tl.int64) * receive_plane, i, NUMBERED)
+    send_numbers += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * send_plane
     send += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * FREQ * send_plane
     value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
     coupling += b.to(tl.int64) * coupling_batch + h.to(tl.int64) * coupling_head
@@ -79,7 +84,7 @@ def receivers_kernel(
         own_base = tl.load(base + row + i, mask=here, other=0.0)
         own_sender = tl.load(sender + row + i, mask=here, other=-1)
     if DROPOUT:
-        words = row_words(tl.load(seed), row + i)[:, None]
+        words = row_words(tl.load(seed), row + i_number)[:, None]
     inside = here[:, None] & (d < DIM)[None, :]
     grad += b.to(tl.int64) * grad_batch + h.to(tl.int64) * grad_head
     dout = tl.load(grad + i.to(tl.int64)[:, None] * grad_token + d[None, :], mask=inside, other=0.0)
@@ -94,23 +99,24 @@ def receivers_kernel(
     summed = tl.zeros([QUERIES], tl.float32)
     to_coupling = tl.zeros([QUERIES], tl.float32)
     to_bandwidth = tl.zeros([QUERIES], tl.float32)
+    shift = 0
     if LISTED:
-        entries += (bh.to(tl.int64) * query_tiles + tile) * key_tiles
-        end = tl.load(counts + bh * query_tiles + tile)
+        entries, end, shift = list_of(entries, width, counts, bh * query_tiles + tile)
     elif CAUSAL:
         end = tl.minimum(key_tiles, (tl.minimum((tile + 1) * QUERIES, queries) + offset - 1) // KEYS + 1)
     else:
         end = key_tiles
     for step in range(0, end * (KEYS // WALK)):
-        first = first_of(entries, step, KEYS, WALK, LISTED)
+        first = first_of(entries, shift, step, KEYS, WALK, LISTED)
         j = first + columns
+        j_number = numbers_of(send_numbers, j, NUMBERED)
         right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M) - centre[:, None]
         squared = squared_detuning(
             receive, receive_plane, rows, left, send + first, send_plane, columns, right,
             FREQ, DIRECT, PRECISION,
         )  # fmt: skip
         if SYMMETRIC:
-            squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
+            squared = tl.where(i_number[:, None] == j_number[None, :], 0.0, squared)
         if NEAREST:
             squared = from_nearest(squared, own_base[:, None], j[None, :] == own_sender[:, None])
         kernel = tl.exp2(rate * squared)
@@ -118,8 +124,8 @@ def receivers_kernel(
         if CAUSAL or not SELF or MASK:
             allowed = tl.full([QUERIES, WALK], True, tl.int1)
             allowed = allowed_pairs(
-                allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
-                CAUSAL, SELF, MASK,
+                allowed, i_number[:, None], j_number[None, :], offset, mask, mask_row, mask_column,
+                queries, keys, CAUSAL, SELF, MASK,
             )  # fmt: skip
             weight = tl.where(allowed, weight, 0.0)
         pointers = (
@@ -131,7 +137,7 @@ def receivers_kernel(
             v = tl.load(pointers, mask=(j < keys)[None, :] & (d < DIM)[:, None], other=0.0)
         flow = product(dout, v, tl.zeros([QUERIES, WALK], tl.float32), VALUE_PRECISION)
         if DROPOUT:
-            flow = tl.where(kept_pairs(words, j[None, :], threshold), flow * keep_scale, 0.0)
+            flow = tl.where(kept_pairs(words, j_number[None, :], threshold), flow * keep_scale, 0.0)
         flow = flow * scale[:, None] - delta[:, None]
         dmargin = through_weight(flow, weight, POWER, HAS_EDGE, edge)
         to_coupling += tl.sum(dmargin * squared, 1)
@@ -139,7 +145,7 @@ def receivers_kernel(
         to_bandwidth += tl.sum(through * squared, 1)
         dsquared = -2.0 * alpha * through - dmargin * inverse_square
         if SYMMETRIC:
-            dsquared = tl.where(i[:, None] == j[None, :], 0.0, dsquared)
+            dsquared = tl.where(i_number[:, None] == j_number[None, :], 0.0, dsquared)
         summed += tl.sum(dsquared, 1)
         drawn = product(dsquared, tl.trans(right), drawn, PRECISION)
 
@@ -158,17 +164,18 @@ def receivers_kernel(
 
 @triton.jit
 def senders_kernel(
-    receive, receive_plane, send, send_plane, value, value_batch, value_head, value_token,
+    receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
+    value, value_batch, value_head, value_token,
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
     mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
-    base, sender, entries, counts, order, grad, grad_batch, grad_head, grad_token,
+    base, sender, entries, width, counts, order, grad, grad_batch, grad_head, grad_token,
     row_numbers, grad_send, grad_value,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
     DIRECT: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
-    DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
+    DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr, NUMBERED: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Of one tile of senders, for one head of receivers: grad_send (B, H, M, m) and grad_value (B, H, M, d).
@@ -187,7 +194,10 @@ def senders_kernel(
     offset = keys - queries
 
     receive += bh.to(tl.int64) * FREQ * receive_plane
+    receive_numbers += bh.to(tl.int64) * receive_plane
     send += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * FREQ * send_plane + tile * KEYS
+    send_numbers += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * send_plane
+    j_number = numbers_of(send_numbers, j, NUMBERED)
     value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
     mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
     grad += b.to(tl.int64) * grad_batch + h.to(tl.int64) * grad_head
@@ -203,16 +213,17 @@ def senders_kernel(
     drawn = tl.zeros([KEYS, BLOCK_M], tl.float32)  # sum_i dD_ij w^r_i
     summed = tl.zeros([KEYS], tl.float32)
     start = 0
+    shift = 0
     if LISTED:
-        entries += (bh.to(tl.int64) * key_tiles + tile) * query_tiles
-        end = tl.load(counts + bh * key_tiles + tile)
+        entries, end, shift = list_of(entries, width, counts, bh * key_tiles + tile)
     else:
         end = query_tiles
         if CAUSAL:
             start = tl.maximum(tile * KEYS - offset, 0) // QUERIES
     for step in range(start * (QUERIES // WALK), end * (QUERIES // WALK)):
-        first = first_of(entries, step, QUERIES, WALK, LISTED)
+        first = first_of(entries, shift, step, QUERIES, WALK, LISTED)
         i = first + columns
+        i_number = numbers_of(receive_numbers, i, NUMBERED)
         seen = i < queries
         numbers = row_numbers + row + i
         inverse_square = tl.load(numbers, mask=seen, other=1.0)[None, :]
@@ -223,7 +234,7 @@ def senders_kernel(
             FREQ, DIRECT, PRECISION,
         )  # fmt: skip
         if SYMMETRIC:
-            squared = tl.where(j[:, None] == i[None, :], 0.0, squared)
+            squared = tl.where(j_number[:, None] == i_number[None, :], 0.0, squared)
         if NEAREST:
             own_base = tl.load(base + row + i, mask=seen, other=0.0)[None, :]
             own_sender = tl.load(sender + row + i, mask=seen, other=-1)[None, :]
@@ -233,8 +244,8 @@ def senders_kernel(
         if CAUSAL or not SELF or MASK:
             allowed = tl.full([KEYS, WALK], True, tl.int1)
             allowed = allowed_pairs(
-                allowed, i[None, :], j[:, None], offset, mask, mask_row, mask_column, queries, keys,
-                CAUSAL, SELF, MASK,
+                allowed, i_number[None, :], j_number[:, None], offset, mask, mask_row, mask_column,
+                queries, keys, CAUSAL, SELF, MASK,
             )  # fmt: skip
             weight = tl.where(allowed, weight, 0.0)
         pointers = grad + tl.cast(first, tl.int64) * grad_token + columns[:, None] * grad_token + d[None, :]
@@ -242,7 +253,7 @@ def senders_kernel(
         flow = product(v, tl.trans(dout), tl.zeros([KEYS, WALK], tl.float32), VALUE_PRECISION)
         kept = weight * scale
         if DROPOUT:
-            keep = kept_pairs(row_words(drawn_seed, row + i)[None, :], j[:, None], threshold)
+            keep = kept_pairs(row_words(drawn_seed, row + i_number)[None, :], j_number[:, None], threshold)
             kept = tl.where(keep, kept * keep_scale, 0.0)
             flow = tl.where(keep, flow * keep_scale, 0.0)
         dvalue = product(kept.to(dout.dtype), dout, dvalue, VALUE_PRECISION)
@@ -253,7 +264,7 @@ def senders_kernel(
             taken = tl.load(numbers + 3 * rows_in_all, mask=seen, other=0.0)[None, :]
             dsquared = tl.where(j[:, None] == own_sender, dsquared - taken, dsquared)
         if SYMMETRIC:
-            dsquared = tl.where(j[:, None] == i[None, :], 0.0, dsquared)
+            dsquared = tl.where(j_number[:, None] == i_number[None, :], 0.0, dsquared)
         summed += tl.sum(dsquared, 1)
         drawn = product(dsquared, tl.trans(right), drawn, PRECISION)
 

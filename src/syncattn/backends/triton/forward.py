@@ -10,7 +10,9 @@ from syncattn.backends.triton.pairs import (
     first_of,
     from_nearest,
     kept_pairs,
+    list_of,
     load_planes,
+    numbers_of,
     own_tile,
     product,
     row_words,
@@ -21,16 +23,17 @@ from syncattn.backends.triton.pairs import (
 
 @triton.jit
 def forward_kernel(
-    receive, receive_plane, send, send_plane, value, value_batch, value_head, value_token,
+    receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
+    value, value_batch, value_head, value_token,
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
     mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
-    base, sender, entries, counts, order, out, row_sum,
+    base, sender, entries, width, counts, order, out, row_sum,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
     DIRECT: tl.constexpr, PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
-    DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
+    DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr, NUMBERED: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """out (B, H, N, d) and row_sum (B, H, N) of one tile of receivers. The pointers' shapes: launch.py."""
@@ -48,6 +51,8 @@ def forward_kernel(
     offset = keys - queries
 
     receive += bh.to(tl.int64) * FREQ * receive_plane + tile * QUERIES
+    i_number = numbers_of(receive_numbers + bh.to(tl.int64) * receive_plane, i, NUMBERED)
+    send_numbers += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * send_plane
     send += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * FREQ * send_plane
     value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
     coupling += b.to(tl.int64) * coupling_batch + h.to(tl.int64) * coupling_head
@@ -63,20 +68,21 @@ def forward_kernel(
         own_base = tl.load(base + row + i, mask=i < queries, other=0.0)[:, None]
         own_sender = tl.load(sender + row + i, mask=i < queries, other=-1)[:, None]
     if DROPOUT:
-        words = row_words(tl.load(seed), row + i)[:, None]
+        words = row_words(tl.load(seed), row + i_number)[:, None]
 
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, BLOCK_D], tl.float32)
+    shift = 0
     if LISTED:
-        entries += (bh.to(tl.int64) * query_tiles + tile) * key_tiles
-        end = tl.load(counts + bh * query_tiles + tile)
+        entries, end, shift = list_of(entries, width, counts, bh * query_tiles + tile)
     elif CAUSAL:
         end = tl.minimum(key_tiles, (tl.minimum((tile + 1) * QUERIES, queries) + offset - 1) // KEYS + 1)
     else:
         end = key_tiles
     for step in range(0, end * (KEYS // WALK)):
-        first = first_of(entries, step, KEYS, WALK, LISTED)
+        first = first_of(entries, shift, step, KEYS, WALK, LISTED)
         j = first + columns
+        j_number = numbers_of(send_numbers, j, NUMBERED)
         right = left
         if not DIRECT:
             right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M) - centre[:, None]
@@ -85,7 +91,7 @@ def forward_kernel(
             FREQ, DIRECT, PRECISION,
         )  # fmt: skip
         if SYMMETRIC:
-            squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
+            squared = tl.where(i_number[:, None] == j_number[None, :], 0.0, squared)
         if NEAREST:
             squared = from_nearest(squared, own_base, j[None, :] == own_sender)
         margin = tl.exp2(rate * squared) - squared * inverse_square
@@ -93,13 +99,13 @@ def forward_kernel(
         if CAUSAL or not SELF or MASK:
             allowed = tl.full([QUERIES, WALK], True, tl.int1)
             allowed = allowed_pairs(
-                allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
-                CAUSAL, SELF, MASK,
+                allowed, i_number[:, None], j_number[None, :], offset, mask, mask_row, mask_column,
+                queries, keys, CAUSAL, SELF, MASK,
             )  # fmt: skip
             weight = tl.where(allowed, weight, 0.0)
         total += tl.sum(weight, 1)
         if DROPOUT:
-            weight = tl.where(kept_pairs(words, j[None, :], threshold), weight * keep_scale, 0.0)
+            weight = tl.where(kept_pairs(words, j_number[None, :], threshold), weight * keep_scale, 0.0)
         pointers = (
             value + tl.cast(first, tl.int64) * value_token + columns[:, None] * value_token + d[None, :]
         )
