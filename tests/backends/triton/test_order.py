@@ -1,10 +1,11 @@
 """Calls in the order of a k-d tree: the same results, from shorter lists."""
 
+import itertools
+
 import pytest
 import torch
 
 import syncattn
-from syncattn.backends.call import prepare
 
 attention = syncattn.selective_synchronization_attention
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -29,17 +30,6 @@ def shuffled(inputs, seed=3):
     send = receive if same else send.gather(2, by.expand_as(send))
     value = value if same else value.gather(2, by.expand_as(value))
     return [receive, send, value, *strength]
-
-
-def arguments_of(inputs, device, seed=None, **options):
-    call = prepare(*inputs, **options)
-    tensors = [x.to(device) for x in (call.receive, call.send, call.value, call.coupling, call.bandwidth)]
-    if call.symmetric:
-        tensors[1] = tensors[0]
-    mask = None if call.mask is None else call.mask.to(device)
-    nearest, power = call.frame == "nearest", int(call.power)
-    flags = call.is_causal, call.self_coupling, call.dropout_p, nearest, power, call.edge, call.eps
-    return [*tensors, mask, seed, *flags, call.symmetric]
 
 
 SIZES = [(5, 1), (33, 32), (70, 100), (64, 64), (129, 40)]
@@ -98,7 +88,7 @@ def test_dropout_drops_the_same_pairs(device, sorts):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("duplicates", [False, True])
-def test_the_nearest_sender_is_the_same(duplicates, masked, draw, device, sorts):
+def test_the_nearest_sender_is_the_same(duplicates, masked, draw, device, sorts, arguments_of):
     """Of equally near ones the earliest of the call, not of the tree; and the frame's gradient is its own."""
     from syncattn.backends.triton import passes
 
@@ -115,14 +105,14 @@ def test_the_nearest_sender_is_the_same(duplicates, masked, draw, device, sorts)
         saved = passes.forward(*arguments)
         grad = torch.ones_like(saved[0]) * torch.arange(4.0, device=device)
         results.append([*saved, *passes.backward(grad, *saved, *arguments)])
-    for name, a, b in zip("out sum base sender".split(), *results, strict=False):
+    for name, a, b in zip(["out", "sum", "base", "sender"], *results, strict=False):
         if name in ("base", "sender"):
             assert torch.equal(a, b), name
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
 
 
-def test_the_lists_get_shorter(draw, device, sorts, kernels):
+def test_the_lists_get_shorter(draw, device, sorts, kernels, arguments_of):
     """Clusters in no order: every tile had one of each; also where half of the senders are masked out."""
     inputs = shuffled(draw(1, 2, 512, 512, 3, 4, density=0.03, structure="clusters", same=True))
     counted = {}
@@ -148,7 +138,7 @@ def test_the_order_holds_every_token_once_and_near_ones_together(tokens):
     order = kd_order(x, 32, None)
     assert torch.equal(order.sort(-1).values, torch.arange(tokens).expand(2, 3, -1))
     pieces = x[..., 0].gather(-1, order).split(32, -1)
-    for before, after in zip(pieces, pieces[1:], strict=False):  # in one dimension tiles are intervals
+    for before, after in itertools.pairwise(pieces):  # in one dimension tiles are intervals
         assert (before.amax(-1) <= after.amin(-1)).all()
 
 
@@ -165,7 +155,7 @@ def test_who_is_not_finite_or_not_allowed_comes_last():
     assert torch.equal(order[150 - int(away.sum()) :].sort().values, away.nonzero().flatten())
 
 
-def test_what_is_not_a_number_shows_and_touches_no_other_row(draw, device, sorts):
+def test_what_is_not_a_number_shows_and_touches_no_other_row(draw, device, sorts, arguments_of):
     from syncattn.backends.triton import passes
 
     inputs = draw(1, 1, 70, 70, 3, 4)
@@ -182,7 +172,7 @@ def test_what_is_not_a_number_shows_and_touches_no_other_row(draw, device, sorts
 
 
 @pytest.mark.parametrize("mask", ["none", "rows", "causal"])
-def test_which_calls_are_sorted(mask, draw, device, sorts, kernels):
+def test_which_calls_are_sorted(mask, draw, device, sorts, kernels, arguments_of):
     """By shapes and options alone; masks that differ by row and causal order keep their places."""
     inputs = draw(1, 1, 60, 70, 2, 3)
     options = {"rows": {"attn_mask": torch.ones(60, 70, dtype=torch.bool)}, "causal": {"is_causal": True}}
