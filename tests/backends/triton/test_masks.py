@@ -126,3 +126,18 @@ def test_where_nobody_may_be_heard(fewest_listed, draw, device, kernels, monkeyp
     for x in (receive, send, value):
         assert not x[0].any() and torch.isfinite(x).all()
     assert value[1].any()
+
+
+@pytest.mark.parametrize("queries", [40, 140])
+def test_where_only_oneself_may_be_heard(queries, draw, device, arguments_of):
+    """And is left out: nobody is nearest, though the tile holds one who is not masked out."""
+    from syncattn.backends.triton import passes
+
+    inputs = draw(1, 1, queries, queries, 3, 4, same=True)
+    mask = (torch.arange(queries) == 5)[None, None, None]
+    for options in (NEAREST, NEAREST | {"is_causal": True}):
+        arguments = arguments_of(inputs, device, attn_mask=mask, self_coupling=False, **options)
+        out, row_sum, base, sender = passes.forward(*arguments)
+        assert sender[0, 0, 5] == -1 and base[0, 0, 5] == 0 and not out[0, 0, 5].any()
+        heard = torch.arange(queries) > 5 if options.get("is_causal") else torch.arange(queries) != 5
+        assert (sender[0, 0].cpu()[heard] == 5).all() and (row_sum[0, 0].cpu()[heard] > 0).all()
