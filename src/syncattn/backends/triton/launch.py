@@ -296,7 +296,10 @@ def _largest_granule(tiles: int) -> int:
 
 
 def _by_sender(mask: Tensor | None, send: Tensor, keys: int) -> Tensor | None:
-    """(B, heads of senders, M) uint8: the mask, if it says the same to every receiver that hears a sender."""
+    """(B, heads of senders, M) uint8: the mask, if it says the same to every receiver that hears a sender.
+
+    Those whom it leaves out then stand nowhere, and pairs with them need no test. So where a receiver is NaN
+    and may hear nobody its row can be NaN, too, while with other masks it is 0."""
     if mask is None or mask.shape[2] != 1 or mask.shape[1] not in (1, send.shape[1]):
         return None
     return mask.view(torch.uint8).expand(*send.shape[:2], 1, keys)[:, :, 0]
