@@ -49,6 +49,9 @@ CASES = {
     "ones": (1, 1, 5, 5, 1, 1, torch.float32, torch.float32, EVERYTHING),
     "ones, directed": (1, 1, 5, 7, 20, 1, HALF, torch.float16, EVERYTHING | {"edge": 0.0, "same": False}),
     "one to one": (1, 1, 1, 1, 1, 1, torch.float32, torch.float32, EVERYTHING),
+    "padded": (2, 8, 4096, 4096, 20, 64, HALF, HALF, {"frame": "nearest", "same": True, "masked": "senders"}),
+    "sorted": (1, 8, 20000, 30000, 16, 64, HALF, HALF, {"frame": "nearest", "power": 2, "dropout_p": 0.1}),
+    "long": (1, 8, 100000, 100000, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True}),
     "decode": (4, 8, 1, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest"}),
 }
 
@@ -70,11 +73,10 @@ def launches(case, backward=True):
     send = receive if options.pop("same", False) else torch.empty(batch, heads, keys, m, **made)
     value = torch.empty(batch, heads, keys, d, dtype=dtype, device="meta")
     strength = torch.empty(1, heads, 1, device="meta"), torch.empty(heads, device="meta")
-    mask = (
-        torch.empty(1, 1, queries, keys, dtype=torch.bool, device="meta")
-        if options.pop("masked", 0)
-        else None
-    )
+    masked, mask = options.pop("masked", None), None  # by pair, or only "senders"
+    if masked:
+        rows = 1 if masked == "senders" else queries
+        mask = torch.empty(1, 1, rows, keys, dtype=torch.bool, device="meta")
     p = options.get("dropout_p", 0.0)
     seed = torch.empty((), dtype=torch.int64, device="meta") if p else None
     rest = (

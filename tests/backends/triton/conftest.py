@@ -5,6 +5,8 @@ tile: everything here is tiny."""
 import pytest
 import torch
 
+from syncattn.backends.call import prepare
+
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 
@@ -71,3 +73,26 @@ def walked_in_pieces(kernels, monkeypatch):
     """Tiles of which half is walked at a time, as the backward does on a GPU."""
     if not GPU:
         small_tiles(monkeypatch, kernels, 32, 16)
+
+
+@pytest.fixture
+def tiles_of(kernels, monkeypatch):
+    """Sets the tokens of a tile and how many are walked at a time, on a GPU as well."""
+    return lambda tile, walk: small_tiles(monkeypatch, kernels, tile, walk)
+
+
+@pytest.fixture
+def arguments_of():
+    """The operators' arguments of a call, on the device; no seed."""
+
+    def make(inputs, device, **options):
+        call = prepare(*inputs, **options)
+        tensors = [x.to(device) for x in (call.receive, call.send, call.value, call.coupling, call.bandwidth)]
+        if call.symmetric:
+            tensors[1] = tensors[0]
+        mask = None if call.mask is None else call.mask.to(device)
+        nearest, power = call.frame == "nearest", int(call.power)
+        flags = (call.is_causal, call.self_coupling, 0.0, nearest, power, call.edge, call.eps, call.symmetric)
+        return [*tensors, mask, None, *flags]
+
+    return make

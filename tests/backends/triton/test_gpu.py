@@ -54,18 +54,27 @@ def test_it_takes_calls_by_name(call):
     assert syncattn.backends.explain(*call(16), backend="triton").backend == "triton"
 
 
-@pytest.mark.parametrize("queries", [1, 500])
-def test_nothing_waits_for_the_device_and_a_graph_replays_it(queries, call):
+CAPTURED = {
+    "layer": LAYER,
+    "sorted": {"power": 2},
+    "documents": {"attn_mask": torch.arange(500)[:, None] // 100 == torch.arange(500) // 100},
+}
+
+
+@pytest.mark.parametrize(("queries", "form"), [(1, "layer"), *((500, form) for form in CAPTURED)])
+def test_nothing_waits_for_the_device_and_a_graph_replays_it(queries, form, call, kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "FEWEST_SORTED", 500)
+    options = {k: x.cuda() if torch.is_tensor(x) else x for k, x in CAPTURED[form].items()}
     inputs = [x.detach() for x in call(500, queries=queries)]
-    want = attention(*inputs, **LAYER, backend="triton")  # compiles
+    want = attention(*inputs, **options, backend="triton")  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        attention(*inputs, **LAYER, backend="triton")
+        attention(*inputs, **options, backend="triton")
     finally:
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = attention(*inputs, **LAYER, backend="triton")
+        out = attention(*inputs, **options, backend="triton")
     out.zero_()
     graph.replay()
     assert torch.equal(out, want)

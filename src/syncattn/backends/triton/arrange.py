@@ -8,21 +8,36 @@ import triton.language as tl
 
 from syncattn.backends.triton.pairs import largest_radius
 
+_LARGEST = tl.constexpr(3e38)  # half the side of a box that is everything: farther from an empty box than any
+
 
 @triton.jit
 def arrange_kernel(
-    x, x_batch, x_head, x_token, x_coordinate, heads, tokens,
-    planes, plane, low, high, tiles,
-    nowhere: tl.constexpr, FREQ: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
+    x, x_batch, x_head, x_token, x_coordinate, order, allowed, allowed_batch, allowed_head, allowed_token,
+    heads, tokens, planes, plane, low, high, tiles, numbers,
+    nowhere: tl.constexpr, nobody: tl.constexpr, FREQ: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK: tl.constexpr, SORTED: tl.constexpr, FOLDED: tl.constexpr, NUMBERED: tl.constexpr,
 ):  # fmt: skip
     """One tile: x (B, heads, tokens, m), any strides and dtype, to planes (B heads, m, plane) float32 and to
     low, high (B heads, m, tiles). What is infinite, or past the end, stands `nowhere`; a box with a NaN in it
-    is everything."""
+    is everything, one without a token is empty.
+
+    SORTED: the tokens come in the order (B, heads, tokens) int64. FOLDED: those that are not in allowed (B,
+    heads, tokens) stand nowhere, too. NUMBERED: numbers (B heads, plane) int32 are the tokens' places in x,
+    `nobody` for those that stand nowhere."""
     bh, tile = tl.program_id(0), tl.program_id(1)
+    b, h = (bh // heads).to(tl.int64), (bh % heads).to(tl.int64)
     i, k = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_M)
-    base = x + (bh // heads).to(tl.int64) * x_batch + (bh % heads).to(tl.int64) * x_head
-    here = (i < tokens)[:, None] & (k < FREQ)[None, :]
-    pointers = base + i.to(tl.int64)[:, None] * x_token + k[None, :] * x_coordinate
+    present = i < tokens
+    place = i
+    if SORTED:
+        place = tl.load(order + bh.to(tl.int64) * tokens + i, mask=present, other=0).to(tl.int32)
+    if FOLDED:
+        heard = allowed + b * allowed_batch + h * allowed_head + place.to(tl.int64) * allowed_token
+        present = present & (tl.load(heard, mask=present, other=0) != 0)
+    here = present[:, None] & (k < FREQ)[None, :]
+    base = x + b * x_batch + h * x_head
+    pointers = base + place.to(tl.int64)[:, None] * x_token + k[None, :] * x_coordinate
     w = tl.load(pointers, mask=here, other=0.0).to(tl.float32)
     w = tl.where(tl.abs(w) > nowhere, nowhere, tl.where(here, w, nowhere))
     to = bh.to(tl.int64) * FREQ
@@ -32,8 +47,10 @@ def arrange_kernel(
     smallest = tl.min(tl.where(here, w, float("inf")), 0)
     largest = tl.max(tl.where(here, w, float("-inf")), 0)
     at = to * tiles + k * tiles + tile
-    tl.store(low + at, tl.where(unknown, float("-inf"), smallest), mask=k < FREQ)
-    tl.store(high + at, tl.where(unknown, float("inf"), largest), mask=k < FREQ)
+    tl.store(low + at, tl.where(unknown, -_LARGEST, smallest), mask=k < FREQ)
+    tl.store(high + at, tl.where(unknown, _LARGEST, largest), mask=k < FREQ)
+    if NUMBERED:
+        tl.store(numbers + bh.to(tl.int64) * plane + i, tl.where(present, place, nobody))
 
 
 @triton.jit

@@ -25,8 +25,10 @@ from syncattn.backends.triton.pairs import (
     gram_detuning,
     kept_pairs,
     left_operands,
+    list_of,
     load_planes,
     meet,
+    numbers_of,
     own_tile,
     product,
     right_operands,
@@ -41,10 +43,11 @@ from syncattn.backends.triton.pairs import (
 
 @triton.jit
 def receivers_kernel(
-    receive, receive_plane, send, send_plane, value, value_batch, value_head, value_token,
+    receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
+    value, value_batch, value_head, value_token,
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
     mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
-    base, sender, entries, counts, order, grad, grad_batch, grad_head, grad_token, out, row_sum,
+    base, sender, entries, width, counts, order, grad, grad_batch, grad_head, grad_token, out, row_sum,
     row_numbers, ranges, grad_receive, grad_coupling, grad_bandwidth,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -52,6 +55,7 @@ def receivers_kernel(
     DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
+    NUMBERED: tl.constexpr, SORTED: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Of one tile of receivers: grad_receive (B, H, N, m), grad_coupling (B, H, N), grad_bandwidth (B H,
@@ -74,6 +78,8 @@ def receivers_kernel(
     offset = keys - queries
 
     receive += bh.to(tl.int64) * FREQ * receive_plane + tile * QUERIES
+    i_number = numbers_of(receive_numbers + bh.to(tl.int64) * receive_plane, i, NUMBERED)
+    send_numbers += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * send_plane
     send += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * FREQ * send_plane
     value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
     coupling += b.to(tl.int64) * coupling_batch + h.to(tl.int64) * coupling_head
@@ -96,7 +102,7 @@ def receivers_kernel(
         tl.store(ranges + (tl.num_programs(0) + bh * query_tiles + tile), senders)
         left_sizes -= own_base[:, None]
     if DROPOUT:
-        words = row_words(tl.load(seed), row + i)[:, None]
+        words = row_words(tl.load(seed), row + i_number)[:, None]
     inside = here[:, None] & (d < DIM)[None, :]
     grad += b.to(tl.int64) * grad_batch + h.to(tl.int64) * grad_head
     dout = tl.load(grad + i.to(tl.int64)[:, None] * grad_token + d[None, :], mask=inside, other=0.0)
@@ -117,16 +123,17 @@ def receivers_kernel(
         summed = tl.zeros([QUERIES], tl.float32)
     to_coupling = tl.zeros([QUERIES], tl.float32)
     to_bandwidth = tl.zeros([QUERIES], tl.float32)
+    shift = 0
     if LISTED:
-        entries += (bh.to(tl.int64) * query_tiles + tile) * key_tiles
-        end = tl.load(counts + bh * query_tiles + tile)
+        entries, end, shift = list_of(entries, width, counts, bh * query_tiles + tile)
     elif CAUSAL:
         end = tl.minimum(key_tiles, (tl.minimum((tile + 1) * QUERIES, queries) + offset - 1) // KEYS + 1)
     else:
         end = key_tiles
     for step in range(0, end * (KEYS // WALK)):
-        first = first_of(entries, step, KEYS, WALK, LISTED)
+        first = first_of(entries, shift, step, KEYS, WALK, LISTED)
         j = first + columns
+        j_number = numbers_of(send_numbers, j, NUMBERED)
         right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M, PACKED) - centre[:, None]
         b1, b2, b3 = right_operands(right, PACKED)
         if DIRECT:
@@ -137,19 +144,19 @@ def receivers_kernel(
             sizes = left_sizes + sizes_of(right, PACKED)[None, :]
             squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
         if SYMMETRIC:
-            if meet(first, WALK, tile * QUERIES, QUERIES):
-                squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
+            if SORTED or meet(first, WALK, tile * QUERIES, QUERIES):
+                squared = tl.where(i_number[:, None] == j_number[None, :], 0.0, squared)
         if NEAREST:
             if meet(first, WALK, first_sender, senders):
                 squared = zero_at_nearest(squared, own_base[:, None], j[None, :] == own_sender[:, None])
         kernel = tl.exp2(rate * squared)
         margin = kernel - squared * inverse_square
         if CAUSAL or not SELF or MASK:
-            if MASK or meet(first, WALK, tile * QUERIES + offset, keys if CAUSAL else QUERIES):
+            if MASK or SORTED or meet(first, WALK, tile * QUERIES + offset, keys if CAUSAL else QUERIES):
                 allowed = tl.full([QUERIES, WALK], True, tl.int1)
                 allowed = allowed_pairs(
-                    allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
-                    CAUSAL, SELF, MASK,
+                    allowed, i_number[:, None], j_number[None, :], offset, mask, mask_row, mask_column,
+                    queries, keys, CAUSAL, SELF, MASK,
                 )  # fmt: skip
                 margin = tl.where(allowed, margin, -1.0)
         weight = weight_of(margin, POWER, HAS_EDGE, edge)
@@ -162,7 +169,7 @@ def receivers_kernel(
             v = tl.load(pointers, mask=(j < keys)[None, :] & (d < DIM)[:, None], other=0.0)
         flow = product(dout, v, tl.zeros([QUERIES, WALK], tl.float32), VALUE_PRECISION)
         if DROPOUT:
-            flow = tl.where(kept_pairs(words, j[None, :], threshold), flow * keep_scale, 0.0)
+            flow = tl.where(kept_pairs(words, j_number[None, :], threshold), flow * keep_scale, 0.0)
         flow = flow * scale[:, None] - delta[:, None]
         dmargin = through_weight(flow, margin, weight, POWER, HAS_EDGE, edge)
         to_coupling += tl.sum(dmargin * squared, 1)
@@ -170,8 +177,8 @@ def receivers_kernel(
         to_bandwidth += tl.sum(through * squared, 1)
         dsquared = -2.0 * alpha * through - dmargin * inverse_square
         if SYMMETRIC:
-            if meet(first, WALK, tile * QUERIES, QUERIES):
-                dsquared = tl.where(i[:, None] == j[None, :], 0.0, dsquared)
+            if SORTED or meet(first, WALK, tile * QUERIES, QUERIES):
+                dsquared = tl.where(i_number[:, None] == j_number[None, :], 0.0, dsquared)
         if PARTS == 1:
             summed = add_rows(dsquared.to(tl.bfloat16), summed)
         else:
@@ -200,10 +207,11 @@ def receivers_kernel(
 
 @triton.jit
 def senders_kernel(
-    receive, receive_plane, send, send_plane, value, value_batch, value_head, value_token,
+    receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
+    value, value_batch, value_head, value_token,
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
     mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
-    entries, counts, order, grad, grad_batch, grad_head, grad_token,
+    entries, width, counts, order, grad, grad_batch, grad_head, grad_token,
     row_numbers, ranges, range_number, grad_send, grad_value,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -211,6 +219,7 @@ def senders_kernel(
     DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
+    NUMBERED: tl.constexpr, SORTED: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Of one tile of senders, for one head of receivers: grad_send (B, H, M, m) and grad_value (B, H, M, d).
@@ -229,7 +238,10 @@ def senders_kernel(
     offset = keys - queries
 
     receive += bh.to(tl.int64) * FREQ * receive_plane
+    receive_numbers += bh.to(tl.int64) * receive_plane
     send += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * FREQ * send_plane + tile * KEYS
+    send_numbers += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * send_plane
+    j_number = numbers_of(send_numbers, j, NUMBERED)
     value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
     mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
     grad += b.to(tl.int64) * grad_batch + h.to(tl.int64) * grad_head
@@ -251,16 +263,17 @@ def senders_kernel(
     else:
         summed = tl.zeros([KEYS], tl.float32)
     start = 0
+    shift = 0
     if LISTED:
-        entries += (bh.to(tl.int64) * key_tiles + tile) * query_tiles
-        end = tl.load(counts + bh * key_tiles + tile)
+        entries, end, shift = list_of(entries, width, counts, bh * key_tiles + tile)
     else:
         end = query_tiles
         if CAUSAL:
             start = tl.maximum(tile * KEYS - offset, 0) // QUERIES
     for step in range(start * (QUERIES // WALK), end * (QUERIES // WALK)):
-        first = first_of(entries, step, QUERIES, WALK, LISTED)
+        first = first_of(entries, shift, step, QUERIES, WALK, LISTED)
         i = first + columns
+        i_number = numbers_of(receive_numbers, i, NUMBERED)
         numbers = row_numbers + first + columns
         inverse_square = tl.load(numbers)[None, :]
         scale = tl.load(numbers + rows_in_all)[None, :]
@@ -280,8 +293,8 @@ def senders_kernel(
             sizes = left_sizes + sizes
             squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
         if SYMMETRIC:
-            if meet(first, WALK, tile * KEYS, KEYS):
-                squared = tl.where(j[:, None] == i[None, :], 0.0, squared)
+            if SORTED or meet(first, WALK, tile * KEYS, KEYS):
+                squared = tl.where(j_number[:, None] == i_number[None, :], 0.0, squared)
         if NEAREST:
             some_nearest = meet(tile * KEYS, KEYS, tl.load(tile_ranges), tl.load(tile_ranges + range_number))
             if some_nearest:
@@ -290,13 +303,12 @@ def senders_kernel(
         kernel = tl.exp2(rate * squared)
         margin = kernel - squared * inverse_square
         if CAUSAL or not SELF or MASK:
-            if MASK or meet(
-                first + offset, WALK, tile * KEYS - (keys if CAUSAL else 0), KEYS + (keys if CAUSAL else 0)
-            ):
+            before = keys if CAUSAL else 0
+            if MASK or SORTED or meet(first + offset, WALK, tile * KEYS - before, KEYS + before):
                 allowed = tl.full([KEYS, WALK], True, tl.int1)
                 allowed = allowed_pairs(
-                    allowed, i[None, :], j[:, None], offset, mask, mask_row, mask_column, queries, keys,
-                    CAUSAL, SELF, MASK,
+                    allowed, i_number[None, :], j_number[:, None], offset, mask, mask_row, mask_column,
+                    queries, keys, CAUSAL, SELF, MASK,
                 )  # fmt: skip
                 margin = tl.where(allowed, margin, -1.0)
         weight = weight_of(margin, POWER, HAS_EDGE, edge)
@@ -308,7 +320,7 @@ def senders_kernel(
         flow = product(v, tl.trans(dout), tl.zeros([KEYS, WALK], tl.float32), VALUE_PRECISION)
         kept = weight * scale
         if DROPOUT:
-            keep = kept_pairs(row_words(drawn_seed, row + i)[None, :], j[:, None], threshold)
+            keep = kept_pairs(row_words(drawn_seed, row + i_number)[None, :], j_number[:, None], threshold)
             kept = tl.where(keep, kept * keep_scale, 0.0)
             flow = tl.where(keep, flow * keep_scale, 0.0)
         dvalue = product(kept.to(dout.dtype), dout, dvalue, VALUE_PRECISION)
@@ -321,8 +333,8 @@ def senders_kernel(
                 taken = tl.load(numbers + 3 * rows_in_all)[None, :]
                 dsquared = tl.where(j[:, None] == own_sender, dsquared - taken, dsquared)
         if SYMMETRIC:
-            if meet(first, WALK, tile * KEYS, KEYS):
-                dsquared = tl.where(j[:, None] == i[None, :], 0.0, dsquared)
+            if SORTED or meet(first, WALK, tile * KEYS, KEYS):
+                dsquared = tl.where(j_number[:, None] == i_number[None, :], 0.0, dsquared)
         if PARTS == 1:
             summed = add_rows(dsquared.to(tl.bfloat16), summed)
         else:

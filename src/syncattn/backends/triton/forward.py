@@ -14,8 +14,10 @@ from syncattn.backends.triton.pairs import (
     gram_detuning,
     kept_pairs,
     left_operands,
+    list_of,
     load_planes,
     meet,
+    numbers_of,
     own_tile,
     product,
     right_operands,
@@ -28,16 +30,18 @@ from syncattn.backends.triton.pairs import (
 
 @triton.jit
 def forward_kernel(
-    receive, receive_plane, send, send_plane, value, value_batch, value_head, value_token,
+    receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
+    value, value_batch, value_head, value_token,
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
     mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
-    base, sender, entries, counts, order, out, row_sum,
+    base, sender, entries, width, counts, order, out, row_sum,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
     DIRECT: tl.constexpr, PACKED: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
+    NUMBERED: tl.constexpr, SORTED: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """out (B, H, N, d) and row_sum (B, H, N) of one tile of receivers. The pointers' shapes: launch.py."""
@@ -55,6 +59,8 @@ def forward_kernel(
     offset = keys - queries
 
     receive += bh.to(tl.int64) * FREQ * receive_plane + tile * QUERIES
+    i_number = numbers_of(receive_numbers + bh.to(tl.int64) * receive_plane, i, NUMBERED)
+    send_numbers += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * send_plane
     send += (b * send_heads + h // (heads // send_heads)).to(tl.int64) * FREQ * send_plane
     value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
     coupling += b.to(tl.int64) * coupling_batch + h.to(tl.int64) * coupling_head
@@ -75,7 +81,7 @@ def forward_kernel(
         if not DIRECT:
             left_sizes -= own_base
     if DROPOUT:
-        words = row_words(tl.load(seed), row + i)[:, None]
+        words = row_words(tl.load(seed), row + i_number)[:, None]
 
     # What the tensor cores sum is rounded as what they mix; with dropout other pairs are summed than mixed.
     SUMMED: tl.constexpr = value.dtype.element_ty == tl.bfloat16 and not DROPOUT
@@ -84,16 +90,17 @@ def forward_kernel(
     else:
         total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, BLOCK_D], tl.float32)
+    shift = 0
     if LISTED:
-        entries += (bh.to(tl.int64) * query_tiles + tile) * key_tiles
-        end = tl.load(counts + bh * query_tiles + tile)
+        entries, end, shift = list_of(entries, width, counts, bh * query_tiles + tile)
     elif CAUSAL:
         end = tl.minimum(key_tiles, (tl.minimum((tile + 1) * QUERIES, queries) + offset - 1) // KEYS + 1)
     else:
         end = key_tiles
     for step in range(0, end * (KEYS // WALK)):
-        first = first_of(entries, step, KEYS, WALK, LISTED)
+        first = first_of(entries, shift, step, KEYS, WALK, LISTED)
         j = first + columns
+        j_number = numbers_of(send_numbers, j, NUMBERED)
         if DIRECT:
             squared = direct_detuning(receive, receive_plane, rows, send + first, send_plane, columns, FREQ)
             if NEAREST:
@@ -104,25 +111,25 @@ def forward_kernel(
             b1, b2, b3 = right_operands(right, PACKED)
             squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
         if SYMMETRIC:
-            if meet(first, WALK, tile * QUERIES, QUERIES):
-                squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
+            if SORTED or meet(first, WALK, tile * QUERIES, QUERIES):
+                squared = tl.where(i_number[:, None] == j_number[None, :], 0.0, squared)
         if NEAREST:
             if meet(first, WALK, first_sender, senders):
                 squared = zero_at_nearest(squared, own_base, j[None, :] == own_sender)
         margin = tl.exp2(rate * squared) - squared * inverse_square
         if CAUSAL or not SELF or MASK:
-            if MASK or meet(first, WALK, tile * QUERIES + offset, keys if CAUSAL else QUERIES):
+            if MASK or SORTED or meet(first, WALK, tile * QUERIES + offset, keys if CAUSAL else QUERIES):
                 allowed = tl.full([QUERIES, WALK], True, tl.int1)
                 allowed = allowed_pairs(
-                    allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
-                    CAUSAL, SELF, MASK,
+                    allowed, i_number[:, None], j_number[None, :], offset, mask, mask_row, mask_column,
+                    queries, keys, CAUSAL, SELF, MASK,
                 )  # fmt: skip
                 margin = tl.where(allowed, margin, -1.0)
         weight = weight_of(margin, POWER, HAS_EDGE, edge)
         if not SUMMED:
             total += tl.sum(weight, 1)
         if DROPOUT:
-            weight = tl.where(kept_pairs(words, j[None, :], threshold), weight * keep_scale, 0.0)
+            weight = tl.where(kept_pairs(words, j_number[None, :], threshold), weight * keep_scale, 0.0)
         pointers = (
             value + tl.cast(first, tl.int64) * value_token + columns[:, None] * value_token + d[None, :]
         )

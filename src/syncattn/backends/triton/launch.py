@@ -12,7 +12,8 @@ import triton
 from torch import Tensor
 
 from syncattn.backends.triton.arrange import arrange_kernel, reach_kernel
-from syncattn.backends.triton.lists import lists_kernel
+from syncattn.backends.triton.lists import lists_kernel, mask_tiles_kernel
+from syncattn.backends.triton.order import Order, order_of, places, taken, values_taken
 from syncattn.backends.triton.pairs import NOWHERE_RECEIVE, NOWHERE_SEND
 
 # Coordinates up to which D is a sum of squared differences on the CUDA cores, with values of 4 bytes and of
@@ -22,10 +23,17 @@ MOST_DIRECT = {True: 16, False: 3}
 # Into how many bfloat16 dL/dD is split before it is multiplied by frequencies: as exact as the values are.
 _PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _CHUNK = 128  # tiles that a program of lists.py looks at together
+# Entries that a list has room for; where more tiles than that can lock, an entry is several. So lists take
+# 4 KiB a tile at most, however many tiles there are.
+CAPACITY = 1024
 # From this many key tiles on the walk is over lists; below, making them costs more than it can save.
 _FEWEST_LISTED = 4
 # From this many programs on they start in the order of their work, the longest first.
 _FEWEST_ORDERED = 1024
+# From this many receivers and senders on, calls whose tokens may come in any order are put in that of a k-d
+# tree. By the shape alone: whether it pays depends on the values, but to look at them would wait for the
+# device. Below, sorting costs more than it can save. Not yet measured on a GPU.
+FEWEST_SORTED = 16384
 
 
 class Options(NamedTuple):
@@ -78,6 +86,7 @@ class Side(NamedTuple):
     planes: Tensor  # (B heads, m, plane), float32
     low: Tensor  # (B heads, m, tiles), the boxes' corners
     high: Tensor
+    numbers: Tensor  # (B heads, plane) int32: the tokens' places in the call; planes if nobody asks
     heads: int
     plane: int
     tiles: int
@@ -87,8 +96,8 @@ class Side(NamedTuple):
 class Lists(NamedTuple):
     """For each tile of one side the tiles of the other that can lock to it."""
 
-    entries: Tensor  # (B H, tiles, other tiles) int32
-    counts: Tensor  # (B H, tiles) int32
+    entries: Tensor  # (B H, tiles, width) int32: tiles, or granules of 2^log2 tiles
+    counts: Tensor  # (B H, tiles, 2) int32: how many tiles the entries are, and log2 of the tiles of one
     order: Tensor | None  # (B H tiles,) int32, the longest first
 
 
@@ -108,9 +117,18 @@ class Problem:
         self.block_d = max(16, triton.next_power_of_2(self.value_dim))
         self.wide = wide = value.dtype == torch.float32
         self.blocks = blocks_for(self.block_d, self.block_m, value.element_size(), backward)
+        allowed = _by_sender(mask, send, self.keys) if arranged else None
+        if allowed is not None:
+            mask = None  # those senders stand nowhere
+        self.order: Order | None = None
+        any_order = arranged and mask is None and not self.options.is_causal
+        if any_order and min(self.queries, self.keys) >= FEWEST_SORTED:
+            self._sort(receive, send, allowed)
+        self.numbered = allowed is not None or self.order is not None
         if arranged:
-            self.receive = self._arrange(receive, self.blocks.tile, NOWHERE_RECEIVE.value)
-            self.send = self._arrange(send, self.blocks.tile, NOWHERE_SEND.value)
+            at = (None, None) if self.order is None else self.order[:2]
+            self.receive = self._arrange(receive, NOWHERE_RECEIVE.value, -2, at[0], None)
+            self.send = self._arrange(send, NOWHERE_SEND.value, -1, at[1], allowed)
         exact = "tf32x3" if torch.version.hip is None else "ieee"
         self.value_precision = exact if wide else "tf32"  # the latter concerns float32 operands only
         self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
@@ -120,24 +138,74 @@ class Problem:
         self.mask = self.mask.view(torch.uint8) if mask is not None else self.mask
         self.mask_strides = (0, 0, 0, 0) if mask is None else self.mask.stride()
         self.has_mask = mask is not None
+        # Which tiles of pairs hold one that may attend, for the lists: 1 byte for each, quadratic, but a
+        # thousandth and less of the mask itself.
+        self.mask_tiles: Tensor | None = None
+        if arranged and mask is not None and self.listed:
+            self.mask_tiles = self._mask_tiles(mask)
         self.seed = self.bandwidth if seed is None else seed
         self.has_dropout = seed is not None
 
-    def _arrange(self, x: Tensor, block: int, nowhere: float) -> Side:
-        heads, tokens = x.shape[1], x.shape[2]
+    def _sort(self, receive: Tensor, send: Tensor, allowed: Tensor | None) -> None:
+        self.order = order = order_of(receive, send, self.blocks.tile, allowed, self.options.symmetric)
+        self.value = values_taken(self.value, order.senders, self.heads)
+        if self.coupling.stride(2):  # 0: the same for all rows
+            self.coupling = taken(self.coupling, order.receivers)
+
+    def sorted_rows(self, x: Tensor) -> Tensor:
+        """x (B, H, N, ...) in the order in which the kernels see the receivers."""
+        return x if self.order is None else taken(x, self.order.receivers)
+
+    def rows_back(self, x: Tensor) -> Tensor:
+        """x (B, H, N, ...), as a kernel over receivers wrote it, in the order of the call."""
+        return x if self.order is None else taken(x, self.order.receivers_back)
+
+    def senders_back(self, x: Tensor) -> Tensor:
+        """x (B, H, M, ...), as a kernel over senders wrote it, in the order of the call."""
+        return x if self.order is None else taken(x, self.order.senders_back)
+
+    def places(self, sender: Tensor) -> Tensor:
+        """Where the senders of these numbers (B, H, N) are for the kernels."""
+        return sender if self.order is None else places(sender, self.order.senders_back)
+
+    def _arrange(
+        self, x: Tensor, nowhere: float, nobody: int, order: Tensor | None, allowed: Tensor | None
+    ) -> Side:
+        heads, tokens, block = x.shape[1], x.shape[2], self.blocks.tile
         rows, tiles = self.batch * heads, triton.cdiv(tokens, block)
+        granule = _largest_granule(tiles)
+        tiles = triton.cdiv(tiles, granule) * granule  # a granule is read to its end
         plane = tiles * block
         planes = torch.empty(rows, self.freq_dim, plane, dtype=torch.float32, device=x.device)
         low, high = (
             torch.empty(rows, self.freq_dim, tiles, dtype=torch.float32, device=x.device) for _ in "ab"
         )
-        side = Side(planes, low, high, heads, plane, tiles, block)
+        numbers = planes
+        if self.numbered:
+            numbers = torch.empty(rows, plane, dtype=torch.int32, device=x.device)
+        heard, heard_strides = (x, (0, 0, 0)) if allowed is None else (allowed, allowed.stride())
+        side = Side(planes, low, high, numbers, heads, plane, tiles, block)
         with on(x.device):
             arrange_kernel[(rows, tiles)](
-                x, *x.stride(), heads, tokens, planes, plane, low, high, tiles,
-                nowhere=nowhere, FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block,
+                x, *x.stride(), x if order is None else order, heard, *heard_strides,
+                heads, tokens, planes, plane, low, high, tiles, numbers,
+                nowhere=nowhere, nobody=nobody, FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block,
+                SORTED=order is not None, FOLDED=allowed is not None, NUMBERED=self.numbered,
             )  # fmt: skip
         return side
+
+    def _mask_tiles(self, mask: Tensor) -> Tensor:
+        """(B, H, tiles of receivers, tiles of senders) uint8, with strides of 0 where the mask has size 1."""
+        batch, heads, rows, columns = mask.shape
+        sides = self.receive.tiles, self.send.tiles
+        shape = [t if n > 1 else 1 for t, n in zip(sides, (rows, columns), strict=True)]
+        tiles = torch.empty(batch, heads, *shape, dtype=torch.uint8, device=self.device)
+        with on(self.device):
+            mask_tiles_kernel[(tiles.numel(),)](
+                mask.view(torch.uint8), *mask.stride(), heads, rows, columns, tiles, *shape,
+                BLOCK_ROWS=self.blocks.tile, BLOCK_COLUMNS=self.blocks.tile,
+            )  # fmt: skip
+        return tiles.expand(self.batch, self.heads, *sides)
 
     def reach(self, base: Tensor | None) -> Tensor:
         """(B H, tiles of receivers): the largest D at which any of a tile can lock."""
@@ -158,19 +226,27 @@ class Problem:
         """The tiles of senders for each tile of receivers, or, not of_queries, the other way round."""
         own, other = (self.receive, self.send) if of_queries else (self.send, self.receive)
         rows = self.batch * self.heads
-        entries = torch.empty(rows, own.tiles, other.tiles, dtype=torch.int32, device=self.device)
-        counts = torch.empty(rows, own.tiles, dtype=torch.int32, device=self.device)
+        width = min(other.tiles, CAPACITY)
+        granule = _largest_granule(other.tiles)
+        entries = torch.empty(rows, own.tiles, width, dtype=torch.int32, device=self.device)
+        counts = torch.empty(rows, own.tiles, 2, dtype=torch.int32, device=self.device)
+        mask, strides = reach, [0, 0, 0, 0]
+        if self.mask_tiles is not None:
+            mask, strides = self.mask_tiles, list(self.mask_tiles.stride())
+        if not of_queries:
+            strides[2:] = strides[3], strides[2]
         with on(self.device):
             lists_kernel[(rows, own.tiles)](
-                own.low, own.high, other.low, other.high, reach, entries, counts,
+                own.low, own.high, other.low, other.high, reach, entries, width, counts, mask, *strides,
                 own.heads, other.heads, self.heads, own.tiles, other.tiles,
                 self.keys - self.queries, self.queries,
-                FREQ=self.freq_dim, BLOCK_M=self.block_m, OWN=own.block, OTHER=other.block, CHUNK=_CHUNK,
-                OF_QUERIES=of_queries, CAUSAL=self.options.is_causal,
+                FREQ=self.freq_dim, BLOCK_M=self.block_m, OWN=own.block, OTHER=other.block,
+                CHUNK=max(_CHUNK, granule), LEVELS=granule.bit_length(), OF_QUERIES=of_queries,
+                CAUSAL=self.options.is_causal, MASK=self.mask_tiles is not None,
             )  # fmt: skip
         order = None
-        if counts.numel() >= _FEWEST_ORDERED:
-            order = counts.view(-1).argsort(descending=True, stable=True).int()
+        if rows * own.tiles >= _FEWEST_ORDERED:
+            order = counts[..., 0].flatten().argsort(descending=True, stable=True).int()
         return Lists(entries, counts, order)
 
     def pairs(self) -> dict[str, Any]:
@@ -199,6 +275,9 @@ class Problem:
             "PARTS": _PARTS[self.value.dtype],
             "VALUE_PRECISION": self.value_precision,
             "DROPOUT": self.has_dropout,
+            "SORTED": self.order is not None,
+            # unsorted, places are the numbers, and a sender that stands nowhere meets nobody but itself
+            "NUMBERED": self.order is not None or (self.numbered and self.options.symmetric),
             "NEAREST": o.nearest,
             "POWER": o.power,
             "HAS_EDGE": o.edge > 0,
@@ -209,6 +288,21 @@ class Problem:
     def dropout(self) -> tuple[Tensor, int, float]:
         p = self.options.dropout_p
         return self.seed, int(p * 2**32), 1 / (1 - p)
+
+
+def _largest_granule(tiles: int) -> int:
+    """The tiles of an entry with which a list of so many tiles has room for all of them: a power of two."""
+    return int(triton.next_power_of_2(triton.cdiv(tiles, CAPACITY)))
+
+
+def _by_sender(mask: Tensor | None, send: Tensor, keys: int) -> Tensor | None:
+    """(B, heads of senders, M) uint8: the mask, if it says the same to every receiver that hears a sender.
+
+    Those whom it leaves out then stand nowhere, and pairs with them need no test. So where a receiver is NaN
+    and may hear nobody its row can be NaN, too, while with other masks it is 0."""
+    if mask is None or mask.shape[2] != 1 or mask.shape[1] not in (1, send.shape[1]):
+        return None
+    return mask.view(torch.uint8).expand(*send.shape[:2], 1, keys)[:, :, 0]
 
 
 def on(device: torch.device) -> Any:

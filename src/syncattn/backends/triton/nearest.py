@@ -13,6 +13,7 @@ from syncattn.backends.triton.pairs import (
     left_operands,
     load_planes,
     meet,
+    numbers_of,
     own_tile,
     right_operands,
     sizes_of,
@@ -21,16 +22,18 @@ from syncattn.backends.triton.pairs import (
 
 @triton.jit
 def nearest_kernel(
-    receive, receive_plane, send, send_plane, low, high, other_low, other_high,
-    mask, mask_batch, mask_head, mask_row, mask_column, base, sender,
+    receive, receive_plane, receive_numbers, send, send_plane, send_numbers, low, high, other_low, other_high,
+    mask, mask_batch, mask_head, mask_row, mask_column,
+    mask_tiles, mask_tiles_batch, mask_tiles_head, mask_tiles_row, mask_tiles_column, base, sender,
     heads, send_heads, queries, keys, query_tiles, key_tiles,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     DIRECT: tl.constexpr, PACKED: tl.constexpr,
     CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr, SYMMETRIC: tl.constexpr,
+    NUMBERED: tl.constexpr, MASK_TILES: tl.constexpr,
 ):  # fmt: skip
-    """base (B, H, N) the smallest allowed D, sender (B, H, N) int32 its earliest place; 0 and -1 where nobody
-    is allowed. The tile of senders at the same place comes first; a tile whose box is farther than every
-    row's best so far is left out."""
+    """base (B, H, N) the smallest allowed D, sender (B, H, N) int32 its smallest number; 0 and -1 where
+    nobody is allowed. The tile of senders at the same place comes first; a tile whose box is farther than
+    every row's best so far is left out."""
     pid = tl.program_id(0)
     bh, tile = pid // query_tiles, pid % query_tiles
     b, h, row = bh // heads, bh % heads, bh.to(tl.int64) * queries
@@ -39,8 +42,12 @@ def nearest_kernel(
     i = tile * QUERIES + rows
     offset = keys - queries
     receive += bh.to(tl.int64) * FREQ * receive_plane + tile * QUERIES
+    i_number = numbers_of(receive_numbers + bh.to(tl.int64) * receive_plane, i, NUMBERED)
     send += send_bh * FREQ * send_plane
+    send_numbers += send_bh * send_plane
     mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
+    mask_tiles += b.to(tl.int64) * mask_tiles_batch + h.to(tl.int64) * mask_tiles_head
+    mask_tiles += tile.to(tl.int64) * mask_tiles_row
     own = bh.to(tl.int64) * FREQ * query_tiles + k * query_tiles + tile
     own_low = tl.load(low + own, mask=k < FREQ, other=0.0)
     own_high = tl.load(high + own, mask=k < FREQ, other=0.0)
@@ -66,9 +73,13 @@ def nearest_kernel(
             tl.load(other_high + at, mask=k < FREQ, other=0.0),
         )
         farthest = tl.max(tl.where(i < queries, best, 0.0), 0)
-        if distance <= farthest * SLACK:
+        near = (distance <= farthest * SLACK) & (distance < float("inf"))
+        if MASK_TILES:
+            near = near & (tl.load(mask_tiles + other.to(tl.int64) * mask_tiles_column) != 0)
+        if near:
             first = other * KEYS
             j = first + columns
+            j_number = numbers_of(send_numbers, j, NUMBERED)
             if DIRECT:
                 squared = direct_detuning(
                     receive, receive_plane, rows, send + first, send_plane, columns, FREQ
@@ -80,19 +91,19 @@ def nearest_kernel(
                 b1, b2, b3 = right_operands(right, PACKED)
                 squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
             if SYMMETRIC:
-                if meet(first, KEYS, tile * QUERIES, QUERIES):
-                    squared = tl.where(i[:, None] == j[None, :], 0.0, squared)
+                if NUMBERED or meet(first, KEYS, tile * QUERIES, QUERIES):
+                    squared = tl.where(i_number[:, None] == j_number[None, :], 0.0, squared)
             # NaN is nearest of all, as in torch.argmin: it must show
             squared = tl.where(squared == squared, squared, -1.0)
-            if MASK or first + KEYS > tl.minimum(keys, tile * QUERIES + offset):
-                allowed = (i < queries)[:, None] & (j < keys)[None, :]
+            if MASK or NUMBERED or first + KEYS > tl.minimum(keys, tile * QUERIES + offset):
+                allowed = (i < queries)[:, None] & ((j < keys) & (j_number >= 0))[None, :]
                 allowed = allowed_pairs(
-                    allowed, i[:, None], j[None, :], offset, mask, mask_row, mask_column, queries, keys,
-                    CAUSAL, SELF, MASK,
+                    allowed, i_number[:, None], j_number[None, :], offset, mask, mask_row, mask_column,
+                    queries, keys, CAUSAL, SELF, MASK,
                 )  # fmt: skip
                 squared = tl.where(allowed, squared, float("inf"))
             least = tl.min(squared, 1)
-            place = tl.min(tl.where(squared == least[:, None], j[None, :], 2147483647), 1)
+            place = tl.min(tl.where(squared == least[:, None], j_number[None, :], 2147483647), 1)
             closer = (least < best) | ((least == best) & (place < found))
             found = tl.where(closer, place, found)
             best = tl.where(closer, least, best)

@@ -42,12 +42,28 @@ def load_planes(base, stride, tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr,
 
 
 @triton.jit
-def first_of(entries, step, TILE: tl.constexpr, WALK: tl.constexpr, LISTED: tl.constexpr):
-    """The first token of a step of the walk: tiles are walked in pieces of WALK tokens."""
+def list_of(entries, width, counts, own):
+    """The list of an own tile (lists.py): (its entries, the tiles to walk, log2 of the tiles of an entry)."""
+    return entries + own.to(tl.int64) * width, tl.load(counts + 2 * own), tl.load(counts + 2 * own + 1)
+
+
+@triton.jit
+def first_of(entries, shift, step, TILE: tl.constexpr, WALK: tl.constexpr, LISTED: tl.constexpr):
+    """The first token of a step of the walk: tiles are walked in pieces of WALK tokens, and an entry of the
+    list is 2^shift tiles."""
     tile = step // (TILE // WALK)
     if LISTED:
-        tile = tl.load(entries + tile)
+        tile = (tl.load(entries + (tile >> shift)) << shift) + (tile & ((1 << shift) - 1))
     return tile * TILE + step % (TILE // WALK) * WALK
+
+
+@triton.jit
+def numbers_of(numbers, tokens, NUMBERED: tl.constexpr):
+    """What the tokens at these places are called in the call itself: their places, but where the call is
+    sorted; negative for those that stand nowhere, which only NUMBERED kernels are told."""
+    if NUMBERED:
+        return tl.load(numbers + tokens)
+    return tokens
 
 
 @triton.jit

@@ -37,28 +37,32 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     p = Problem(arguments, backward=False)
     if nearest:
         find_nearest(p, base, sender)
+    sender_place = p.places(sender) if nearest else sender
     lists = None
     if p.listed:
         lists = p.lists(p.reach(base if nearest else None), of_queries=True)
     with on(p.device):
         forward_kernel[(p.batch * p.heads * p.receive.tiles,)](
-            *common(p), base, sender, *_walk(p, lists), out, row_sum,
+            *common(p), base, sender_place, *_walk(p, lists), out, row_sum,
             p.heads, p.send.heads, p.value.shape[1], p.queries, p.keys, p.receive.tiles, p.send.tiles,
             p.options.eps, p.options.edge,
-            EVEN=p.keys % p.blocks.tile == 0, LISTED=lists is not None,
+            EVEN=p.keys == p.send.plane, LISTED=lists is not None,
             ORDERED=lists is not None and lists.order is not None, **p.pairs(), **p.weights(),
         )  # fmt: skip
-    return out, row_sum, base, sender
+    if nearest:
+        base, sender = p.rows_back(base), p.rows_back(sender)
+    return p.rows_back(out), p.rows_back(row_sum), base, sender
 
 
 def find_nearest(p: Problem, base: Tensor, sender: Tensor) -> None:
-    """Each receiver's nearest allowed sender, into base and sender (B, H, N)."""
+    """Each receiver's nearest allowed sender, into base and sender (B, H, N): its number in the call, the
+    receivers in the order of p."""
     with on(p.device):
         nearest_kernel[(p.batch * p.heads * p.receive.tiles,)](
-            p.receive.planes, p.receive.plane, p.send.planes, p.send.plane,
-            p.receive.low, p.receive.high, p.send.low, p.send.high, p.mask, *p.mask_strides, base, sender,
+            *_frequencies(p), p.receive.low, p.receive.high, p.send.low, p.send.high, p.mask, *p.mask_strides,
+            *_mask_tiles(p), base, sender,
             p.heads, p.send.heads, p.queries, p.keys, p.receive.tiles, p.send.tiles,
-            **p.pairs(), num_warps=4,
+            **p.pairs(), NUMBERED=p.numbered, MASK_TILES=p.mask_tiles is not None, num_warps=4,
         )  # fmt: skip
 
 
@@ -104,15 +108,28 @@ def _decode(
 def common(p: Problem) -> tuple[Any, ...]:
     """The arguments that all kernels over weighed pairs begin with."""
     return (
-        p.receive.planes, p.receive.plane, p.send.planes, p.send.plane, p.value, *p.value.stride()[:3],
+        *_frequencies(p), p.value, *p.value.stride()[:3],
         p.coupling, *p.coupling.stride(), p.bandwidth, p.mask, *p.mask_strides, *p.dropout(),
     )  # fmt: skip
 
 
-def _walk(p: Problem, lists: Lists | None) -> tuple[Tensor, Tensor, Tensor]:
+def _frequencies(p: Problem) -> tuple[Any, ...]:
+    return (
+        p.receive.planes, p.receive.plane, p.receive.numbers, p.send.planes, p.send.plane, p.send.numbers,
+    )  # fmt: skip
+
+
+def _mask_tiles(p: Problem) -> tuple[Any, ...]:
+    if p.mask_tiles is None:
+        return p.bandwidth, 0, 0, 0, 0
+    return p.mask_tiles, *p.mask_tiles.stride()
+
+
+def _walk(p: Problem, lists: Lists | None) -> tuple[Tensor, int, Tensor, Tensor]:
     if lists is None:
-        return p.bandwidth, p.bandwidth, p.bandwidth
-    return lists.entries, lists.counts, lists.counts if lists.order is None else lists.order
+        return p.bandwidth, 0, p.bandwidth, p.bandwidth
+    order = lists.counts if lists.order is None else lists.order
+    return lists.entries, lists.entries.shape[2], lists.counts, order
 
 
 def backward(
@@ -123,7 +140,11 @@ def backward(
     if row_sum.numel() == 0 or value.numel() == 0:
         return tuple(x.new_zeros(x.shape) for x in arguments[:5])  # type: ignore[return-value]
     p = Problem(arguments, backward=True)
-    grad, out = last_contiguous(grad), out.contiguous()
+    # to the order in which p has the receivers, and grad_receive and the like back again
+    grad, out = last_contiguous(p.sorted_rows(grad)), p.sorted_rows(out).contiguous()
+    row_sum = p.sorted_rows(row_sum)
+    if p.options.nearest:
+        base, sender = p.sorted_rows(base), p.places(p.sorted_rows(sender))
     nearest = base if p.options.nearest else None
     by_query = by_key = None
     if p.listed:
@@ -146,20 +167,20 @@ def backward(
         receivers_kernel[(p.batch * p.heads * p.receive.tiles,)](
             *common(p), base, sender, *_walk(p, by_query), *gradient, out, row_sum,
             row_numbers, ranges, grad_receive, grad_coupling, grad_bandwidth, *sizes,
-            EVEN=p.keys % p.blocks.tile == 0,
+            EVEN=p.keys == p.send.plane,
             ORDERED=by_query is not None and by_query.order is not None, **constants,
         )  # fmt: skip
         senders_kernel[(p.batch * p.heads * p.send.tiles,)](
             *common(p), *_walk(p, by_key), *gradient,
             row_numbers, ranges, ranges.shape[1], grad_send, grad_value, *sizes,
-            EVEN=p.queries % p.blocks.tile == 0,
+            EVEN=p.queries == p.receive.plane,
             ORDERED=by_key is not None and by_key.order is not None, **constants,
         )  # fmt: skip
     return (
-        grad_receive,
-        _sum_groups(grad_send, send),
-        _sum_groups(grad_value, value),
-        grad_coupling.sum_to_size(coupling.shape),
+        p.rows_back(grad_receive),
+        _sum_groups(p.senders_back(grad_send), send),
+        _sum_groups(p.senders_back(grad_value), value),
+        p.rows_back(grad_coupling).sum_to_size(coupling.shape),
         grad_bandwidth.sum((0, 2)),
     )
 
