@@ -46,7 +46,9 @@ def receivers_kernel(
     receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
     value, value_batch, value_head, value_token,
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
-    mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
+    mask, mask_batch, mask_head, mask_row, mask_column,
+    mask_tiles, mask_tiles_batch, mask_tiles_head, mask_tiles_row, mask_tiles_column,
+    seed, threshold, keep_scale,
     base, sender, entries, width, counts, order, grad, grad_batch, grad_head, grad_token, out, row_sum,
     row_numbers, ranges, grad_receive, grad_coupling, grad_bandwidth,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
@@ -55,7 +57,7 @@ def receivers_kernel(
     DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
-    NUMBERED: tl.constexpr, SORTED: tl.constexpr,
+    MASK_TILES: tl.constexpr, NUMBERED: tl.constexpr, SORTED: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Of one tile of receivers: grad_receive (B, H, N, m), grad_coupling (B, H, N), grad_bandwidth (B H,
@@ -84,6 +86,8 @@ def receivers_kernel(
     value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
     coupling += b.to(tl.int64) * coupling_batch + h.to(tl.int64) * coupling_head
     mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
+    mask_tiles += b.to(tl.int64) * mask_tiles_batch + h.to(tl.int64) * mask_tiles_head
+    mask_tiles += tile.to(tl.int64) * mask_tiles_row
     kappa = tl.load(coupling + i.to(tl.int64) * coupling_row, mask=here, other=1.0)
     inverse_square = (1.0 / (kappa * kappa))[:, None]
     alpha = tl.load(bandwidth + h)
@@ -152,7 +156,11 @@ def receivers_kernel(
         kernel = tl.exp2(rate * squared)
         margin = kernel - squared * inverse_square
         if CAUSAL or not SELF or MASK:
-            if MASK or SORTED or meet(first, WALK, tile * QUERIES + offset, keys if CAUSAL else QUERIES):
+            partly = MASK
+            if MASK_TILES:
+                other = (first // KEYS).to(tl.int64)
+                partly = tl.load(mask_tiles + other * mask_tiles_column) != 2
+            if partly or SORTED or meet(first, WALK, tile * QUERIES + offset, keys if CAUSAL else QUERIES):
                 allowed = tl.full([QUERIES, WALK], True, tl.int1)
                 allowed = allowed_pairs(
                     allowed, i_number[:, None], j_number[None, :], offset, mask, mask_row, mask_column,
@@ -210,7 +218,9 @@ def senders_kernel(
     receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
     value, value_batch, value_head, value_token,
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
-    mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
+    mask, mask_batch, mask_head, mask_row, mask_column,
+    mask_tiles, mask_tiles_batch, mask_tiles_head, mask_tiles_row, mask_tiles_column,
+    seed, threshold, keep_scale,
     entries, width, counts, order, grad, grad_batch, grad_head, grad_token,
     row_numbers, ranges, range_number, grad_send, grad_value,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
@@ -219,7 +229,7 @@ def senders_kernel(
     DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
-    NUMBERED: tl.constexpr, SORTED: tl.constexpr,
+    MASK_TILES: tl.constexpr, NUMBERED: tl.constexpr, SORTED: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Of one tile of senders, for one head of receivers: grad_send (B, H, M, m) and grad_value (B, H, M, d).
@@ -244,6 +254,8 @@ def senders_kernel(
     j_number = numbers_of(send_numbers, j, NUMBERED)
     value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
     mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
+    mask_tiles += b.to(tl.int64) * mask_tiles_batch + h.to(tl.int64) * mask_tiles_head
+    mask_tiles += tile.to(tl.int64) * mask_tiles_column
     grad += b.to(tl.int64) * grad_batch + h.to(tl.int64) * grad_head
     row_numbers += bh.to(tl.int64) * receive_plane
     alpha = tl.load(bandwidth + h)
@@ -303,8 +315,12 @@ def senders_kernel(
         kernel = tl.exp2(rate * squared)
         margin = kernel - squared * inverse_square
         if CAUSAL or not SELF or MASK:
+            partly = MASK
+            if MASK_TILES:
+                other = (first // QUERIES).to(tl.int64)
+                partly = tl.load(mask_tiles + other * mask_tiles_row) != 2
             before = keys if CAUSAL else 0
-            if MASK or SORTED or meet(first + offset, WALK, tile * KEYS - before, KEYS + before):
+            if partly or SORTED or meet(first + offset, WALK, tile * KEYS - before, KEYS + before):
                 allowed = tl.full([KEYS, WALK], True, tl.int1)
                 allowed = allowed_pairs(
                     allowed, i_number[None, :], j_number[:, None], offset, mask, mask_row, mask_column,

@@ -33,7 +33,9 @@ def forward_kernel(
     receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
     value, value_batch, value_head, value_token,
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth,
-    mask, mask_batch, mask_head, mask_row, mask_column, seed, threshold, keep_scale,
+    mask, mask_batch, mask_head, mask_row, mask_column,
+    mask_tiles, mask_tiles_batch, mask_tiles_head, mask_tiles_row, mask_tiles_column,
+    seed, threshold, keep_scale,
     base, sender, entries, width, counts, order, out, row_sum,
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -41,7 +43,7 @@ def forward_kernel(
     DIRECT: tl.constexpr, PACKED: tl.constexpr, VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
-    NUMBERED: tl.constexpr, SORTED: tl.constexpr,
+    MASK_TILES: tl.constexpr, NUMBERED: tl.constexpr, SORTED: tl.constexpr,
     POWER: tl.constexpr, HAS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """out (B, H, N, d) and row_sum (B, H, N) of one tile of receivers. The pointers' shapes: launch.py."""
@@ -65,6 +67,8 @@ def forward_kernel(
     value += b.to(tl.int64) * value_batch + (h // (heads // value_heads)).to(tl.int64) * value_head
     coupling += b.to(tl.int64) * coupling_batch + h.to(tl.int64) * coupling_head
     mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
+    mask_tiles += b.to(tl.int64) * mask_tiles_batch + h.to(tl.int64) * mask_tiles_head
+    mask_tiles += tile.to(tl.int64) * mask_tiles_row
     kappa = tl.load(coupling + i.to(tl.int64) * coupling_row, mask=i < queries, other=1.0)
     inverse_square = (1.0 / (kappa * kappa))[:, None]
     rate = -2.8853900817779268 * tl.load(bandwidth + h)  # exp(-2 alpha D) = 2^(rate D)
@@ -118,7 +122,11 @@ def forward_kernel(
                 squared = zero_at_nearest(squared, own_base, j[None, :] == own_sender)
         margin = tl.exp2(rate * squared) - squared * inverse_square
         if CAUSAL or not SELF or MASK:
-            if MASK or SORTED or meet(first, WALK, tile * QUERIES + offset, keys if CAUSAL else QUERIES):
+            partly = MASK
+            if MASK_TILES:
+                other = (first // KEYS).to(tl.int64)
+                partly = tl.load(mask_tiles + other * mask_tiles_column) != 2
+            if partly or SORTED or meet(first, WALK, tile * QUERIES + offset, keys if CAUSAL else QUERIES):
                 allowed = tl.full([QUERIES, WALK], True, tl.int1)
                 allowed = allowed_pairs(
                     allowed, i_number[:, None], j_number[None, :], offset, mask, mask_row, mask_column,

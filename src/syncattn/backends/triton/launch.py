@@ -262,6 +262,7 @@ class Problem:
             "CAUSAL": o.is_causal,
             "SELF": o.self_coupling,
             "MASK": self.has_mask,
+            "MASK_TILES": self.mask_tiles is not None,
             "SYMMETRIC": o.symmetric,
         }
 

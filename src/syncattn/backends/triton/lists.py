@@ -124,8 +124,8 @@ def mask_tiles_kernel(
     mask, mask_batch, mask_head, mask_row, mask_column, heads, rows, columns, tiles, row_tiles, column_tiles,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """tiles (B, heads, row tiles, column tiles) uint8: 1 where a tile of mask (B, heads, rows, columns) holds
-    a pair that may attend. Dimensions over which the mask is broadcast are 1, and read once."""
+    """tiles (B, heads, row tiles, column tiles) uint8: of a tile of mask (B, heads, rows, columns) 2 if all
+    pairs may attend, 1 if some may. Dimensions over which the mask is broadcast are 1, and read once."""
     pid = tl.program_id(0)
     row_tile, column_tile = pid // column_tiles % row_tiles, pid % column_tiles
     bh = pid // column_tiles // row_tiles
@@ -134,5 +134,7 @@ def mask_tiles_kernel(
     j = column_tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     pointers = mask + i.to(tl.int64)[:, None] * mask_row + j.to(tl.int64)[None, :] * mask_column
     inside = (i < rows)[:, None] & (j < columns)[None, :]
-    some = tl.max(tl.max((tl.load(pointers, mask=inside, other=0) != 0).to(tl.int32), 1), 0)
-    tl.store(tiles + pid.to(tl.int64), some)
+    may = (tl.load(pointers, mask=inside, other=0) != 0).to(tl.int32)
+    some = tl.max(tl.max(may, 1), 0)
+    all_of_them = tl.min(tl.min(tl.where(inside, may, 1), 1), 0)
+    tl.store(tiles + pid.to(tl.int64), some + all_of_them)

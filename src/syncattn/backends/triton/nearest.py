@@ -29,7 +29,7 @@ def nearest_kernel(
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     DIRECT: tl.constexpr, PACKED: tl.constexpr,
     CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr, SYMMETRIC: tl.constexpr,
-    NUMBERED: tl.constexpr, MASK_TILES: tl.constexpr,
+    MASK_TILES: tl.constexpr, NUMBERED: tl.constexpr,
 ):  # fmt: skip
     """base (B, H, N) the smallest allowed D, sender (B, H, N) int32 its smallest number; 0 and -1 where
     nobody is allowed. The tile of senders at the same place comes first; a tile whose box is farther than
@@ -74,8 +74,11 @@ def nearest_kernel(
         )
         farthest = tl.max(tl.where(i < queries, best, 0.0), 0)
         near = (distance <= farthest * SLACK) & (distance < float("inf"))
+        partly = MASK
         if MASK_TILES:
-            near = near & (tl.load(mask_tiles + other.to(tl.int64) * mask_tiles_column) != 0)
+            may = tl.load(mask_tiles + other.to(tl.int64) * mask_tiles_column)
+            near = near & (may != 0)
+            partly = may != 2
         if near:
             first = other * KEYS
             j = first + columns
@@ -95,7 +98,7 @@ def nearest_kernel(
                     squared = tl.where(i_number[:, None] == j_number[None, :], 0.0, squared)
             # NaN is nearest of all, as in torch.argmin: it must show
             squared = tl.where(squared == squared, squared, -1.0)
-            if MASK or NUMBERED or first + KEYS > tl.minimum(keys, tile * QUERIES + offset):
+            if partly or NUMBERED or first + KEYS > tl.minimum(keys, tile * QUERIES + offset):
                 allowed = (i < queries)[:, None] & ((j < keys) & (j_number >= 0))[None, :]
                 allowed = allowed_pairs(
                     allowed, i_number[:, None], j_number[None, :], offset, mask, mask_row, mask_column,

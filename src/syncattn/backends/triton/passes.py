@@ -62,7 +62,7 @@ def find_nearest(p: Problem, base: Tensor, sender: Tensor) -> None:
             *_frequencies(p), p.receive.low, p.receive.high, p.send.low, p.send.high, p.mask, *p.mask_strides,
             *_mask_tiles(p), base, sender,
             p.heads, p.send.heads, p.queries, p.keys, p.receive.tiles, p.send.tiles,
-            **p.pairs(), NUMBERED=p.numbered, MASK_TILES=p.mask_tiles is not None, num_warps=4,
+            **p.pairs(), NUMBERED=p.numbered, num_warps=4,
         )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def common(p: Problem) -> tuple[Any, ...]:
     """The arguments that all kernels over weighed pairs begin with."""
     return (
         *_frequencies(p), p.value, *p.value.stride()[:3],
-        p.coupling, *p.coupling.stride(), p.bandwidth, p.mask, *p.mask_strides, *p.dropout(),
+        p.coupling, *p.coupling.stride(), p.bandwidth, p.mask, *p.mask_strides, *_mask_tiles(p), *p.dropout(),
     )  # fmt: skip
 
 
