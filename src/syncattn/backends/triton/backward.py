@@ -167,7 +167,6 @@ def receivers_kernel(
                     queries, keys, CAUSAL, SELF, MASK,
                 )  # fmt: skip
                 margin = tl.where(allowed, margin, -1.0)
-        weight = weight_of(margin, POWER, HAS_EDGE, edge)
         pointers = (
             value + tl.cast(first, tl.int64) * value_token + columns[None, :] * value_token + d[:, None]
         )
@@ -179,7 +178,7 @@ def receivers_kernel(
         if DROPOUT:
             flow = tl.where(kept_pairs(words, j_number[None, :], threshold), flow * keep_scale, 0.0)
         flow = flow * scale[:, None] - delta[:, None]
-        dmargin = through_weight(flow, margin, weight, POWER, HAS_EDGE, edge)
+        dmargin = through_weight(flow, margin, POWER, HAS_EDGE, edge)
         to_coupling += tl.sum(dmargin * squared, 1)
         through = dmargin * kernel
         to_bandwidth += tl.sum(through * squared, 1)
@@ -341,7 +340,7 @@ def senders_kernel(
             flow = tl.where(keep, flow * keep_scale, 0.0)
         dvalue = product(kept.to(dout.dtype), dout, dvalue, VALUE_PRECISION)
         flow = flow * scale - tl.load(numbers + 2 * rows_in_all)[None, :]
-        dmargin = through_weight(flow, margin, weight, POWER, HAS_EDGE, edge)
+        dmargin = through_weight(flow, margin, POWER, HAS_EDGE, edge)
         dsquared = -2.0 * alpha * dmargin * kernel - dmargin * inverse_square
         if NEAREST:
             if some_nearest:

@@ -214,16 +214,19 @@ def weight_of(margin, POWER: tl.constexpr, HAS_EDGE: tl.constexpr, edge):
 
 
 @triton.jit
-def through_weight(flow, margin, weight, POWER: tl.constexpr, HAS_EDGE: tl.constexpr, edge):
-    """dL/dF from dL/dW: exactly 0 where not locked; a NaN stays."""
+def through_weight(flow, margin, POWER: tl.constexpr, HAS_EDGE: tl.constexpr, edge):
+    """dL/dF from dL/dW: exactly 0 where not locked; a NaN stays. One reciprocal root in place of a root and a
+    division; of what is too small for a normal number, which has no finite one, the smallest's is taken."""
     if HAS_EDGE:
+        shifted = tl.maximum(margin, 0.0) + edge * edge
+        inverse = tl.rsqrt(tl.maximum(shifted, 1.1754944e-38))
+        flow = flow * inverse
         if POWER == 2:
-            root = tl.sqrt(weight)
-            flow = flow * (root / (root + edge))
+            flow = flow * (shifted * inverse - edge)
         else:
-            flow = flow * (0.5 / (weight + edge))
+            flow = flow * 0.5
     elif POWER == 1:
-        flow = flow * (0.5 / tl.where(weight == 0.0, 1.0, weight))
+        flow = flow * (0.5 * tl.rsqrt(tl.maximum(margin, 1.1754944e-38)))
     return tl.where(margin <= 0.0, 0.0, flow)
 
 
