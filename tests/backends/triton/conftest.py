@@ -136,7 +136,7 @@ def checked_addresses(kernels, monkeypatch):
     launch: dict = {}
 
     def report(argument, what):
-        message = f"{_line_of_kernel()}: {argument.name}: {what}"
+        message = f"{_place()}: {argument.name}: {what}"
         if message not in found:
             found.append(message)
 
@@ -168,7 +168,7 @@ def checked_addresses(kernels, monkeypatch):
         if outside.any():
             where = np.unique(place[outside])[:8].tolist()
             raise AssertionError(
-                f"{_line_of_kernel()}: {argument.name}: {outside.sum()} of {len(place)} accesses are"
+                f"{_place()}: {argument.name}: {outside.sum()} of {len(place)} accesses are"
                 f" outside of its elements, at {where} of {len(argument.elements)}"
             )
         return interpreter.TensorHandle(real, pointers.dtype), argument, used - argument.storage
@@ -240,7 +240,7 @@ def _argument_of(name, x):
     return Argument(name, x.data_ptr(), x.element_size(), elements, storage.data_ptr(), storage.nbytes())
 
 
-def _line_of_kernel():
+def _place():
     """The innermost line of a kernel that is being interpreted, and the kernel."""
     frame, places = sys._getframe(), []
     while frame is not None:

@@ -30,12 +30,12 @@ from syncattn.backends.triton.pairs import (
     meet,
     numbers_of,
     own_tile,
-    product,
     right_operands,
     row_words,
     sizes_of,
     through_weight,
     unpacked,
+    value_product,
     weight_of,
     zero_at_nearest,
 )
@@ -174,7 +174,7 @@ def receivers_kernel(
             v = tl.load(pointers)
         else:
             v = tl.load(pointers, mask=(j < keys)[None, :] & (d < DIM)[:, None], other=0.0)
-        flow = product(dout, v, tl.zeros([QUERIES, WALK], tl.float32), VALUE_PRECISION)
+        flow = value_product(dout, v, tl.zeros([QUERIES, WALK], tl.float32), VALUE_PRECISION)
         if DROPOUT:
             flow = tl.where(kept_pairs(words, j_number[None, :], threshold), flow * keep_scale, 0.0)
         flow = flow * scale[:, None] - delta[:, None]
@@ -332,13 +332,13 @@ def senders_kernel(
             dout = tl.load(pointers)
         else:
             dout = tl.load(pointers, mask=(i < queries)[:, None] & (d < DIM)[None, :], other=0.0)
-        flow = product(v, tl.trans(dout), tl.zeros([KEYS, WALK], tl.float32), VALUE_PRECISION)
+        flow = value_product(v, tl.trans(dout), tl.zeros([KEYS, WALK], tl.float32), VALUE_PRECISION)
         kept = weight * scale
         if DROPOUT:
             keep = kept_pairs(row_words(drawn_seed, row + i_number)[None, :], j_number[:, None], threshold)
             kept = tl.where(keep, kept * keep_scale, 0.0)
             flow = tl.where(keep, flow * keep_scale, 0.0)
-        dvalue = product(kept.to(dout.dtype), dout, dvalue, VALUE_PRECISION)
+        dvalue = value_product(kept.to(dout.dtype), dout, dvalue, VALUE_PRECISION)
         flow = flow * scale - tl.load(numbers + 2 * rows_in_all)[None, :]
         dmargin = through_weight(flow, margin, POWER, HAS_EDGE, edge)
         dsquared = -2.0 * alpha * dmargin * kernel - dmargin * inverse_square

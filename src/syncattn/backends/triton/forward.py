@@ -19,10 +19,10 @@ from syncattn.backends.triton.pairs import (
     meet,
     numbers_of,
     own_tile,
-    product,
     right_operands,
     row_words,
     sizes_of,
+    value_product,
     weight_of,
     zero_at_nearest,
 )
@@ -145,7 +145,7 @@ def forward_kernel(
             v = tl.load(pointers)
         else:
             v = tl.load(pointers, mask=(j < keys)[:, None] & (d < DIM)[None, :], other=0.0)
-        mixed = product(weight.to(v.dtype), v, mixed, VALUE_PRECISION)
+        mixed = value_product(weight.to(v.dtype), v, mixed, VALUE_PRECISION)
         if SUMMED:
             total = add_rows(weight.to(tl.bfloat16), total)
 

@@ -22,8 +22,16 @@ NOWHERE_RECEIVE = tl.constexpr(3e16)
 
 
 @triton.jit
-def product(a, b, acc, PRECISION: tl.constexpr = "tf32"):
-    """acc + a @ b, accumulated in float32; the precision concerns float32 operands."""
+def product(a, b, acc):
+    """acc + a @ b of bfloat16, accumulated in float32."""
+    if _WIDE:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc)
+
+
+@triton.jit
+def value_product(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b in the dtype of the values, accumulated in float32; the precision is that of float32."""
     if _WIDE:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
