@@ -64,6 +64,8 @@ def launches(case, backward=True):
 
     def record(self, *args, grid, warmup, **kwargs):
         options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+        given = {*self.arg_names[: len(args)], *kwargs}
+        assert given == {*self.arg_names}, (self.__name__, given ^ {*self.arg_names})
         found.append((self, dict(zip(self.arg_names, args)) | kwargs, options))
 
     batch, heads, queries, keys, m, d, freq, dtype, options = case
@@ -99,7 +101,8 @@ def compiled(kernel, arguments, options, target):
     signature, constants, attributes = {}, {}, {}
     for at, parameter in enumerate(kernel.params):
         x = arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(x, int) and x == 1) or x is None:
+        plain = parameter.do_not_specialize
+        if parameter.is_constexpr or (isinstance(x, int) and x == 1 and not plain) or x is None:
             signature[parameter.name], constants[parameter.name] = "constexpr", x
             continue
         if isinstance(x, torch.Tensor):
@@ -108,7 +111,7 @@ def compiled(kernel, arguments, options, target):
             signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32" if -(2**31) <= x < 2**31 else "i64"
-        if isinstance(x, torch.Tensor) or (isinstance(x, int) and x % 16 == 0):
+        if isinstance(x, torch.Tensor) or (isinstance(x, int) and x % 16 == 0 and not plain):
             attributes[at,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=options)

@@ -130,9 +130,7 @@ def checked_addresses(kernels, monkeypatch):
     from syncattn.backends.triton import passes
 
     found: list[str] = []
-    written: dict[
-        int, np.ndarray
-    ] = {}  # of storages allocated without values: elements written, by first byte
+    written: dict = {}  # storages allocated without values: which elements were written since, by first byte
     launch: dict = {}
 
     def report(argument, what):

@@ -1,5 +1,5 @@
-"""What the interpreter does not notice: access beyond a tensor, memory read that nobody wrote, programs of one
-launch that touch the same memory (`checked_addresses` in conftest.py)."""
+"""What the interpreter does not notice: access beyond a tensor, memory read that nobody wrote, programs of
+one launch that touch the same memory (`checked_addresses` in conftest.py)."""
 
 import pytest
 import torch
@@ -40,14 +40,14 @@ CASES = {
     "odd, listed": ((1, 2, 37, 101, 5, 19), LAYER, LISTED),
     "whole tiles": ((1, 1, 64, 96, 4, 16), {"power": 2}, {}),
     "whole tiles, listed, granules past the end": ((1, 1, 96, 96, 4, 16), LAYER, LISTED | {"CAPACITY": 2}),
-    "granules": ((1, 2, 70, 160, 3, 5), {"power": 2}, LISTED | {"CAPACITY": 1}),
-    "granules, causal": ((1, 2, 70, 160, 3, 5), LAYER | {"dropout_p": 0.3}, LISTED | {"CAPACITY": 3}),
+    "granules": ((1, 1, 70, 160, 3, 5), {"power": 2}, LISTED | {"CAPACITY": 1}),
+    "granules, causal": ((1, 1, 70, 160, 3, 5), LAYER | {"dropout_p": 0.3}, LISTED | {"CAPACITY": 3}),
     "wide m": ((1, 1, 20, 40, 100, 8), LAYER, {}),
     "packed m": ((1, 1, 33, 40, 20, 17), NEAREST, LISTED),
     "wide d": ((1, 1, 10, 40, 2, 130), {"edge": 0.1}, {}),
-    "dropout": ((2, 2, 9, 70, 3, 5), NEAREST | {"dropout_p": 0.5}, LISTED),
+    "dropout": ((2, 1, 9, 70, 3, 5), NEAREST | {"dropout_p": 0.5}, LISTED),
     "sorted": ((1, 2, 40, 101, 3, 5), NEAREST | {"dropout_p": 0.5, "self_coupling": False}, SORTED | LISTED),
-    "sorted granules": ((1, 2, 70, 100, 20, 16), {"power": 2}, SORTED | LISTED | {"CAPACITY": 2}),
+    "sorted granules": ((1, 1, 70, 100, 20, 16), {"power": 2}, SORTED | LISTED | {"CAPACITY": 2}),
     "sorted by sender": ((2, 2, 10, 101, 3, 5), NEAREST | {"attn_mask": mask(2, 1, 1, 101)}, SORTED | LISTED),
     "mask by sender": ((2, 2, 10, 101, 3, 5), LAYER | {"attn_mask": mask(2, 2, 1, 101, share=0.2)}, LISTED),
     "mask by pair": (
@@ -55,8 +55,8 @@ CASES = {
         NEAREST | {"attn_mask": mask(10, 101, share=0.2)},
         LISTED | {"CAPACITY": 2},
     ),
-    "mask by row": ((2, 2, 41, 70, 3, 5), {"power": 2, "attn_mask": mask(2, 1, 41, 1)}, LISTED),
-    "decode": ((2, 2, 1, 201, 5, 17), LAYER, {}),
+    "mask by row": ((2, 1, 41, 70, 3, 5), {"power": 2, "attn_mask": mask(2, 1, 41, 1)}, LISTED),
+    "decode": ((1, 2, 1, 321, 5, 17), LAYER, {}),
     "decode, masked": ((1, 2, 4, 130, 20, 16), {"attn_mask": mask(4, 130), "dropout_p": 0.5}, {}),
 }
 
@@ -71,15 +71,15 @@ def test_every_access_is_of_its_tensor(case, evaluate, draw, kernels, monkeypatc
     assert not checked_addresses
 
 
-@pytest.mark.parametrize(("queries", "fewest_sorted"), [(2, 1), (37, 1), (37, 10**9)])
+@pytest.mark.parametrize(("queries", "fewest_sorted"), [(2, 1), (19, 1), (19, 10**9)])
 def test_whatever_the_strides(
     queries, fewest_sorted, evaluate, draw, kernels, monkeypatch, checked_addresses
 ):
-    """What lies between a tensor's elements is not read. Shared heads; a mask by pair where none is sorted."""
+    """What lies between a tensor's elements is not read. Shared heads; unsorted also a mask by pair."""
     monkeypatch.setattr(kernels, "FEWEST_SORTED", fewest_sorted)
-    receive, send, value, *strength = draw(2, 2, queries, 50, 5, 6)
+    receive, send, value, *strength = draw(2, 2, queries, 35, 3, 6)
     send, value = send[:, :1], value[:, :1]
-    options = NEAREST if fewest_sorted == 1 else NEAREST | {"attn_mask": mask(2, 1, 50, queries).mT}
+    options = NEAREST if fewest_sorted == 1 else NEAREST | {"attn_mask": mask(2, 1, 35, queries).mT}
     want, wanted = evaluate([receive, send, value, *strength], options, "triton")
     got, gradients = evaluate([strided(receive), inside(send), strided(value), *strength], options, "triton")
     assert torch.equal(got, want) and all(map(torch.equal, gradients, wanted))
@@ -92,8 +92,8 @@ def test_whatever_the_strides(
 
 @pytest.mark.parametrize("same", [False, True])
 def test_walked_in_halves(same, evaluate, draw, walked_in_pieces, checked_addresses):
-    evaluate(draw(1, 1, 75, 75, 20, 16, same=same), {"power": 2}, "triton")
-    evaluate(draw(1, 1, 75, 75, 4, 3, same=same), LAYER, "triton")
+    evaluate(draw(1, 1, 50, 50, 20, 16, same=same), {"power": 2}, "triton")
+    evaluate(draw(1, 1, 50, 50, 4, 3, same=same), LAYER, "triton")
     assert not checked_addresses
 
 
@@ -111,12 +111,12 @@ def combined(kernels, rows=2, *, total=None, mixed=None, out=None, row_sum=None)
 def test_the_check_finds_access_beyond_a_tensor(kernels, checked_addresses):
     combined(kernels)
     assert not checked_addresses
-    with pytest.raises(Exception, match="combine_kernel.*out: 5 of 5 accesses are outside of its elements"):
+    with pytest.raises(Exception, match=r"combine_kernel.*out: 5 of 5 accesses are outside of its elements"):
         combined(kernels, out=torch.ones(4, 5)[:1])
-    with pytest.raises(Exception, match="total: 1 of 1 accesses"):  # another row, the same storage
+    with pytest.raises(Exception, match="total_of_part: 1 of 1 accesses"):  # another row, the same storage
         combined(kernels, total=torch.ones(4, 3)[:2, ::2])
-    with pytest.raises(Exception, match="row_sum has elements of 8 bytes"):
-        combined(kernels, row_sum=torch.ones(2).double()[:0].view(torch.int64))
+    with pytest.raises(Exception, match="row_sum: 1 of 1 accesses"):
+        combined(kernels, row_sum=torch.ones(0))
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,7 @@ def test_the_check_finds_programs_that_meet(tensors, what, kernels, checked_addr
     assert checked_addresses and all(what in x for x in checked_addresses)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_the_check_finds_what_nobody_wrote(evaluate, draw, kernels, monkeypatch, checked_addresses):
     class Idle:
         def __getitem__(self, grid):

@@ -150,7 +150,7 @@ def test_the_bound_of_the_radius_is_one_and_close(device, kernels):
     alpha = torch.logspace(-30, 30, 10).repeat(26)
     reach = torch.empty(260, 1, device=device)
     there = [x.to(device) for x in (kappa, alpha)]
-    reach_kernel[(260, 1)](there[0], 0, 1, 1, there[1], reach, reach, 260, 1, 1, NEAREST=False, BLOCK=16)
+    reach_kernel[(260,)](there[0], 0, 1, 1, there[1], reach, reach, 260, 1, 1, NEAREST=False, BLOCK=16)
     exact = locking.locking_radius(kappa.double(), alpha.double()).square()
     reach = reach.cpu().flatten().double()
     normal = exact > 1e-37

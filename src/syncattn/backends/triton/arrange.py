@@ -6,12 +6,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from syncattn.backends.triton.pairs import largest_radius
+from syncattn.backends.triton.pairs import GROWING, largest_radius
 
 _LARGEST = tl.constexpr(3e38)  # half the side of a box that is everything: farther from an empty box than any
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def arrange_kernel(
     x, x_batch, x_head, x_token, x_coordinate, order, allowed, allowed_batch, allowed_head, allowed_token,
     heads, tokens, planes, plane, low, high, tiles, numbers,
@@ -25,7 +25,7 @@ def arrange_kernel(
     SORTED: the tokens come in the order (B, heads, tokens) int64. FOLDED: those that are not in allowed (B,
     heads, tokens) stand nowhere, too. NUMBERED: numbers (B heads, plane) int32 are the tokens' places in x,
     `nobody` for those that stand nowhere."""
-    bh, tile = tl.program_id(0), tl.program_id(1)
+    bh, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     b, h = (bh // heads).to(tl.int64), (bh % heads).to(tl.int64)
     i, k = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_M)
     present = i < tokens
@@ -53,14 +53,14 @@ def arrange_kernel(
         tl.store(numbers + bh.to(tl.int64) * plane + i, tl.where(present, place, nobody))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def reach_kernel(
     coupling, coupling_batch, coupling_head, coupling_row, bandwidth, base, reach, heads, queries, tiles,
     NEAREST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The largest D, from the absolute frame, at which any receiver of a tile can lock: reach (B H,
     tiles)."""
-    bh, tile = tl.program_id(0), tl.program_id(1)
+    bh, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     i = tile * BLOCK + tl.arange(0, BLOCK)
     b, h = bh // heads, bh % heads
     kappa = tl.load(

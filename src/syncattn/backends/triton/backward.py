@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from syncattn.backends.triton.pairs import (
+    GROWING,
     add_rows,
     allowed_pairs,
     beyond_nearest,
@@ -41,7 +42,7 @@ from syncattn.backends.triton.pairs import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def receivers_kernel(
     receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
     value, value_batch, value_head, value_token,
@@ -54,7 +55,8 @@ def receivers_kernel(
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
-    DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr,
+    VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
     MASK_TILES: tl.constexpr, NUMBERED: tl.constexpr, SORTED: tl.constexpr,
@@ -74,10 +76,10 @@ def receivers_kernel(
     rows = tl.arange(0, QUERIES)
     columns = tl.arange(0, WALK)
     d = tl.arange(0, BLOCK_D)
-    k = tl.arange(0, BLOCK_M)
     i = tile * QUERIES + rows
     here = i < queries
     offset = keys - queries
+    rows_in_all = tl.cast(rows_in_all, tl.int64)
 
     receive += bh.to(tl.int64) * FREQ * receive_plane + tile * QUERIES
     i_number = numbers_of(receive_numbers + bh.to(tl.int64) * receive_plane, i, NUMBERED)
@@ -212,7 +214,7 @@ def receivers_kernel(
     tl.store(grad_bandwidth + bh * query_tiles + tile, -2.0 * tl.sum(tl.where(here, to_bandwidth, 0.0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def senders_kernel(
     receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
     value, value_batch, value_head, value_token,
@@ -225,7 +227,8 @@ def senders_kernel(
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
-    DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr, VALUE_PRECISION: tl.constexpr,
+    DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr,
+    VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
     MASK_TILES: tl.constexpr, NUMBERED: tl.constexpr, SORTED: tl.constexpr,
@@ -241,10 +244,10 @@ def senders_kernel(
     rows = tl.arange(0, KEYS)
     columns = tl.arange(0, WALK)
     d = tl.arange(0, BLOCK_D)
-    k = tl.arange(0, BLOCK_M)
     j = tile * KEYS + rows
     here = j < keys
     offset = keys - queries
+    rows_in_all = tl.cast(rows_in_all, tl.int64)
 
     receive += bh.to(tl.int64) * FREQ * receive_plane
     receive_numbers += bh.to(tl.int64) * receive_plane
@@ -289,8 +292,8 @@ def senders_kernel(
         inverse_square = tl.load(numbers)[None, :]
         scale = tl.load(numbers + rows_in_all)[None, :]
         if NEAREST:
-            own_base = tl.load(numbers + 4 * rows_in_all)[None, :]
             tile_ranges = ranges + bh * query_tiles + first // QUERIES
+            own_base = tl.load(numbers + 4 * rows_in_all)[None, :]
         right = load_planes(receive + first, receive_plane, columns, FREQ, BLOCK_M, PACKED) - centre[:, None]
         b1, b2, b3 = right_operands(right, PACKED)
         if DIRECT:

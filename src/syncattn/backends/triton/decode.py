@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from syncattn.backends.triton.pairs import (
+    GROWING,
     NOWHERE_RECEIVE,
     NOWHERE_SEND,
     allowed_pairs,
@@ -49,7 +50,7 @@ def _squared(w, send, send_token, send_coordinate, first, j, keys, FREQ, BLOCK_M
     return tl.sum(difference * difference, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def nearest_part_kernel(
     receive, receive_batch, receive_head, receive_token, receive_coordinate,
     send, send_batch, send_head, send_token, send_coordinate,
@@ -88,7 +89,7 @@ def nearest_part_kernel(
     tl.store(place_of_part + row * parts + part, found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def part_kernel(
     receive, receive_batch, receive_head, receive_token, receive_coordinate,
     send, send_batch, send_head, send_token, send_coordinate, value, value_batch, value_head, value_token,
@@ -159,7 +160,7 @@ def part_kernel(
     tl.store(total_of_part + to, tl.sum(total, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def combine_kernel(
     mixed_of_part, total_of_part, out, row_sum, parts, eps, DIM: tl.constexpr, BLOCK_D: tl.constexpr
 ):

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from syncattn.backends.triton.pairs import (
+    GROWING,
     add_rows,
     allowed_pairs,
     beyond_nearest,
@@ -28,7 +29,7 @@ from syncattn.backends.triton.pairs import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def forward_kernel(
     receive, receive_plane, receive_numbers, send, send_plane, send_numbers,
     value, value_batch, value_head, value_token,
@@ -51,8 +52,8 @@ def forward_kernel(
     if ORDERED:
         pid = tl.load(order + pid)
     bh, tile = pid // query_tiles, pid % query_tiles
-    if CAUSAL:  # the longest rows first
-        tile = query_tiles - 1 - tile if not ORDERED else tile
+    if CAUSAL and not ORDERED:  # the longest rows first
+        tile = query_tiles - 1 - tile
     b, h, row = bh // heads, bh % heads, bh.to(tl.int64) * queries
     rows = tl.arange(0, QUERIES)
     columns = tl.arange(0, WALK)

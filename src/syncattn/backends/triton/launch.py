@@ -17,12 +17,13 @@ from syncattn.backends.triton.order import Order, order_of, places, taken, value
 from syncattn.backends.triton.pairs import NOWHERE_RECEIVE, NOWHERE_SEND
 
 # Coordinates up to which D is a sum of squared differences on the CUDA cores, with values of 4 bytes and of
-# 2. Beyond, it is a product on the tensor cores, which costs less and rounds more, but less than narrow
-# values do.
-MOST_DIRECT = {True: 16, False: 3}
+# 2. That is as exact as float32; the product on the tensor cores, which costs less, is as exact as narrow
+# values are, unless a tile is spread over very many locking radii.
+MOST_DIRECT = {True: 128, False: 3}
 # Into how many bfloat16 dL/dD is split before it is multiplied by frequencies: as exact as the values are.
-_PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
+PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _CHUNK = 128  # tiles that a program of lists.py looks at together
+CHUNK_OF_NEAREST = 64  # and one of nearest.py
 # Entries that a list has room for; where more tiles than that can lock, an entry is several. So lists take
 # 4 KiB a tile at most, however many tiles there are.
 CAPACITY = 1024
@@ -186,7 +187,7 @@ class Problem:
         heard, heard_strides = (x, (0, 0, 0)) if allowed is None else (allowed, allowed.stride())
         side = Side(planes, low, high, numbers, heads, plane, tiles, block)
         with on(x.device):
-            arrange_kernel[(rows, tiles)](
+            arrange_kernel[(rows * tiles,)](
                 x, *x.stride(), x if order is None else order, heard, *heard_strides,
                 heads, tokens, planes, plane, low, high, tiles, numbers,
                 nowhere=nowhere, nobody=nobody, FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block,
@@ -211,7 +212,7 @@ class Problem:
         """(B H, tiles of receivers): the largest D at which any of a tile can lock."""
         reach = torch.empty(self.batch * self.heads, self.receive.tiles, device=self.device)
         with on(self.device):
-            reach_kernel[(self.batch * self.heads, self.receive.tiles)](
+            reach_kernel[(self.batch * self.heads * self.receive.tiles,)](
                 self.coupling, *self.coupling.stride(), self.bandwidth, reach if base is None else base,
                 reach, self.heads, self.queries, self.receive.tiles, NEAREST=base is not None,
                 BLOCK=self.receive.block,
@@ -236,7 +237,7 @@ class Problem:
         if not of_queries:
             strides[2:] = strides[3], strides[2]
         with on(self.device):
-            lists_kernel[(rows, own.tiles)](
+            lists_kernel[(rows * own.tiles,)](
                 own.low, own.high, other.low, other.high, reach, entries, width, counts, mask, *strides,
                 own.heads, other.heads, self.heads, own.tiles, other.tiles,
                 self.keys - self.queries, self.queries,
@@ -273,7 +274,6 @@ class Problem:
             "WALK": self.blocks.walk,
             "DIM": self.value_dim,
             "BLOCK_D": self.block_d,
-            "PARTS": _PARTS[self.value.dtype],
             "VALUE_PRECISION": self.value_precision,
             "DROPOUT": self.has_dropout,
             "SORTED": self.order is not None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from syncattn.backends.triton.pairs import GROWING
+
 # A tile is left out if its box is farther than the reach by more than what rounding may do to either.
 SLACK = tl.constexpr(1.001)
 
@@ -59,7 +61,7 @@ def _whole(found, LEVEL: tl.constexpr, CHUNK: tl.constexpr):
     return tl.reshape(tiles, [CHUNK])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def lists_kernel(
     own_low, own_high, other_low, other_high, reach, entries, width, counts,
     mask_tiles, mask_batch, mask_head, mask_own, mask_other,
@@ -72,7 +74,7 @@ def lists_kernel(
     more than width can, an entry is a granule of 2, 4, ... up to 2^(LEVELS - 1) tiles, the fewest that fit,
     of which any can. counts (B H, own tiles, 2) int32: the tiles of all entries, log2 of the tiles of one.
     OF_QUERIES: the own tiles are the receivers'."""
-    bh, tile = tl.program_id(0), tl.program_id(1)
+    bh, tile = tl.program_id(0) // own_tiles, tl.program_id(0) % own_tiles
     b, h = bh // heads, bh % heads
     own_bh = (b * own_heads + h // (heads // own_heads)).to(tl.int64)
     other_bh = (b * other_heads + h // (heads // other_heads)).to(tl.int64)
@@ -119,7 +121,7 @@ def lists_kernel(
     tl.store(counts + 1, shift)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def mask_tiles_kernel(
     mask, mask_batch, mask_head, mask_row, mask_column, heads, rows, columns, tiles, row_tiles, column_tiles,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from syncattn.backends.triton.lists import SLACK, box_distance
 from syncattn.backends.triton.pairs import (
+    GROWING,
     allowed_pairs,
     direct_detuning,
     gram_detuning,
@@ -20,16 +21,17 @@ from syncattn.backends.triton.pairs import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=GROWING)
 def nearest_kernel(
     receive, receive_plane, receive_numbers, send, send_plane, send_numbers, low, high, other_low, other_high,
     mask, mask_batch, mask_head, mask_row, mask_column,
-    mask_tiles, mask_tiles_batch, mask_tiles_head, mask_tiles_row, mask_tiles_column, base, sender,
+    mask_tiles, mask_tiles_batch, mask_tiles_head, mask_tiles_row, mask_tiles_column,
+    base, sender,
     heads, send_heads, queries, keys, query_tiles, key_tiles,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     DIRECT: tl.constexpr, PACKED: tl.constexpr,
     CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr, SYMMETRIC: tl.constexpr,
-    MASK_TILES: tl.constexpr, NUMBERED: tl.constexpr,
+    MASK_TILES: tl.constexpr, NUMBERED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """base (B, H, N) the smallest allowed D, sender (B, H, N) int32 its smallest number; 0 and -1 where
     nobody is allowed. The tile of senders at the same place comes first; a tile whose box is farther than
@@ -62,24 +64,28 @@ def nearest_kernel(
     home = tl.maximum(tl.minimum((tile * QUERIES + QUERIES // 2 + offset) // KEYS, end - 1), 0)
     best = tl.full([QUERIES], float("inf"), tl.float32)
     found = tl.full([QUERIES], -1, tl.int32)
-    for step in range(0, end):
-        # home, 0, 1, ..., home - 1, home + 1, ...
-        other = tl.where(step == 0, home, tl.where(step <= home, step - 1, step))
-        at = send_bh * FREQ * key_tiles + k * key_tiles + other
+    for step in range(0, (end + CHUNK - 1) // CHUNK + 1):
+        # first home, alone, then all others, CHUNK boxes at a time
+        others = tl.where(step == 0, home // CHUNK, step - 1) * CHUNK + tl.arange(0, CHUNK)
+        near = (others < end) & ((others == home) == (step == 0))
+        at = send_bh * FREQ * key_tiles + k[:, None] * key_tiles + others[None, :]
+        inside = (k < FREQ)[:, None] & near[None, :]
         distance = box_distance(
-            own_low,
-            own_high,
-            tl.load(other_low + at, mask=k < FREQ, other=0.0),
-            tl.load(other_high + at, mask=k < FREQ, other=0.0),
+            own_low[:, None],
+            own_high[:, None],
+            tl.load(other_low + at, mask=inside, other=0.0),
+            tl.load(other_high + at, mask=inside, other=0.0),
         )
         farthest = tl.max(tl.where(i < queries, best, 0.0), 0)
-        near = (distance <= farthest * SLACK) & (distance < float("inf"))
-        partly = MASK
+        near = near & (distance <= farthest * SLACK) & (distance < float("inf"))
         if MASK_TILES:
-            may = tl.load(mask_tiles + other.to(tl.int64) * mask_tiles_column)
+            may = tl.load(mask_tiles + others.to(tl.int64) * mask_tiles_column, mask=near, other=0)
             near = near & (may != 0)
-            partly = may != 2
-        if near:
+        other = tl.min(tl.where(near, others, 2147483647), 0)
+        while other < 2147483647:
+            partly = MASK
+            if MASK_TILES:
+                partly = tl.load(mask_tiles + other.to(tl.int64) * mask_tiles_column) != 2
             first = other * KEYS
             j = first + columns
             j_number = numbers_of(send_numbers, j, NUMBERED)
@@ -110,6 +116,9 @@ def nearest_kernel(
             closer = (least < best) | ((least == best) & (place < found))
             found = tl.where(closer, place, found)
             best = tl.where(closer, least, best)
+            farthest = tl.max(tl.where(i < queries, best, 0.0), 0)
+            near = near & (others > other) & (distance <= farthest * SLACK)
+            other = tl.min(tl.where(near, others, 2147483647), 0)
     best = tl.where(found < 0, 0.0, tl.where(best < 0.0, float("nan"), best))
     tl.store(base + row + i, best, mask=i < queries)
     tl.store(sender + row + i, found, mask=i < queries)

@@ -63,11 +63,17 @@ def kd_order(x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
 def order_of(receive: Tensor, send: Tensor, tile: int, allowed: Tensor | None, symmetric: bool) -> Order:
     """The order of both sides. They may differ in a symmetric call, too: its diagonal goes by the numbers."""
     senders = kd_order(send, tile, allowed)
-    senders_back = senders.argsort(-1)
+    senders_back = inverse(senders)
     if symmetric and allowed is None:
         return Order(senders, senders, senders_back, senders_back)
     receivers = kd_order(receive, tile, None)
-    return Order(receivers, senders, receivers.argsort(-1), senders_back)
+    return Order(receivers, senders, inverse(receivers), senders_back)
+
+
+def inverse(order: Tensor) -> Tensor:
+    """Where each token went, from where each place's token comes: (B, heads, tokens) int64."""
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def taken(x: Tensor, order: Tensor) -> Tensor:

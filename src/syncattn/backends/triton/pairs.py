@@ -20,6 +20,13 @@ _WIDE = tl.constexpr(knobs.runtime.interpret)
 NOWHERE_SEND = tl.constexpr(1e16)
 NOWHERE_RECEIVE = tl.constexpr(3e16)
 
+# Arguments of the kernels that grow with a text: kernels are not compiled again for each kind of number (1, a
+# multiple of 16) that they can be. What loads of several numbers at a time depend on is not among them.
+GROWING = [
+    "queries", "keys", "tokens", "rows", "columns", "tiles", "query_tiles", "key_tiles", "own_tiles",
+    "other_tiles", "row_tiles", "column_tiles", "width", "offset", "parts", "part_tiles", "range_number",
+]  # fmt: skip
+
 
 @triton.jit
 def product(a, b, acc):
@@ -31,10 +38,15 @@ def product(a, b, acc):
 
 @triton.jit
 def value_product(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b in the dtype of the values, accumulated in float32; the precision is that of float32."""
+    """acc + a @ b in the dtype of the values; the precision is that of float32, whose sums over many tiles
+    are taken outside of the tensor cores, which would cut off what does not fit."""
     if _WIDE:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+    if a.dtype == tl.float32:
+        acc += tl.dot(a, b, input_precision=PRECISION)
+    else:
+        acc = tl.dot(a, b, acc)
+    return acc
 
 
 @triton.jit
@@ -78,7 +90,7 @@ def numbers_of(numbers, tokens, NUMBERED: tl.constexpr):
 def direct_detuning(
     left_base, left_stride, left_tokens, right_base, right_stride, right_tokens, FREQ: tl.constexpr
 ):
-    """D (L, R), differences first, squares after, on the CUDA cores."""
+    """D (L, R), differences first, squares after, on the CUDA cores: as exact as the differences are."""
     squared = tl.zeros([left_tokens.shape[0], right_tokens.shape[0]], tl.float32)
     for k in range(FREQ):  # not unrolled: the loads of all coordinates at once would take all registers
         a = tl.load(left_base + k * left_stride + left_tokens)
@@ -140,41 +152,45 @@ def sizes_of(w, PACKED: tl.constexpr):
 @triton.jit
 def gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED: tl.constexpr):
     """D (L, R) = sizes - 2 w^l w^r, on tensor cores: of the products of three bfloat16 parts with three those
-    that float32 can hold, six, or when PACKED three with twice as long sums. Both sides are counted from one
-    point near the left tokens, as otherwise it cancels. What is subtracted from the sizes is from D, which
-    stays at least 0."""
+    that float32 can hold, six, or when PACKED three with twice as long sums. Both sides are counted from the
+    mean of the left tokens, as otherwise it cancels: the error is some 2^-21 of their squared spread. What is
+    subtracted from the sizes is from D, which stays at least 0."""
     if PACKED:
-        squared = product(a1, b1, sizes)
+        squared = product(a3, b2, sizes)
         squared = product(a2, b1, squared)
-        squared = product(a3, b2, squared)
+        squared = product(a1, b1, squared)
     else:
-        squared = product(a1, b1, sizes)
+        squared = product(a1, b3, sizes)
+        squared = product(a3, b1, squared)
+        squared = product(a2, b2, squared)
         squared = product(a1, b2, squared)
         squared = product(a2, b1, squared)
-        squared = product(a2, b2, squared)
-        squared = product(a1, b3, squared)
-        squared = product(a3, b1, squared)
+        squared = product(a1, b1, squared)
     return tl.maximum(squared, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def drawn_product(dsquared, b1, b2, b3, acc, PARTS: tl.constexpr, PACKED: tl.constexpr):
-    """acc (L, BLOCK_M) + dD (L, R) w^T: dD in one bfloat16 part, two or three; `unpacked` ends the sum."""
+    """acc (L, BLOCK_M) + dD (L, R) w^T: dD in one bfloat16 part, two or three; `unpacked` ends the sum. With
+    three, sums over many tiles are taken outside of the tensor cores, as in `value_product`."""
     first = dsquared.to(tl.bfloat16)
-    acc = product(first, tl.trans(b1), acc)
-    if not PACKED:
-        acc = product(first, tl.trans(b2), acc)
-    if PARTS > 1:
+    if PARTS == 3:
         rest = dsquared - first.to(tl.float32)
         second = rest.to(tl.bfloat16)
-        acc = product(second, tl.trans(b1), acc)
+        third = (rest - second.to(tl.float32)).to(tl.bfloat16)
+        drawn = product(first, tl.trans(b3), tl.zeros([first.shape[0], b1.shape[0]], tl.float32))
+        drawn = product(third, tl.trans(b1), drawn)
+        drawn = product(second, tl.trans(b2), drawn)
+        drawn = product(first, tl.trans(b2), drawn)
+        drawn = product(second, tl.trans(b1), drawn)
+        return acc + product(first, tl.trans(b1), drawn)
+    else:
+        if PARTS == 2:
+            second = (dsquared - first.to(tl.float32)).to(tl.bfloat16)
+            acc = product(second, tl.trans(b1), acc)
         if not PACKED:
-            acc = product(second, tl.trans(b2), acc)
-            if PARTS > 2:
-                third = (rest - second.to(tl.float32)).to(tl.bfloat16)
-                acc = product(first, tl.trans(b3), acc)
-                acc = product(third, tl.trans(b1), acc)
-    return acc
+            acc = product(first, tl.trans(b2), acc)
+        return product(first, tl.trans(b1), acc)
 
 
 @triton.jit

@@ -12,11 +12,11 @@ from torch import Tensor
 from syncattn.backends.triton.backward import receivers_kernel, senders_kernel
 from syncattn.backends.triton.decode import combine_kernel, nearest_part_kernel, part_kernel
 from syncattn.backends.triton.forward import forward_kernel
-from syncattn.backends.triton.launch import Lists, Problem, last_contiguous, on
+from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, PARTS, Lists, Problem, last_contiguous, on
 from syncattn.backends.triton.nearest import nearest_kernel
 
 MOST_DECODED = 4  # up to so many receivers the senders are split over programs, of which there are about
-_PROGRAMS = 264
+_PROGRAMS = 1056  # eight for each multiprocessor of an H200: the loads of one are few
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -62,7 +62,7 @@ def find_nearest(p: Problem, base: Tensor, sender: Tensor) -> None:
             *_frequencies(p), p.receive.low, p.receive.high, p.send.low, p.send.high, p.mask, *p.mask_strides,
             *_mask_tiles(p), base, sender,
             p.heads, p.send.heads, p.queries, p.keys, p.receive.tiles, p.send.tiles,
-            **p.pairs(), NUMBERED=p.numbered, num_warps=4,
+            **p.pairs(), NUMBERED=p.numbered, CHUNK=CHUNK_OF_NEAREST, num_warps=4,
         )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def _decode(
             *sides, p.value, *p.value.stride()[:3], p.coupling, *p.coupling.stride(), p.bandwidth, *mask,
             *p.dropout(), least, place, base, sender, mixed, total,
             p.heads, send.shape[1], p.value.shape[1], p.queries, p.keys, parts, part_tiles, p.options.edge,
-            PARTS=triton.next_power_of_2(parts), **common, **{name: weights[name] for name in names},
+            PARTS=max(64, triton.next_power_of_2(parts)), **common, **{name: weights[name] for name in names},
         )  # fmt: skip
         combine_kernel[(rows,)](
             mixed, total, out, row_sum, parts, p.options.eps, DIM=p.value_dim, BLOCK_D=p.block_d, num_warps=4
@@ -161,7 +161,7 @@ def backward(
         p.heads, p.send.heads, p.value.shape[1], p.queries, p.keys, p.receive.tiles, p.send.tiles,
         row_numbers.stride(0), p.options.eps, p.options.edge,
     )  # fmt: skip
-    constants = {"LISTED": p.listed, **p.pairs(), **p.weights()}
+    constants = {"LISTED": p.listed, "PARTS": PARTS[p.value.dtype], **p.pairs(), **p.weights()}
     gradient = (grad, *grad.stride()[:3])
     with on(p.device):
         receivers_kernel[(p.batch * p.heads * p.receive.tiles,)](
