@@ -221,3 +221,16 @@ def test_mixed_dtypes(backend, agree_to, evaluate):
     assert out.dtype == torch.bfloat16
     assert [g.dtype for g in gradients] == [x.dtype for x in inputs]
     agree_to(inputs, options, backend, 2e-2)
+
+
+@pytest.mark.parametrize("backend", ["eager", *OTHERS])
+@pytest.mark.parametrize("frame", ["absolute", "nearest"])
+@pytest.mark.parametrize(("queries", "keys"), [(3, 0), (0, 3), (0, 0)])
+def test_where_there_is_nobody_every_gradient_is_zero(queries, keys, frame, backend):
+    shapes = [(1, 2, queries, 4), (1, 2, keys, 4), (1, 2, keys, 5), (2,), (2,)]
+    leaves = [torch.ones(shape, requires_grad=True) for shape in shapes]
+    out = syncattn.selective_synchronization_attention(*leaves, frame=frame, backend=backend)
+    assert out.shape == (1, 2, queries, 5) and not out.any()
+    gradients = torch.autograd.grad(out.sum(), leaves)
+    assert [x.shape for x in gradients] == [x.shape for x in leaves]
+    assert not any(x.any() for x in gradients)

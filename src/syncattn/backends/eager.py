@@ -32,8 +32,8 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     send = expand_heads(call.send, heads).to(dtype)
     value = expand_heads(call.value, heads).to(dtype)
     keys = send.shape[-2]
-    if keys == 0:  # nobody to listen to
-        nothing = receive.new_zeros(batch, heads, queries, 0)
+    if keys == 0:  # nobody to listen to; every argument has a gradient of 0 all the same
+        nothing = (receive @ send.mT) * call.coupling[..., None] * call.bandwidth[:, None, None]
         out = (nothing @ value).to(call.value.dtype)
         return (out, nothing, nothing) if call.return_weights else out
 

@@ -68,7 +68,8 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
         nowhere = torch.empty(0, dtype=torch.int32)
         order = Order(nowhere, nowhere)
         by_key = mask is None or mask.shape[2] == 1
-        if not options.is_causal and by_key and queries * keys >= _PAIRS_WORTH_ORDERING * (queries + keys):
+        worth = queries * keys > 0 and queries * keys >= _PAIRS_WORTH_ORDERING * (queries + keys)
+        if not options.is_causal and by_key and worth:
             natural = describe(arguments, order)
             order = _choose(natural, order)
             if order.rows is None:
