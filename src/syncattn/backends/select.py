@@ -29,6 +29,10 @@ BACKENDS: dict[str, Backend] = {"triton": triton, "cpu": cpu, "tiled": tiled, "e
 _used: str | None = None
 
 
+class BackendError(ValueError):
+    """The backend asked for does not exist, cannot run here, or cannot take the call."""
+
+
 class Explanation(NamedTuple):
     """The backend that takes a call, and why the ones preferred to it, or all others, do not."""
 
@@ -56,7 +60,7 @@ def use_backend(backend: str) -> Iterator[None]:
     global _used
     _check_name(backend)
     if (reason := BACKENDS[backend].unavailable()) is not None:
-        raise ValueError(f"backend={backend!r} cannot run here: {reason}")
+        raise BackendError(f"backend={backend!r} cannot run here: {reason}")
     before, _used = _used, backend
     try:
         yield
@@ -66,7 +70,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
 def _check_name(backend: str | None) -> None:
     if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend must be None or one of {tuple(BACKENDS)}, got {backend!r}")
+        raise BackendError(f"backend must be None or one of {tuple(BACKENDS)}, got {backend!r}")
 
 
 def select(call: Call, backend: str | None = None) -> Explanation:
@@ -89,7 +93,7 @@ def select(call: Call, backend: str | None = None) -> Explanation:
             preferred = f"not asked for (backend={backend!r})" if backend else f"{chosen} is preferred"
             reasons[name] = reason or preferred
     if chosen is None:
-        raise ValueError(f"backend={backend!r} cannot take this call: {reasons[str(backend)]}")
+        raise BackendError(f"backend={backend!r} cannot take this call: {reasons[str(backend)]}")
     return Explanation(chosen, reasons)
 
 

@@ -280,29 +280,6 @@ class SelectiveSynchronizationAttention(nn.Module):
         self.raw_bandwidth.copy_(bandwidth.log())
 
     @torch.no_grad()
-    def limit_density_(
-        self,
-        query: Tensor,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        *,
-        limit: float,
-        gain: float,
-    ) -> Tensor:
-        """Lower the heads' couplings where more than `limit` of the pairs lock on average, in place.
-
-        `syncattn.nn.limit_density_` does it for a whole model and says how; returns the densities (H,).
-        """
-        heads, excess = self.excess_strength(
-            query, key, value, key_padding_mask, attn_mask, is_causal, limit=limit
-        )
-        self.raw_coupling.sub_((gain * excess).to(self.raw_coupling))
-        return heads
-
-    @torch.no_grad()
     def excess_strength(
         self,
         query: Tensor,
@@ -314,7 +291,8 @@ class SelectiveSynchronizationAttention(nn.Module):
         *,
         limit: float,
     ) -> tuple[Tensor, Tensor]:
-        """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,)."""
+        """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,):
+        `syncattn.nn.limit_density_` takes that back."""
         call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal)
         return density.excess_strength(call, limit)
 

@@ -107,11 +107,11 @@ def limit_density_(
         def hook(layer: SelectiveSynchronizationAttention, arguments: dict[str, Any]) -> None:
             if layer.strength != "log":
                 raise ValueError(f"limit_density_ needs a coupling per head, strength='log', in {name}")
+            found[name], excess = layer.excess_strength(**arguments, limit=limit)
             if sharded:  # what a layer computes with is a copy of its shards: they change afterwards
-                found[name], change = layer.excess_strength(**arguments, limit=limit)
-                changes.append((layer, gain * change))
+                changes.append((layer, gain * excess))
             else:
-                found[name] = layer.limit_density_(**arguments, limit=limit, gain=gain)
+                layer.raw_coupling.sub_((gain * excess).to(layer.raw_coupling))
 
         return hook
 

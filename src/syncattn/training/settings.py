@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from syncattn.backends import use_backend
+from syncattn.backends.select import BackendError, use_backend
 from syncattn.models import OSNConfig
 from syncattn.training.errors import UserError
 
@@ -84,7 +84,5 @@ def chosen_backend(name: str | None) -> Iterator[None]:
     try:
         with nullcontext() if name is None else use_backend(name):
             yield
-    except ValueError as error:
-        if name is None or not str(error).startswith("backend"):
-            raise
+    except BackendError as error:
         raise UserError(str(error)) from error

@@ -35,9 +35,8 @@ def kernels(monkeypatch):
 
 
 def small_tiles(monkeypatch, launch, tile=32, walk=32):
-    for table in (launch.FORWARD, launch.BACKWARD):
-        for key in table:
-            monkeypatch.setitem(table, key, launch.Blocks(tile, walk, 4, 1))
+    for key in launch.BLOCKS:
+        monkeypatch.setitem(launch.BLOCKS, key, launch.Blocks(tile, walk, 4, 1))
 
 
 def _mend_interpreter(monkeypatch):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 def problem(launch, inputs, device, causal=False):
     receive, send, value, coupling, bandwidth = (x.to(device) for x in inputs)
     arguments = receive, send, value, coupling[None, :, None], bandwidth, None, None
-    return launch.Problem((*arguments, causal, True, 0.0, False, 2, 0.0, 1e-8, False), backward=True)
+    return launch.Problem((*arguments, causal, True, 0.0, False, 2, 0.0, 1e-8, False))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -45,7 +45,7 @@ def test_lists_hold_every_pair_of_tiles_with_a_locked_pair(structure, causal, dr
 def test_with_drift_and_causal_order_the_list_is_a_band(device, kernels):
     from syncattn.backends.triton import passes  # noqa: F401
 
-    size = kernels.BACKWARD[64, 4].tile
+    size = kernels.BLOCKS[64, 4].tile
     tokens = 6 * size
     w = torch.arange(tokens, dtype=torch.float32)[None, None, :, None].expand(1, 1, -1, 2).contiguous()
     radius = torch.tensor([size * 1.2])  # the window reaches into the tile before, no further
@@ -110,7 +110,7 @@ def test_granules_of_tiles(
 def test_past_the_last_value_nothing_is_read(draw, device, kernels, monkeypatch):
     """The senders fill 3 tiles, and the last granule is 2."""
     monkeypatch.setattr(kernels, "CAPACITY", 2)
-    tokens = 3 * kernels.FORWARD[64, 4].tile
+    tokens = 3 * kernels.BLOCKS[64, 4].tile
     receive, send, value, *strength = (x.to(device) for x in draw(1, 1, tokens, tokens, 3, 16, density=0.9))
     longer = torch.full((1, 1, 2 * tokens, 16), torch.nan, device=device)
     longer[:, :, :tokens] = value

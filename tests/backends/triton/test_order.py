@@ -122,7 +122,7 @@ def test_the_lists_get_shorter(draw, device, sorts, kernels, arguments_of):
         ("masked", 1, {"attn_mask": torch.arange(512) % 2 > 0}),
     ):
         sorts(fewest)
-        p = kernels.Problem(arguments_of(inputs, device, power=2, **options), backward=True)
+        p = kernels.Problem(arguments_of(inputs, device, power=2, **options))
         counted[name] = p.lists(p.reach(None), True).counts[..., 0].sum().item()
     assert counted["as it is"] == 2 * 16 * 16
     assert counted["sorted"] < 0.5 * counted["as it is"]
@@ -177,6 +177,6 @@ def test_which_calls_are_sorted(mask, draw, device, sorts, kernels, arguments_of
     inputs = draw(1, 1, 60, 70, 2, 3)
     options = {"rows": {"attn_mask": torch.ones(60, 70, dtype=torch.bool)}, "causal": {"is_causal": True}}
     arguments = arguments_of(inputs, device, **options.get(mask, {}))
-    assert (kernels.Problem(arguments, backward=False).order is not None) == (mask == "none")
+    assert (kernels.Problem(arguments).order is not None) == (mask == "none")
     sorts(61)
-    assert kernels.Problem(arguments, backward=False).order is None
+    assert kernels.Problem(arguments).order is None

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from syncattn.backends.triton.pairs import (
     GROWING,
-    add_rows,
+    add_sums,
     allowed_pairs,
     beyond_nearest,
     direct_detuning,
@@ -29,9 +29,11 @@ from syncattn.backends.triton.pairs import (
     list_of,
     load_planes,
     meet,
+    no_sums,
     numbers_of,
     own_tile,
     right_operands,
+    row_sums,
     row_words,
     sizes_of,
     through_weight,
@@ -55,7 +57,7 @@ def receivers_kernel(
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
-    DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr,
+    DIRECT: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
     VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
@@ -123,10 +125,7 @@ def receivers_kernel(
         tl.store(row_numbers + 5 * rows_in_all, own_sender.to(tl.float32, bitcast=True))
 
     drawn = tl.zeros([QUERIES, BLOCK_M], tl.float32)  # sum_j dD_ij w^s_j
-    if PARTS == 1:
-        summed = tl.zeros([QUERIES, 16], tl.float32)
-    else:
-        summed = tl.zeros([QUERIES], tl.float32)
+    summed = no_sums(QUERIES, SPLIT == 1)
     to_coupling = tl.zeros([QUERIES], tl.float32)
     to_bandwidth = tl.zeros([QUERIES], tl.float32)
     shift = 0
@@ -188,14 +187,10 @@ def receivers_kernel(
         if SYMMETRIC:
             if SORTED or meet(first, WALK, tile * QUERIES, QUERIES):
                 dsquared = tl.where(i_number[:, None] == j_number[None, :], 0.0, dsquared)
-        if PARTS == 1:
-            summed = add_rows(dsquared.to(tl.bfloat16), summed)
-        else:
-            summed += tl.sum(dsquared, 1)
-        drawn = drawn_product(dsquared, b1, b2, b3, drawn, PARTS, PACKED)
+        summed = add_sums(dsquared, summed, SPLIT == 1)
+        drawn = drawn_product(dsquared, b1, b2, b3, drawn, SPLIT, PACKED)
 
-    if PARTS == 1:
-        summed = tl.sum(summed, 1) / 16  # all columns are alike
+    summed = row_sums(summed, SPLIT == 1)
     # once for each coordinate
     drawn = unpacked(drawn, PACKED)
     ONCE: tl.constexpr = drawn.shape[1]
@@ -227,7 +222,7 @@ def senders_kernel(
     heads, send_heads, value_heads, queries, keys, query_tiles, key_tiles, rows_in_all, eps, edge,
     FREQ: tl.constexpr, BLOCK_M: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WALK: tl.constexpr, EVEN: tl.constexpr,
-    DIRECT: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr,
+    DIRECT: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
     VALUE_PRECISION: tl.constexpr,
     LISTED: tl.constexpr, ORDERED: tl.constexpr, CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr,
     DROPOUT: tl.constexpr, NEAREST: tl.constexpr, SYMMETRIC: tl.constexpr,
@@ -272,10 +267,7 @@ def senders_kernel(
 
     dvalue = tl.zeros([KEYS, BLOCK_D], tl.float32)
     drawn = tl.zeros([KEYS, BLOCK_M], tl.float32)  # sum_i dD_ij w^r_i
-    if PARTS == 1:
-        summed = tl.zeros([KEYS, 16], tl.float32)
-    else:
-        summed = tl.zeros([KEYS], tl.float32)
+    summed = no_sums(KEYS, SPLIT == 1)
     start = 0
     shift = 0
     if LISTED:
@@ -353,14 +345,10 @@ def senders_kernel(
         if SYMMETRIC:
             if SORTED or meet(first, WALK, tile * KEYS, KEYS):
                 dsquared = tl.where(j_number[:, None] == i_number[None, :], 0.0, dsquared)
-        if PARTS == 1:
-            summed = add_rows(dsquared.to(tl.bfloat16), summed)
-        else:
-            summed += tl.sum(dsquared, 1)
-        drawn = drawn_product(dsquared, b1, b2, b3, drawn, PARTS, PACKED)
+        summed = add_sums(dsquared, summed, SPLIT == 1)
+        drawn = drawn_product(dsquared, b1, b2, b3, drawn, SPLIT, PACKED)
 
-    if PARTS == 1:
-        summed = tl.sum(summed, 1) / 16  # all columns are alike
+    summed = row_sums(summed, SPLIT == 1)
     # once for each coordinate
     drawn = unpacked(drawn, PACKED)
     ONCE: tl.constexpr = drawn.shape[1]

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from syncattn.backends.triton.pairs import (
     GROWING,
-    add_rows,
+    add_sums,
     allowed_pairs,
     beyond_nearest,
     direct_detuning,
@@ -18,9 +18,11 @@ from syncattn.backends.triton.pairs import (
     list_of,
     load_planes,
     meet,
+    no_sums,
     numbers_of,
     own_tile,
     right_operands,
+    row_sums,
     row_words,
     sizes_of,
     value_product,
@@ -89,11 +91,8 @@ def forward_kernel(
         words = row_words(tl.load(seed), row + i_number)[:, None]
 
     # What the tensor cores sum is rounded as what they mix; with dropout other pairs are summed than mixed.
-    SUMMED: tl.constexpr = value.dtype.element_ty == tl.bfloat16 and not DROPOUT
-    if SUMMED:
-        total = tl.zeros([QUERIES, 16], tl.float32)
-    else:
-        total = tl.zeros([QUERIES], tl.float32)
+    BY_PRODUCT: tl.constexpr = value.dtype.element_ty == tl.bfloat16 and not DROPOUT
+    total = no_sums(QUERIES, BY_PRODUCT)
     mixed = tl.zeros([QUERIES, BLOCK_D], tl.float32)
     shift = 0
     if LISTED:
@@ -135,8 +134,7 @@ def forward_kernel(
                 )  # fmt: skip
                 margin = tl.where(allowed, margin, -1.0)
         weight = weight_of(margin, POWER, HAS_EDGE, edge)
-        if not SUMMED:
-            total += tl.sum(weight, 1)
+        total = add_sums(weight, total, BY_PRODUCT)
         if DROPOUT:
             weight = tl.where(kept_pairs(words, j_number[None, :], threshold), weight * keep_scale, 0.0)
         pointers = (
@@ -147,11 +145,8 @@ def forward_kernel(
         else:
             v = tl.load(pointers, mask=(j < keys)[:, None] & (d < DIM)[None, :], other=0.0)
         mixed = value_product(weight.to(v.dtype), v, mixed, VALUE_PRECISION)
-        if SUMMED:
-            total = add_rows(weight.to(tl.bfloat16), total)
 
-    if SUMMED:
-        total = tl.sum(total, 1) / 16  # all columns are alike
+    total = row_sums(total, BY_PRODUCT)
     mixed = mixed / tl.where(total == 0.0, 1.0, total + eps)[:, None]
     tl.store(row_sum + row + i, total, mask=i < queries)
     to = out + (row + tile * QUERIES) * DIM + rows[:, None] * DIM + d[None, :]

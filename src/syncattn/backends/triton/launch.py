@@ -21,7 +21,7 @@ from syncattn.backends.triton.pairs import NOWHERE_RECEIVE, NOWHERE_SEND
 # values are, unless a tile is spread over very many locking radii.
 MOST_DIRECT = {True: 128, False: 3}
 # Into how many bfloat16 dL/dD is split before it is multiplied by frequencies: as exact as the values are.
-PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
+SPLIT = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _CHUNK = 128  # tiles that a program of lists.py looks at together
 CHUNK_OF_NEAREST = 64  # and one of nearest.py
 # Entries that a list has room for; where more tiles than that can lock, an entry is several. So lists take
@@ -61,7 +61,7 @@ class Blocks(NamedTuple):
 
 # By the columns of the value, rounded up, and the bytes of its elements: those with the fewest instructions a
 # pair in the compiler's code for sm_90 (docs/kernel.md). Not yet measured on a GPU.
-FORWARD = {
+BLOCKS = {
     (64, 2): Blocks(64, 64, 4, 2),
     (64, 4): Blocks(64, 32, 4, 2),
     (128, 2): Blocks(64, 64, 4, 2),
@@ -69,13 +69,12 @@ FORWARD = {
     (256, 2): Blocks(64, 32, 4, 2),
     (256, 4): Blocks(64, 32, 4, 1),
 }
-BACKWARD = FORWARD.copy()
 _FEW_COORDINATES = 64  # more take the registers and the shared memory
 
 
-def blocks_for(block_d: int, block_m: int, size: int, backward: bool) -> Blocks:
+def blocks_for(block_d: int, block_m: int, size: int) -> Blocks:
     """For values of block_d columns of this size in bytes, and frequencies of block_m coordinates."""
-    found = (BACKWARD if backward else FORWARD)[max(64, block_d), size]
+    found = BLOCKS[max(64, block_d), size]
     if block_m <= _FEW_COORDINATES:
         return found
     return Blocks(found.tile, min(found.walk, 32 if block_d * size <= 512 else 16), found.warps, 1)
@@ -105,7 +104,7 @@ class Lists(NamedTuple):
 class Problem:
     """One call's tensors, and what every kernel is told about them."""
 
-    def __init__(self, arguments: Sequence[Any], backward: bool, arranged: bool = True) -> None:
+    def __init__(self, arguments: Sequence[Any], arranged: bool = True) -> None:
         receive, send, value, coupling, bandwidth, mask, seed = arguments[:7]
         self.options = Options(*arguments[7:])
         self.batch, self.heads, self.queries, self.freq_dim = receive.shape
@@ -117,7 +116,7 @@ class Problem:
         self.block_m = max(16, triton.next_power_of_2(self.freq_dim))
         self.block_d = max(16, triton.next_power_of_2(self.value_dim))
         self.wide = wide = value.dtype == torch.float32
-        self.blocks = blocks_for(self.block_d, self.block_m, value.element_size(), backward)
+        self.blocks = blocks_for(self.block_d, self.block_m, value.element_size())
         allowed = _by_sender(mask, send, self.keys) if arranged else None
         if allowed is not None:
             mask = None  # those senders stand nowhere
@@ -133,12 +132,12 @@ class Problem:
         exact = "tf32x3" if torch.version.hip is None else "ieee"
         self.value_precision = exact if wide else "tf32"  # the latter concerns float32 operands only
         self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
-        self.mask = (
-            self.value if mask is None else mask.expand(self.batch, self.heads, self.queries, self.keys)
-        )
-        self.mask = self.mask.view(torch.uint8) if mask is not None else self.mask
-        self.mask_strides = (0, 0, 0, 0) if mask is None else self.mask.stride()
         self.has_mask = mask is not None
+        self.mask: Tensor = self.value
+        self.mask_strides: tuple[int, ...] = (0, 0, 0, 0)
+        if mask is not None:
+            self.mask = mask.expand(self.batch, self.heads, self.queries, self.keys).view(torch.uint8)
+            self.mask_strides = self.mask.stride()
         # Which tiles of pairs hold one that may attend, for the lists: 1 byte for each, quadratic, but a
         # thousandth and less of the mask itself.
         self.mask_tiles: Tensor | None = None

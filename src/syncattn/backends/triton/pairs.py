@@ -170,11 +170,11 @@ def gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED: tl.constexpr):
 
 
 @triton.jit
-def drawn_product(dsquared, b1, b2, b3, acc, PARTS: tl.constexpr, PACKED: tl.constexpr):
+def drawn_product(dsquared, b1, b2, b3, acc, SPLIT: tl.constexpr, PACKED: tl.constexpr):
     """acc (L, BLOCK_M) + dD (L, R) w^T: dD in one bfloat16 part, two or three; `unpacked` ends the sum. With
     three, sums over many tiles are taken outside of the tensor cores, as in `value_product`."""
     first = dsquared.to(tl.bfloat16)
-    if PARTS == 3:
+    if SPLIT == 3:
         rest = dsquared - first.to(tl.float32)
         second = rest.to(tl.bfloat16)
         third = (rest - second.to(tl.float32)).to(tl.bfloat16)
@@ -185,7 +185,7 @@ def drawn_product(dsquared, b1, b2, b3, acc, PARTS: tl.constexpr, PACKED: tl.con
         drawn = product(second, tl.trans(b1), drawn)
         return acc + product(first, tl.trans(b1), drawn)
     else:
-        if PARTS == 2:
+        if SPLIT == 2:
             second = (dsquared - first.to(tl.float32)).to(tl.bfloat16)
             acc = product(second, tl.trans(b1), acc)
         if not PACKED:
@@ -201,11 +201,32 @@ def unpacked(drawn, PACKED: tl.constexpr):
 
 
 @triton.jit
-def add_rows(x, acc):
-    """acc (L, 16), all columns alike, + the row sums of x (L, R) bfloat16, on the tensor cores: what is
-    summed is exactly what is mixed."""
-    ones = tl.full([x.shape[1], 16], 1.0, tl.float32).to(tl.bfloat16)
-    return product(x, ones, acc)
+def no_sums(L: tl.constexpr, BY_PRODUCT: tl.constexpr):
+    """The row sums of no pairs, for `add_sums` and `row_sums`: (L, 16), all columns alike, or (L,)."""
+    if BY_PRODUCT:
+        return tl.zeros([L, 16], tl.float32)
+    else:
+        return tl.zeros([L], tl.float32)
+
+
+@triton.jit
+def add_sums(x, sums, BY_PRODUCT: tl.constexpr):
+    """Add the row sums of x (L, R). BY_PRODUCT: with ones, on the tensor cores, of x rounded to bfloat16, so
+    that what is summed is exactly what is mixed."""
+    if BY_PRODUCT:
+        ones = tl.full([x.shape[1], 16], 1.0, tl.float32).to(tl.bfloat16)
+        return product(x.to(tl.bfloat16), ones, sums)
+    else:
+        return sums + tl.sum(x, 1)
+
+
+@triton.jit
+def row_sums(sums, BY_PRODUCT: tl.constexpr):
+    """(L,)."""
+    if BY_PRODUCT:
+        return tl.sum(sums, 1) / 16
+    else:
+        return sums
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from torch import Tensor
 from syncattn.backends.triton.backward import receivers_kernel, senders_kernel
 from syncattn.backends.triton.decode import combine_kernel, nearest_part_kernel, part_kernel
 from syncattn.backends.triton.forward import forward_kernel
-from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, PARTS, Lists, Problem, last_contiguous, on
+from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, SPLIT, Lists, Problem, last_contiguous, on
 from syncattn.backends.triton.nearest import nearest_kernel
 
 MOST_DECODED = 4  # up to so many receivers the senders are split over programs, of which there are about
@@ -32,9 +32,9 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if row_sum.numel() == 0 or value.numel() == 0:
         return out.zero_(), row_sum.zero_(), base.zero_(), sender.fill_(-1)
     if rows[2] <= MOST_DECODED:
-        _decode(Problem(arguments, backward=False, arranged=False), arguments, out, row_sum, base, sender)
+        _decode(Problem(arguments, arranged=False), arguments, out, row_sum, base, sender)
         return out, row_sum, base, sender
-    p = Problem(arguments, backward=False)
+    p = Problem(arguments)
     if nearest:
         find_nearest(p, base, sender)
     sender_place = p.places(sender) if nearest else sender
@@ -139,7 +139,7 @@ def backward(
     receive, send, value, coupling = arguments[:4]
     if row_sum.numel() == 0 or value.numel() == 0:
         return tuple(x.new_zeros(x.shape) for x in arguments[:5])  # type: ignore[return-value]
-    p = Problem(arguments, backward=True)
+    p = Problem(arguments)
     # to the order in which p has the receivers, and grad_receive and the like back again
     grad, out = last_contiguous(p.sorted_rows(grad)), p.sorted_rows(out).contiguous()
     row_sum = p.sorted_rows(row_sum)
@@ -161,7 +161,7 @@ def backward(
         p.heads, p.send.heads, p.value.shape[1], p.queries, p.keys, p.receive.tiles, p.send.tiles,
         row_numbers.stride(0), p.options.eps, p.options.edge,
     )  # fmt: skip
-    constants = {"LISTED": p.listed, "PARTS": PARTS[p.value.dtype], **p.pairs(), **p.weights()}
+    constants = {"LISTED": p.listed, "SPLIT": SPLIT[p.value.dtype], **p.pairs(), **p.weights()}
     gradient = (grad, *grad.stride()[:3])
     with on(p.device):
         receivers_kernel[(p.batch * p.heads * p.receive.tiles,)](
