@@ -182,8 +182,6 @@ def test_bad_input(typical, ids):
     ):
         with pytest.raises(ValueError, match=message):
             typical(**arguments)
-    with pytest.raises(TypeError, match="position_ids"):
-        typical(ids, position_ids=torch.arange(13)[None])
     cache = OSNCache(typical.config)
     typical(ids[:, :12], past_key_values=cache)
     with pytest.raises(ValueError, match=r"\(3, 13\).*got \(3, 1\)"):

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from syncattn.models import OSNCache, OSNConfig, OSNForCausalLM
+from syncattn.training.tokenizers import byte_tokenizer
 
 
 def greedy(model, ids, steps):
@@ -110,12 +111,76 @@ def test_an_untouched_foreign_cache_is_replaced(typical, ids):
         generate(typical, ids, past_key_values=filled)
 
 
+def test_a_cache_of_another_kind_is_refused_before_it_is_filled(typical, ids):
+    for other in (DynamicCache(offloading=True), StaticCache(typical.config, max_cache_len=20)):
+        with pytest.raises(TypeError, match=r"must be a syncattn\.models\.OSNCache, got"):
+            generate(typical, ids, past_key_values=other)
+
+
+def test_the_growing_cache_may_be_asked_for_by_name(typical, ids):
+    expected = generate(typical, ids)
+    named = {"cache_implementation": "dynamic"}
+    assert torch.equal(generate(typical, ids, **named), expected)
+    assert torch.equal(generate(typical, ids, **named, use_cache=False), expected)
+    assert torch.equal(generate(typical, ids, **named, past_key_values=OSNCache(typical.config)), expected)
+    stored = GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0, **named)
+    assert torch.equal(typical.generate(ids, generation_config=stored), expected)
+    assert stored.cache_implementation == "dynamic"
+    model = copy.deepcopy(typical)
+    model.generation_config.cache_implementation = "static"  # as a generation_config.json may say
+    with pytest.raises(ValueError, match="must be None or 'dynamic', got 'static'"):
+        generate(model, ids)
+
+
 @pytest.mark.parametrize("implementation", ["static", "quantized", "offloaded", "offloaded_static"])
 def test_other_caches_are_refused(typical, ids, implementation):
     with pytest.raises(
         ValueError, match=f"cache_implementation must be None or 'dynamic', got '{implementation}'"
     ):
         generate(typical, ids, cache_implementation=implementation)
+
+
+def test_continuous_batching_is_refused(typical, ids):
+    with pytest.raises(ValueError, match=r"continuous batching .* not supported"):
+        generate(typical, ids, cache_implementation="paged")
+    with pytest.raises(ValueError, match=r"continuous batching .* not supported"):
+        typical.generate_batch(ids.tolist())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True:UserWarning", "ignore:.*deprecated.*:FutureWarning")
+def test_in_training_mode_with_checkpointing_it_has_a_cache(typical, ids, reentrant):
+    """What a sampling callback does: without gradients nothing is recomputed."""
+    model = copy.deepcopy(typical).train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    out = generate(model, ids, return_dict_in_generate=True)
+    assert torch.equal(out.sequences, generate(typical, ids))
+    assert isinstance(out.past_key_values, OSNCache)
+    with torch.no_grad():
+        assert isinstance(model(ids, use_cache=True).past_key_values, OSNCache)
+        assert model(ids).past_key_values is None
+
+
+def test_stop_strings():
+    tokenizer = byte_tokenizer()
+    model = OSNForCausalLM(OSNConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)).eval()
+    ids = tokenizer("a", return_tensors="pt").input_ids
+    others = [i for i in range(len(tokenizer)) if i != ids[0, 0]]
+    out = generate(model, ids, suppress_tokens=others, stop_strings=["aaa"], tokenizer=tokenizer)
+    assert tokenizer.batch_decode(out) == ["aaa"]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 2}, {"prefill_chunk_size": 4}])
+def test_positions_given_to_generate(typical, ids, options):
+    """transformers lengthens them token by token; the layers' own count is the same."""
+    padded, mask = left_padded(ids)
+    expected = generate(typical, padded, attention_mask=mask, **options)
+    counted = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+    for positions in (counted, torch.arange(13).expand(3, -1)):
+        given = {"attention_mask": mask, "position_ids": positions} | options
+        assert torch.equal(generate(typical, padded, **given), expected)
+    with pytest.raises(ValueError, match="position_ids must rise by 1"):
+        generate(typical, ids, position_ids=torch.arange(13)[None] % 5)
 
 
 def test_decoding_that_would_have_to_go_back_is_refused(typical, ids):

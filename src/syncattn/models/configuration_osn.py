@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -13,6 +13,20 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from syncattn.backends.call import FRAMES
+from syncattn.models.fields import (
+    check_choice,
+    check_count,
+    check_dtype,
+    check_flag,
+    check_foreign,
+    check_labels,
+    check_real,
+    check_transformers,
+    checked_range,
+    foreign,
+    short,
+    without_effect,
+)
 from syncattn.nn.attention import STRENGTHS
 from syncattn.nn.convert import published
 from syncattn.nn.frequency import POSITIONS
@@ -92,9 +106,14 @@ class OSNConfig(PreTrainedConfig):
         order_parameter: off +.003, within the spread: kept since it is the paper's.
 
     Raises:
-        ValueError: a field is out of range; the message names it, what was given and what is expected.
+        ValueError: a field is out of range; the message names it, what was given and what is expected. Sizes
+            have upper bounds, too, far above any model's. Or a field of another model would make this one
+            another (is_causal=False, a sliding window, rope_theta, fewer key-value heads, ...).
         TypeError: a field has the wrong type, or an unknown field resembles a known one (a likely typo).
-            Other unknown fields are kept as attributes, as in every transformers configuration.
+
+    Warns:
+        UserWarning: names all other unknown fields, which have no effect. They are kept as attributes, as in
+            every transformers configuration, so that a newer version's config.json can be read.
     """
 
     model_type = "osn"
@@ -140,14 +159,34 @@ class OSNConfig(PreTrainedConfig):
     freq_bias: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        known = {field.name for field in fields(self)}
-        for name in kwargs.keys() - {_STORED_TOP_K}:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            if near and not hasattr(PreTrainedConfig, name):
-                raise TypeError(f"{type(self).__name__} has no field {name!r}; did you mean {near[0]!r}?")
+        if kwargs.get("model_type", self.model_type) != self.model_type:
+            raise ValueError(f"model_type must be {self.model_type!r}, got {short(kwargs['model_type'])}")
+        known = {field.name for field in fields(self)} | {_STORED_TOP_K}
+        strangers, sentence = without_effect(type(self), known, kwargs)
+        check_foreign(kwargs)
+        check_dtype("torch_dtype", kwargs.get("torch_dtype"))
+        check_dtype("dtype", self.dtype)
+        check_labels(self.id2label, self.label2id, kwargs.get("num_labels"))
+        if strangers:
+            warnings.warn(sentence, UserWarning, stacklevel=3)
+        # What has no public name is transformers' own, and means something to other versions of it.
+        dropped = {*foreign(kwargs), *(name for name in strangers if name.startswith("_"))}
+        kwargs = {name: value for name, value in kwargs.items() if name not in dropped}
+        head_dim = kwargs.pop("head_dim", None)
         self.top_k = kwargs.pop(_STORED_TOP_K, self.top_k)
         super().__post_init__(**kwargs)
         self.check()
+        if head_dim not in (None, self.head_dim):
+            raise ValueError(
+                f"head_dim must be hidden_size / num_attention_heads = {self.head_dim}, got {short(head_dim)}"
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in every transformers configuration; fields of other models among `kwargs` are checked too."""
+        for name in foreign(kwargs):
+            config_dict = {**config_dict, name: kwargs.pop(name)}
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON stores them; `top_k` is named "attention_top_k" there."""
@@ -200,23 +239,31 @@ class OSNConfig(PreTrainedConfig):
         Raises:
             TypeError, ValueError: see the class.
         """
+        if getattr(self, "is_heterogeneous", False):
+            raise ValueError("per_layer_config is not supported: all layers have the same options")
+        check_foreign({**vars(self), "attn_implementation": self._attn_implementation})
+        check_transformers(self)
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         _check_heads(self.hidden_size, self.num_attention_heads)
+        if getattr(self, "num_key_value_heads", None) not in (None, self.num_attention_heads):
+            raise ValueError(
+                f"num_key_value_heads must be num_attention_heads = {self.num_attention_heads} or left out: "
+                f"heads are not grouped here, got {short(self.num_key_value_heads)}"
+            )
         if self.intermediate_size is None:
             self.intermediate_size = self.hidden_size * 8 // 3 if self.gated else 4 * self.hidden_size
         if self.initializer_range is None:
             self.initializer_range = math.sqrt(0.4 / self.hidden_size)
         for name in ("intermediate_size", "max_position_embeddings"):
-            _check_count(name, getattr(self, name))
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act must be one of {', '.join(ACT2FN)}, got {self.hidden_act!r}")
+            check_count(name, getattr(self, name))
+        check_choice("hidden_act", self.hidden_act, tuple(ACT2FN))
         for name in ("hidden_dropout", "attention_dropout"):
-            _check_real(name, getattr(self, name), "in [0, 1)", lambda x: 0 <= x < 1)
+            check_real(name, getattr(self, name), "in [0, 1)", lambda x: 0 <= x < 1)
         for name in ("layer_norm_eps", "initializer_range"):
-            _check_real(name, getattr(self, name), "positive and finite", lambda x: 0 < x < math.inf)
+            check_real(name, getattr(self, name), "positive and finite", lambda x: 0 < x < math.inf)
         for name in ("gated", "norm_first", "tie_word_embeddings", "use_cache"):
-            _check_flag(name, getattr(self, name))
+            check_flag(name, getattr(self, name))
         self._check_special_tokens()
         self._check_attention()
 
@@ -232,68 +279,30 @@ class OSNConfig(PreTrainedConfig):
                     )
 
     def _check_attention(self) -> None:
-        _check_count("phase_dim", self.phase_dim)
+        check_count("phase_dim", self.phase_dim)
         for name in ("freq_dim", "top_k"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name))
         for name in ("directed", "detuning", "token_shift", "self_coupling", "order_parameter", "freq_bias"):
-            _check_flag(name, getattr(self, name))
-        _check_choice("position", self.position, POSITIONS)
-        _check_choice("frame", self.frame, FRAMES)
-        _check_choice("strength", self.strength, STRENGTHS)
-        _check_real("delay", self.delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
+            check_flag(name, getattr(self, name))
+        check_choice("position", self.position, POSITIONS)
+        check_choice("frame", self.frame, FRAMES)
+        check_choice("strength", self.strength, STRENGTHS)
+        check_real("delay", self.delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
         for name in ("edge", "eps"):
-            _check_real(name, getattr(self, name), "at least 0 and finite", lambda x: 0 <= x < math.inf)
+            check_real(name, getattr(self, name), "at least 0 and finite", lambda x: 0 <= x < math.inf)
         for name in ("power", "sharpness"):
-            _check_real(name, getattr(self, name), "positive and finite", lambda x: 0 < x < math.inf)
-        self.window_range = _check_range("window_range", self.window_range, math.inf)
+            check_real(name, getattr(self, name), "positive and finite", lambda x: 0 < x < math.inf)
+        self.window_range = checked_range("window_range", self.window_range, math.inf)
         if self.density_range is not None:
-            self.density_range = _check_range("density_range", self.density_range, 1.0)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+            self.density_range = checked_range("density_range", self.density_range, 1.0)
 
 
 def _check_heads(hidden: Any, heads: Any) -> None:
-    _check_count("hidden_size", hidden)
-    _check_count("num_attention_heads", heads)
+    check_count("hidden_size", hidden)
+    check_count("num_attention_heads", heads)
     if hidden % heads:
         raise ValueError(
             f"num_attention_heads must divide hidden_size, got num_attention_heads = {heads} and "
             f"hidden_size = {hidden}"
         )
-
-
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _check_real(name: str, value: Any, expected: str, accept: Any) -> None:
-    if not _is_number(value):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not accept(value):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-
-
-def _check_range(name: str, value: Any, highest: float) -> tuple[float, float]:
-    expected = "two numbers, 0 < low <= high" + (f" <= {highest:g}" if highest < math.inf else "")
-    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(_is_number(end) for end in value):
-        raise TypeError(f"{name} must be {expected}, got {value!r}")
-    low, high = value
-    if not (0 < low <= high <= highest and high < math.inf):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-    return (float(low), float(high))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.generation import GenerationMode
@@ -16,6 +16,7 @@ from transformers.utils import can_return_tuple
 
 from syncattn.models.cache import OSNCache
 from syncattn.models.configuration_osn import OSNConfig
+from syncattn.models.inputs import check_ids, check_keywords, check_positions, padding
 from syncattn.nn import OSNBlock, SelectiveSynchronizationAttention
 
 
@@ -98,7 +99,7 @@ class OSNModel(OSNPreTrainedModel):
     """Token embedding, a stack of causal OSN blocks and a final LayerNorm: hidden states, no output layer.
 
     There is no table of positions: position is in the frequencies, and the layers count it from each
-    sequence's first real token. Therefore `position_ids` is not an argument.
+    sequence's first real token. `position_ids` is there for code that passes it, and must say the same.
 
     Args:
         config: sizes and options.
@@ -124,11 +125,13 @@ class OSNModel(OSNPreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of a batch of texts, or of their continuation if `past_key_values` holds a past.
 
@@ -136,6 +139,8 @@ class OSNModel(OSNPreTrainedModel):
             input_ids: token ids (B, N), integer.
             attention_mask: 1 for real tokens, 0 for padding (left or right), (B, past + N). Padding is seen
                 by nobody, and what the model returns for it means nothing.
+            position_ids: (B or 1, N). Nothing is made of it: it is only checked against the layers' own
+                count, see `syncattn.models.inputs.check_positions`.
             past_key_values: an `OSNCache`; this call's tokens are appended to it.
             inputs_embeds: embeddings (B, N, D) instead of `input_ids`.
             use_cache: make an `OSNCache` if none is given. None: `config.use_cache`, and never in training.
@@ -144,25 +149,31 @@ class OSNModel(OSNPreTrainedModel):
             output_hidden_states: also return the embedding's output and each layer's; the last one is
                 normalised.
             return_dict: False returns a tuple.
+            **kwargs: passed by, as in transformers' own models, except that keywords which describe several
+                texts packed into one row are refused (`cu_seq_lens_q`, `seq_idx`, ...), and is_causal=False.
+
+        A batch of no sequences (B = 0) gives empty results.
 
         Raises:
-            ValueError: both or none of `input_ids` and `inputs_embeds`; no tokens, or ids that are none; a
-                mask of another shape or one that disagrees with the padding in the cache; a cache of other
-                sizes, or any in training with checkpointing.
-            TypeError: `past_key_values` is not an `OSNCache`.
+            ValueError: both or none of `input_ids` and `inputs_embeds`; no tokens (N = 0), or ids that are
+                none; a mask of another shape, of other values than 0 and 1, or one that disagrees with the
+                padding in the cache; positions that restart; a refused keyword; a cache of other sizes, or
+                any in training with checkpointing and gradients.
+            TypeError: `past_key_values` is not an `OSNCache`; a mask or positions that are no tensor.
         """
+        check_keywords(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if input_ids is not None:
-            _check_ids(input_ids, self.config.vocab_size)
+            check_ids(input_ids, self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
         assert inputs_embeds is not None
-        if inputs_embeds.ndim != 3 or 0 in inputs_embeds.shape:
-            raise ValueError(
-                f"expected at least one token: inputs_embeds (B, N, D), got {tuple(inputs_embeds.shape)}"
-            )
+        if inputs_embeds.is_nested or inputs_embeds.ndim != 3 or 0 in inputs_embeds.shape[1:]:
+            shape = "a nested tensor" if inputs_embeds.is_nested else tuple(inputs_embeds.shape)
+            raise ValueError(f"expected at least one token: inputs_embeds (B, N, D), got {shape}")
         cache = self._cache(past_key_values, use_cache, inputs_embeds.shape[0])
-        padding = _padding(attention_mask, inputs_embeds, cache)
+        is_padding = padding(attention_mask, inputs_embeds, cache)
+        check_positions(position_ids, inputs_embeds, is_padding, cache)
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
         if output_hidden_states is None:
@@ -176,7 +187,7 @@ class OSNModel(OSNPreTrainedModel):
             if output_hidden_states:
                 all_hidden += (hidden,)
             options = {"is_causal": True, "state": state, "need_weights": output_attentions}
-            hidden = layer(hidden, None, padding, **options)
+            hidden = layer(hidden, None, is_padding, **options)
             if output_attentions:
                 hidden, weights = hidden
                 all_weights += (weights,)  # (B, H, N, past + N)
@@ -189,10 +200,12 @@ class OSNModel(OSNPreTrainedModel):
         )
 
     def _cache(self, given: Cache | None, use_cache: bool | None, batch: int) -> OSNCache | None:
+        # Without gradients, as in generate(), checkpointing recomputes nothing.
+        recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if given is None:
             if use_cache is None:
                 use_cache = self.config.use_cache and not self.training
-            if not use_cache or (self.gradient_checkpointing and self.training):
+            if not use_cache or recomputed:
                 return None
             return OSNCache(self.config)
         if not isinstance(given, OSNCache):
@@ -206,7 +219,7 @@ class OSNModel(OSNPreTrainedModel):
             )
         if given.batch_size not in (-1, batch):
             raise ValueError(f"past_key_values holds {given.batch_size} sequences, the input has {batch}")
-        if self.gradient_checkpointing and self.training:
+        if recomputed:
             raise ValueError(
                 "past_key_values cannot be used in training with gradient checkpointing: the recomputation "
                 "would append the tokens twice"
@@ -244,6 +257,7 @@ class OSNForCausalLM(OSNPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -252,6 +266,7 @@ class OSNForCausalLM(OSNPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, N, vocab_size) of each token's successor, and the loss if `labels` are given.
 
@@ -262,18 +277,21 @@ class OSNForCausalLM(OSNPreTrainedModel, GenerationMixin):
             num_items_in_batch: divide the summed loss by this instead of by the number of labels, as the
                 Trainer does when it accumulates gradients.
             return_dict: False returns a tuple.
+            **kwargs: as in `OSNModel.forward`; the loss function gets them, as in transformers' own models.
 
         The other arguments and the errors are those of `OSNModel.forward`.
         """
         outputs = self.model(
-            input_ids,
-            attention_mask,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
             return_dict=True,
+            **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
@@ -284,6 +302,7 @@ class OSNForCausalLM(OSNPreTrainedModel, GenerationMixin):
                 labels=labels,
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
+                **kwargs,
             )
         return CausalLMOutputWithPast(
             loss=loss,
@@ -308,53 +327,26 @@ class OSNForCausalLM(OSNPreTrainedModel, GenerationMixin):
                 f"cache_implementation must be None or 'dynamic', got {implementation!r}: this model "
                 "generates with an OSNCache, which grows with the text"
             )
+        generation_config.cache_implementation = None  # an OSNCache is dynamic; transformers takes no two
         given = model_kwargs.get("past_key_values")
-        untouched = (
-            isinstance(given, Cache) and not isinstance(given, OSNCache) and given.get_seq_length() == 0
-        )
-        if untouched or (given is None and generation_config.use_cache):
+        # Wrappers pass an empty cache of the usual kind; `forward` refuses others, which somebody chose.
+        usual = type(given) is DynamicCache and not given.offloading and given.get_seq_length() == 0
+        if usual or (given is None and generation_config.use_cache):
             model_kwargs["past_key_values"] = OSNCache(self.config)
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
 
+    def _prepare_position_ids_for_generation(self, *args: Any) -> None:
+        """None: the layers count positions themselves, so `generate()` has none to make and none to check."""
 
-def _check_ids(input_ids: Tensor, vocab_size: int) -> None:
-    if input_ids.ndim != 2 or input_ids.is_floating_point():
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, and with it `generate_batch` and cache_implementation="paged", which call it.
+
+        Raises:
+            ValueError: always.
+        """
         raise ValueError(
-            f"input_ids must be integer token ids (B, N), got {input_ids.dtype} {tuple(input_ids.shape)}"
+            "continuous batching (generate_batch, or cache_implementation='paged') is not supported: it "
+            "keeps keys in pages, and this model an OSNCache. Call generate() with a padded batch"
         )
-    # Values are read where that costs no device synchronisation.
-    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling() and input_ids.numel():
-        low, high = (int(x) for x in input_ids.aminmax())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(
-                f"input_ids must be below vocab_size = {vocab_size} and not negative, got {low} "
-                f"to {high}: was the text encoded with this model's tokenizer?"
-            )
-
-
-def _padding(attention_mask: Tensor | None, hidden: Tensor, cache: OSNCache | None) -> Tensor | None:
-    """The new tokens' part of `attention_mask` as a key padding mask: True = padding, (B, N)."""
-    if attention_mask is None:
-        return None
-    batch, tokens, _ = hidden.shape
-    past = 0 if cache is None else cache.get_seq_length()
-    if attention_mask.shape != (batch, past + tokens):
-        raise ValueError(
-            f"attention_mask must have shape (B, past + N) = ({batch}, {past + tokens}), 1 for real tokens "
-            f"and 0 for padding, got {tuple(attention_mask.shape)}"
-        )
-    real = attention_mask != 0
-    if torch.compiler.is_compiling():
-        return ~real[:, past:]
-    if cache is not None and past > 0:
-        cached = cache.states[0].mask
-        if not torch.equal(real[:, :past], torch.ones_like(real[:, :past]) if cached is None else cached):
-            raise ValueError(
-                "attention_mask disagrees with past_key_values about which of the cached tokens are padding"
-            )
-    # Without padding the faster kernels apply; asking is free of a device synchronisation on the CPU only.
-    if real.device.type == "cpu" and real.all():
-        return None
-    return ~real[:, past:]

@@ -1,0 +1,205 @@
+"""What a model's `forward` is given: token ids, the padding mask, positions, and keywords of other models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from syncattn.models.cache import OSNCache
+from syncattn.nn.tokens import positions
+
+# How transformers, its data collators, trl and others say that a row holds several texts.
+_PACKING = (
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),
+    *("cu_seqlens", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen", "max_seqlen_q", "max_seqlen_k"),
+    *("seq_lengths", "packed_seq_lengths", "packed_seq_params", "block_sequence_ids"),
+)
+_WAY_OUT = (
+    "texts packed into one row would see each other. Give each text a row of its own, padded, with an "
+    "attention_mask"
+)
+
+
+def check_ids(input_ids: Tensor, vocab_size: int) -> None:
+    """Make sure that token ids are (B, N) integers, and below `vocab_size` where their values can be read.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if input_ids.is_nested:
+        raise ValueError("input_ids must be (B, N), padded, with an attention_mask, got a nested tensor")
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise ValueError(
+            f"input_ids must be integer token ids (B, N), got {input_ids.dtype} {tuple(input_ids.shape)}"
+        )
+    ids = _readable(input_ids)
+    if ids is not None and ids.numel():
+        low, high = (int(x) for x in ids.aminmax())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(
+                f"input_ids must be below vocab_size = {vocab_size} and not negative, got {low} "
+                f"to {high}: was the text encoded with this model's tokenizer?"
+            )
+
+
+def check_keywords(given: Mapping[str, Any]) -> None:
+    """Refuse keywords that would change which tokens see each other; pass others by, as transformers does.
+
+    Raises:
+        ValueError: one that describes packed texts, or is_causal=False.
+    """
+    for name in _PACKING:
+        if given.get(name) is not None:
+            raise ValueError(f"{name} is not supported, got {type(given[name]).__name__}: {_WAY_OUT}")
+    if given.get("is_causal") not in (None, True):
+        raise ValueError(f"is_causal must be True or left out, got {given['is_causal']!r}")
+
+
+def padding(attention_mask: Any, hidden: Tensor, cache: OSNCache | None) -> Tensor | None:
+    """The new tokens' part of `attention_mask` as a key padding mask: True = padding, (B, N).
+
+    None where there is no padding, as far as that can be known without waiting for a device.
+
+    Raises:
+        TypeError: the mask is no tensor.
+        ValueError: it has another shape than (B, past + N), holds anything but 0 and 1, or disagrees with
+            the cache. For values, on CUDA devices and in compilation, an assertion on the device fails in
+            its place.
+    """
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, Tensor):
+        raise TypeError(
+            f"attention_mask must be a tensor (B, past + N) of 0 and 1, got {type(attention_mask).__name__}"
+        )
+    batch, tokens, _ = hidden.shape
+    past = 0 if cache is None else cache.get_seq_length()
+    if attention_mask.is_nested or attention_mask.shape != (batch, past + tokens):
+        shape = "a nested tensor" if attention_mask.is_nested else tuple(attention_mask.shape)
+        raise ValueError(
+            f"attention_mask must have shape (B, past + N) = ({batch}, {past + tokens}), 1 for real tokens "
+            f"and 0 for padding, got {shape}: who sees whom among real tokens cannot be chosen"
+        )
+    real = _real(attention_mask)
+    if past > 0:
+        cached = None if cache is None else cache.states[0].mask
+        alike = real[:, :past] if cached is None else real[:, :past] == cached
+        rule = "attention_mask disagrees with past_key_values about which of the cached tokens are padding"
+        if _failing(alike, rule, wait=True) is not None:
+            raise ValueError(rule)
+    # Without padding the faster kernels apply.
+    known = _readable(real)
+    return None if known is not None and known.all() else ~real[:, past:]
+
+
+def check_positions(
+    position_ids: Any, hidden: Tensor, is_padding: Tensor | None, cache: OSNCache | None
+) -> None:
+    """Make sure that given positions are those that the layers count themselves.
+
+    Position enters through differences alone, so the first may be any number. From each real token to the
+    next they must rise by 1; padding may have any. After cached tokens they must go on from these, counted
+    with or without the padding before the first.
+
+    The values are read, on any device: who passes positions waits for the device, as with transformers' own
+    models. In compilation and in the capture of a CUDA graph an assertion on the device takes the reading's
+    place.
+
+    Args:
+        position_ids: (B or 1, N), integer, or None.
+        hidden: (B, N, D).
+        is_padding: (B, N) or None.
+        cache: before this call's tokens are added.
+
+    Raises:
+        TypeError, ValueError: they are not, as when several texts are packed into one row.
+    """
+    if position_ids is None:
+        return
+    if not isinstance(position_ids, Tensor):
+        raise TypeError(f"position_ids must be a tensor (B, N), got {type(position_ids).__name__}")
+    batch, tokens, _ = hidden.shape
+    nested, dtype = position_ids.is_nested, position_ids.dtype
+    integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    if nested or not integers or position_ids.shape not in ((batch, tokens), (1, tokens)):
+        shape = "of a nested tensor" if nested else tuple(position_ids.shape)
+        raise ValueError(
+            f"position_ids must be integers of shape (B, N) = ({batch}, {tokens}) or (1, {tokens}), got "
+            f"{dtype} {shape}"
+        )
+    real = None if is_padding is None else ~is_padding
+    state = None if cache is None or not cache.is_initialized else cache.states[0]
+    own = positions(real, tokens, None if state is None else state.count, hidden.device)
+    given = position_ids.to(hidden.device).expand(batch, tokens)
+    shift = given - own  # (B, N): one number for all real tokens of a row
+    start = shift[:, :1] if real is None else shift.gather(1, real.int().argmax(1, keepdim=True))
+    if state is not None:
+        leading: Tensor | int = 0  # how many tokens of padding stand before a row's first real token
+        if state.mask is not None:
+            every = state.mask if real is None else torch.cat((state.mask, real), 1)
+            leading = (every.cumsum(1) == 0).sum(1, keepdim=True)
+        start = torch.where(start == leading, start, 0)
+    right = shift == start
+    right = right if is_padding is None else right | is_padding
+    rule = "position_ids must rise by 1 from each real token of a row to the next, after those in the cache"
+    wrong = _failing(right, rule, wait=True)
+    if wrong is not None:
+        detail = ""
+        if wrong.shape == given.shape:  # not under vmap
+            row, column = (int(x) for x in wrong.nonzero()[0])
+            expected = int((own + start)[row, column])
+            detail = f", got {int(given[row, column])} in place of {expected} in row {row}, column {column}"
+        raise ValueError(f"{rule}{detail}: {_WAY_OUT}")
+
+
+def _real(mask: Tensor) -> Tensor:
+    """A mask of 0 and 1 as a boolean one."""
+    if mask.dtype == torch.bool:
+        return mask
+    real = mask == 1
+    known = real | (mask == 0)
+    if mask.is_floating_point():  # an additive mask that hides nothing is 0 everywhere
+        known = known & real.any()
+    rule = "attention_mask must hold 1 for real tokens and 0 for padding"
+    if _failing(known, rule) is not None:
+        low, high = (x.item() for x in torch.func.debug_unwrap(mask).aminmax())
+        raise ValueError(
+            f"{rule}, got {mask.dtype} from {low:g} to {high:g}: it is not additive (0 and -inf), and does "
+            "not number texts that are packed into one row"
+        )
+    return real
+
+
+def _failing(condition: Tensor, rule: str, wait: bool = False) -> Tensor | None:
+    """Where a condition does not hold, or None; an assertion on the device where that cannot be read.
+
+    Args:
+        wait: for a CUDA device. For others it waits anyway: not all have the assertion.
+    """
+    held = _readable(condition, wait or condition.device.type != "cuda")
+    if held is not None:
+        return None if held.all() else ~held
+    held = condition if torch.compiler.is_compiling() else torch.func.debug_unwrap(condition)
+    torch._assert_async(held.all(), rule)
+    return None
+
+
+def _readable(tensor: Tensor, wait: bool = False) -> Tensor | None:
+    """The tensor without what torch.func wraps it in; None if its values are not there, or only after a wait.
+
+    Args:
+        wait: for the device, where that is possible.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    plain = torch.func.debug_unwrap(tensor)
+    if type(plain) not in (Tensor, torch.nn.Parameter):  # fake or distributed
+        return None
+    device = plain.device.type
+    if device == "cpu":
+        return plain
+    waits = wait and device != "meta" and not (device == "cuda" and torch.cuda.is_current_stream_capturing())
+    return plain if waits else None

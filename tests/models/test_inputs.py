@@ -1,0 +1,202 @@
+"""What `forward` takes beside token ids: masks, positions and keywords that other people's code passes."""
+
+import copy
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+from transformers import DataCollatorWithFlattening
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
+
+from syncattn.models import OSNCache, OSNPreTrainedModel
+
+
+@pytest.fixture
+def mask(ids):
+    """Left padding of 0, 4 and 9 tokens."""
+    return (torch.arange(13) >= torch.tensor([[0], [4], [9]])).long()
+
+
+def counted(mask, padding):
+    """Positions as `generate()` makes them of a mask."""
+    return (mask.cumsum(-1) - 1).masked_fill(mask == 0, padding)
+
+
+@torch.no_grad()
+def test_positions_that_say_what_the_layers_count_change_nothing(typical, ids, mask):
+    numbers = torch.arange(13)
+    for positions in (numbers[None], numbers.expand(3, -1).int(), numbers[None] + 7):
+        assert torch.equal(typical(ids, position_ids=positions).logits, typical(ids).logits)
+    expected = typical(ids, mask).logits
+    for positions in (counted(mask, 0), counted(mask, 1), numbers[None]):
+        assert torch.equal(typical(ids, mask, positions).logits, expected)
+        cache = OSNCache(typical.config)
+        parts = [
+            typical(
+                ids[:, start:stop], mask[:, :stop], positions[:, start:stop], past_key_values=cache
+            ).logits
+            for start, stop in ((0, 6), (6, 7), (7, 13))
+        ]
+        torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_other_positions_are_refused(typical, ids, mask):
+    numbers = torch.arange(13)
+    for positions, got in (
+        (numbers[None] % 5, "got 0 in place of 5 in row 0, column 5"),
+        (2 * numbers[None], "got 2 in place of 1"),
+        (numbers[None].flip(1), "got 11 in place of 13"),
+        (torch.zeros_like(ids), "got 0 in place of 1"),
+        (counted(mask, 0), "got 0 in place of 1 in row 1, column 1"),  # without the mask that it was made of
+    ):
+        with pytest.raises(ValueError, match=f"position_ids must rise by 1 .*{got}.* a row of its own"):
+            typical(ids, position_ids=positions)
+    for wrong in (numbers, numbers[None, :12], numbers[None].float(), ids[None]):
+        with pytest.raises(ValueError, match=r"position_ids must be integers of shape \(B, N\) = \(3, 13\)"):
+            typical(ids, position_ids=wrong)
+    with pytest.raises(TypeError, match=r"position_ids must be a tensor \(B, N\), got list"):
+        typical(ids, position_ids=[0])
+    cache = OSNCache(typical.config)
+    typical(ids[:, :6], mask[:, :6], past_key_values=cache)
+    for start in (0, 5, 7):
+        with pytest.raises(ValueError, match=f"got {start} in place of 6 in row 0"):
+            typical(ids[:, 6:8], mask[:, :8], torch.arange(start, start + 2)[None], past_key_values=cache)
+    assert cache.get_seq_length() == 6
+
+
+@torch.no_grad()
+def test_packed_texts_are_refused_by_name_and_other_keywords_passed_by(typical, ids):
+    texts = [{"input_ids": ids[0, :5].tolist()}, {"input_ids": ids[1, :8].tolist()}]
+    with pytest.raises(ValueError, match=r"got 0 in place of 5 .* with an attention_mask"):
+        typical(**DataCollatorWithFlattening()(texts))
+    alone = DataCollatorWithFlattening()(texts[:1])
+    assert torch.equal(typical(**alone).logits, typical(ids[:1, :5]).logits)
+    given = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)(texts)
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):
+        with pytest.raises(ValueError, match=f"{name} is not supported, got .* a row of its own"):
+            typical(ids, **{name: given[name]})
+    with pytest.raises(ValueError, match="is_causal must be True or left out, got False"):
+        typical(ids, is_causal=False)
+    passed = {"seq_idx": None, "is_causal": True, "token_type_ids": ids, "tokenizer": object()}
+    assert torch.equal(typical(ids, **passed).logits, typical(ids).logits)
+
+
+@torch.no_grad()
+def test_masks_that_are_not_of_0_and_1_are_refused(typical, ids, mask):
+    expected = typical(ids, mask).logits
+    for same in (mask.bool(), mask.float(), mask.int()):
+        assert torch.equal(typical(ids, same).logits, expected)
+    hidden = (1 - mask).float()
+    for wrong, got in (
+        (torch.where(mask.bool(), 0, -torch.inf), "torch.float32 from -inf to 0"),
+        (hidden * torch.finfo(torch.float32).min, "torch.float32 from -3.40282e.38 to -?0"),
+        ((1 - mask) * -10000, "torch.int64 from -10000 to 0"),
+        (hidden * 0, "torch.float32 from 0 to 0"),  # additive, and it hides nothing
+        (mask + 1, "torch.int64 from 1 to 2"),  # numbers of packed texts
+        (mask * torch.nan, "torch.float32 from nan to nan"),
+    ):
+        with pytest.raises(ValueError, match=f"attention_mask must hold 1 for .* 0 for padding, got {got}"):
+            typical(ids, wrong)
+    with pytest.raises(
+        ValueError, match=r"\(B, past \+ N\) = \(3, 13\).*got \(1, 1, 13, 13\): who sees whom"
+    ):
+        typical(ids, torch.ones(1, 1, 13, 13))
+    with pytest.raises(TypeError, match=r"attention_mask must be a tensor .*, got dict"):
+        typical(ids, {"full_attention": mask})
+
+
+@pytest.mark.parametrize("typical", ["alibi delay"], indirect=True)  # the quickest to compile
+def test_compiled_models_assert_what_they_cannot_read(typical, ids, mask, fresh_compiler):
+    compiled = torch.compile(typical, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        expected = typical(ids, mask, use_cache=False).logits
+        found = compiled(ids, mask, counted(mask, 1), use_cache=False).logits
+        torch.testing.assert_close(found, expected)
+        with pytest.raises(RuntimeError, match="attention_mask must hold 1"):
+            compiled(ids, mask * 2, counted(mask, 1), use_cache=False)
+        with pytest.raises(RuntimeError, match="position_ids must rise by 1"):
+            compiled(ids, mask, counted(mask, 1) % 3, use_cache=False)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_gradients_of_each_sample(typical, ids, mask):
+    """torch.func over a model: values are checked there, too."""
+    model = copy.deepcopy(typical).train()
+    labels = ids.masked_fill(mask == 0, -100)
+
+    def loss(parameters, *sample):
+        text, real, label, position = (x[None] for x in sample)
+        inputs = {"attention_mask": real, "labels": label, "position_ids": position}
+        return functional_call(model, parameters, (text,), inputs).loss
+
+    parameters = dict(model.named_parameters())
+    each = vmap(grad(loss), (None, 0, 0, 0, 0))
+    found = each(parameters, ids, mask, labels, counted(mask, 0))
+    for row in range(3):
+        model.zero_grad()
+        model(ids[row : row + 1], mask[row : row + 1], labels=labels[row : row + 1]).loss.backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(found[name][row], parameter.grad, rtol=1e-3, atol=1e-5)
+    for samples, message in (
+        ((ids + 39, mask, labels, counted(mask, 0)), "input_ids must be below vocab_size"),
+        ((ids, mask + 1, labels, counted(mask, 0)), "attention_mask must hold 1"),
+        ((ids, mask, labels, counted(mask, 0) % 3), "position_ids must rise by 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            each(parameters, *samples)
+
+
+def test_no_sequences_give_nothing_and_no_tokens_an_error(model, ids):
+    model = copy.deepcopy(model)
+    for training in (True, False):
+        out = model.train(training)(ids[:0], labels=ids[:0], attention_mask=ids[:0], output_attentions=True)
+        assert out.logits.shape == (0, 13, 40) and out.loss.isnan()  # a mean over nothing, as PyTorch has it
+        assert [x.shape for x in out.attentions] == 2 * [(0, 4, 13, 13)]
+    model(ids[:0, :1], past_key_values=out.past_key_values)
+    model.zero_grad()
+    model(ids[:0]).logits.sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
+    with pytest.raises(ValueError, match=r"at least one token: inputs_embeds \(B, N, D\), got \(3, 0, 32\)"):
+        model(ids[:, :0])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused(typical, ids):
+    nested = torch.nested.nested_tensor([ids[0], ids[1, :4]], layout=torch.jagged)
+    embedded = torch.nested.nested_tensor([torch.zeros(3, 32), torch.zeros(2, 32)], layout=torch.jagged)
+    for given in (
+        {"input_ids": nested},
+        {"inputs_embeds": embedded},
+        {"input_ids": ids, "attention_mask": nested},
+        {"input_ids": ids, "position_ids": nested},
+    ):
+        with pytest.raises(ValueError, match=r"got .*nested tensor"):
+            typical(**given)
+
+
+@pytest.mark.parametrize(
+    "head", [GenericForSequenceClassification, GenericForTokenClassification, GenericForQuestionAnswering]
+)
+@torch.no_grad()
+def test_the_heads_of_transformers(typical, ids, mask, head):
+    name = head.__name__.replace("Generic", "OSN")  # transformers finds the loss by it
+    model_class = type(name, (head, OSNPreTrainedModel), {})
+    config = copy.deepcopy(typical.config)
+    config.num_labels = 3
+    model = model_class(config).eval()
+    model.model.load_state_dict(typical.model.state_dict())
+    out = model(ids * mask, mask, position_ids=counted(mask, 0), output_hidden_states=True)
+    expected = typical.model(ids * mask, mask).last_hidden_state
+    assert torch.equal(out.hidden_states[-1], expected)
+    if head is GenericForSequenceClassification:
+        torch.testing.assert_close(out.logits, model.score(expected)[:, -1])
+        assert model(ids, labels=torch.tensor([0, 1, 2])).loss.isfinite()
+    elif head is GenericForTokenClassification:
+        assert torch.equal(out.logits, model.score(expected))
+    else:
+        assert torch.equal(out.start_logits, model.qa_outputs(expected)[..., 0])
