@@ -240,7 +240,7 @@ class OSNConfig(PreTrainedConfig):
             TypeError, ValueError: see the class.
         """
         if getattr(self, "is_heterogeneous", False):
-            raise ValueError("per_layer_config is not supported: all layers have the same options")
+            raise ValueError("per_layer_config must be left out, got one: all layers have the same options")
         check_foreign({**vars(self), "attn_implementation": self._attn_implementation})
         check_transformers(self)
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):

@@ -107,7 +107,10 @@ def without_effect(config: type, known: Collection[str], given: Mapping[str, Any
         if near and "model_type" not in given:
             raise TypeError(f"{config.__name__} has no field {name!r}; did you mean {near[0]!r}?")
         described.append(repr(name) + (f" (is {near[0]!r} meant?)" if near else ""))
-    return names, f"{config.__name__} has no field {', '.join(described)}: without effect on the model"
+    sentence = f"{config.__name__} has no field {', '.join(described)}: without effect on the model"
+    if "model_type" in given:
+        sentence += ". If a newer version of syncattn wrote this configuration, its model may be another"
+    return names, sentence
 
 
 def check_transformers(config: Any) -> None:
