@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -50,7 +48,7 @@ def make_config(
     if freq_dim is not None:
         fields["freq_dim"] = freq_dim
     # Not the fields that it inherits, such as id2label: they say nothing about an OSN.
-    known = {field.name for field in dataclass_fields(OSNConfig)} & inspect.get_annotations(OSNConfig).keys()
+    known = set(OSNConfig.own_fields())
     for setting in settings or []:
         name, equals, value = setting.partition("=")
         if not equals or name not in known:
