@@ -11,8 +11,9 @@ decreasing in D.
 
 Every function broadcasts its tensor arguments and takes Python numbers in their place. The result has the
 arguments' dtype (the default dtype when none is a tensor); half precision is computed in float32 and rounded
-back, because F cancels near the locking edge. Values are checked on the CPU only, and not while compiling:
-elsewhere a check would cost a synchronization with the device.
+back, because F cancels near the locking edge. Where no argument is a tensor, the result is on the default
+device. Values are checked on the CPU only, and not while compiling: elsewhere a check would cost a
+synchronization with the device.
 """
 
 from __future__ import annotations
@@ -262,11 +263,18 @@ def calibrate_from_detuning(
     return coupling.to(dtype), bandwidth.to(dtype)
 
 
-def density_ladder(low: float, high: float, num_heads: int) -> Tensor:
+def density_ladder(
+    low: float,
+    high: float,
+    num_heads: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Densities (num_heads,) in geometric progression from ``low`` to ``high``.
 
-    One head gets their geometric mean. In the default dtype. Raises ValueError unless 0 < low <= high <= 1
-    and num_heads is an integer >= 1.
+    One head gets their geometric mean. ``dtype`` and ``device`` are the default ones where None. Raises
+    ValueError unless 0 < low <= high <= 1 and num_heads is an integer >= 1.
 
     >>> density_ladder(0.05, 0.4, 4)
     tensor([0.0500, 0.1000, 0.2000, 0.4000])
@@ -279,9 +287,10 @@ def density_ladder(low: float, high: float, num_heads: int) -> Tensor:
     if not isinstance(num_heads, int) or isinstance(num_heads, bool) or num_heads < 1:
         raise ValueError(f"num_heads must be an integer >= 1, got {num_heads!r}")
     if num_heads == 1:
-        return torch.tensor([math.sqrt(low * high)])
-    ladder = torch.linspace(math.log(low), math.log(high), num_heads, dtype=torch.float64).exp()
-    return ladder.clamp(low, high).to(torch.get_default_dtype())
+        return torch.tensor([math.sqrt(low * high)], dtype=dtype, device=device)
+    ends = math.log(low), math.log(high)
+    ladder = torch.linspace(*ends, num_heads, dtype=torch.float64, device=device).exp()
+    return ladder.clamp(low, high).to(dtype or torch.get_default_dtype())
 
 
 def _margin(squared_detuning: Tensor, coupling: Tensor, bandwidth: Tensor) -> Tensor:
@@ -327,7 +336,7 @@ def _require(
             return
         value = value.detach()
     else:
-        value = torch.tensor(value, dtype=torch.float64)
+        value = torch.tensor(value, dtype=torch.float64, device="cpu")
     accepted = accept(value)
     if not bool(accepted.all()):
         refused = value[~accepted]

@@ -109,7 +109,7 @@ class RadialQuantile(torch.autograd.Function):
         for _ in range(6):
             u = torch.exp(t)
             total = torch.where(lower, _lower_sum(u, freq_dim), _upper_sum(u, freq_dim))
-            slope = torch.where(lower, 1.0, -1.0) * freq_dim / total
+            slope = freq_dim / torch.where(lower, total, -total)
             t = t - (_log_factor(u, freq_dim) + torch.log(total) - log_tail) / slope
         return torch.exp(t)
 

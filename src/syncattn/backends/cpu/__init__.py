@@ -19,7 +19,7 @@ from syncattn.backends.call import (
     without_autocast,
 )
 from syncattn.backends.cpu import library
-from syncattn.backends.cpu.library import pointer
+from syncattn.backends.cpu.library import buffer, pointer
 from syncattn.backends.cpu.problem import Order, arrange, describe, plain, put_back, rounded
 
 _MOST_COORDINATES = 512
@@ -77,17 +77,15 @@ def _compute(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem, value = inputs.problem, arguments[2]
     batch, heads, queries, keys = problem.batch, problem.heads, problem.queries, problem.keys
     framed = (batch, heads, queries) if problem.nearest else (0,)
-    out = torch.empty(batch, heads, queries, problem.value_dim)
-    row_sum = torch.empty(batch, heads, queries)
-    base = torch.empty(framed)
-    sender = torch.empty(framed, dtype=torch.int32)
+    out = buffer(batch, heads, queries, problem.value_dim)
+    row_sum = buffer(batch, heads, queries)
+    base, sender = buffer(*framed), buffer(*framed, dtype=torch.int32)
     problem.out, problem.row_sum = pointer(out), pointer(row_sum)
-    problem.base, problem.nearest_sender = pointer(base), pointer(sender)
+    problem.base, problem.nearest_sender = pointer(base), pointer(sender, torch.int32)
     library.forward(problem)
     out = put_back(out, inputs.order.rows)
-    order = torch.full(
-        (batch, heads, queries + keys if _may_be_ordered(*arguments) else 0), -1, dtype=torch.int32
-    )
+    tokens = queries + keys if _may_be_ordered(*arguments) else 0
+    order = torch.full((batch, heads, tokens), -1, dtype=torch.int32, device="cpu")
     if inputs.order.rows is not None:
         order[..., :queries], order[..., queries:] = inputs.order
     return out[..., : value.shape[-1]].to(value.dtype).contiguous(), row_sum, base, sender, order
@@ -134,16 +132,17 @@ def _backward(grad, out, row_sum, base, sender, order, *arguments):
     grad, out = plain(grad, columns), plain(out, columns)
     if ordered:
         grad, out = arrange(grad, places.receive), arrange(out, places.receive)
-    grad_receive = torch.empty(problem.batch, problem.heads, queries, problem.freq_dim)
-    grad_send = torch.empty(problem.batch, problem.heads, problem.keys, problem.freq_dim)
-    grad_value = torch.empty(problem.batch, problem.heads, problem.keys, columns)
-    grad_coupling = torch.empty(problem.batch, problem.heads, queries)
-    grad_bandwidth = torch.empty(problem.batch, problem.heads, dtype=torch.float64)
+    grad_receive = buffer(problem.batch, problem.heads, queries, problem.freq_dim)
+    grad_send = buffer(problem.batch, problem.heads, problem.keys, problem.freq_dim)
+    grad_value = buffer(problem.batch, problem.heads, problem.keys, columns)
+    grad_coupling = buffer(problem.batch, problem.heads, queries)
+    grad_bandwidth = buffer(problem.batch, problem.heads, dtype=torch.float64)
     problem.grad_out, problem.out, problem.row_sum = pointer(grad), pointer(out), pointer(row_sum)
-    problem.base, problem.nearest_sender = pointer(base), pointer(sender)
+    problem.base, problem.nearest_sender = pointer(base), pointer(sender, torch.int32)
     problem.grad_receive, problem.grad_send = pointer(grad_receive), pointer(grad_send)
     problem.grad_value = pointer(grad_value)
-    problem.grad_coupling, problem.grad_bandwidth = pointer(grad_coupling), pointer(grad_bandwidth)
+    problem.grad_coupling = pointer(grad_coupling)
+    problem.grad_bandwidth = pointer(grad_bandwidth, torch.float64)
     library.backward(problem)
     grad_value = put_back(grad_value, places.columns)[..., : value.shape[-1]]
     return (
