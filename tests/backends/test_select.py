@@ -220,8 +220,12 @@ def test_a_block_within_a_compiled_function(fresh_compiler):
 
 
 def test_what_cannot_be_used():
-    with pytest.raises(ValueError, match=r"backend must be None or one of .*'flash'"):
-        syncattn.use_backend("flash").__enter__()
+    for wrong in ("flash", None, ["cpu"]):
+        with pytest.raises(ValueError, match=r"backend must be one of .*, got " + re.escape(repr(wrong))):
+            syncattn.use_backend(wrong).__enter__()
+    for wrong in ("flash", 3, ["cpu"]):
+        with pytest.raises(ValueError, match=r"backend must be None or one of .*, got "):
+            explain(*problem(), backend=wrong)
     for name, reason in syncattn.backends.availability().items():
         if reason is not None:
             with pytest.raises(ValueError, match=f"backend='{name}' cannot run here: {re.escape(reason)}"):

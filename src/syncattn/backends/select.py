@@ -77,11 +77,11 @@ def use_backend(backend: str) -> Iterator[None]:
         >>> with syncattn.use_backend("tiled"):
         ...     out = model(input_ids)
     """
-    _check_name(backend)
+    _check_name(backend, or_none=False)
     if (reason := BACKENDS[backend].unavailable()) is not None:
         raise BackendError(f"backend={backend!r} cannot run here: {reason}")
     block = _Block(backend)
-    # A compiled function puts lists that it changed back whole, over what other threads did to them meanwhile.
+    # A compiled function puts back a list that it changed, over what other threads did to it meanwhile.
     lists = [_thread.open] if torch.compiler.is_compiling() else [_thread.open, _open]
     for blocks in lists:
         blocks.append(block)
@@ -98,9 +98,11 @@ def _asked_for() -> str | None:
     return innermost[0].backend if innermost else None
 
 
-def _check_name(backend: str | None) -> None:
-    if backend is not None and backend not in BACKENDS:
-        raise BackendError(f"backend must be None or one of {tuple(BACKENDS)}, got {backend!r}")
+def _check_name(backend: object, or_none: bool = True) -> None:
+    if (isinstance(backend, str) and backend in BACKENDS) or (or_none and backend is None):
+        return
+    kinds = "None or one of" if or_none else "one of"
+    raise BackendError(f"backend must be {kinds} {tuple(BACKENDS)}, got {backend!r}")
 
 
 def select(call: Call, backend: str | None = None) -> Explanation:
