@@ -305,32 +305,3 @@ def _check_positive(name: str, tensor: Tensor) -> None:
     if not (low.item() > 0 and high.item() < float("inf")):  # NaN fails both
         good = (tensor.detach() > 0) & torch.isfinite(tensor.detach())
         raise ValueError(f"{name} must be positive and finite, got {tensor[~good].flatten()[0].item():g}")
-
-
-# What the fused kernels' operators take, and a call in that form; `tiled` takes more (top_k, any power).
-FUSED_SCHEMA = (
-    "Tensor receive, Tensor send, Tensor value, Tensor coupling, Tensor bandwidth, Tensor? mask, "
-    "Tensor? seed, bool is_causal, bool self_coupling, float dropout_p, bool nearest, int power, "
-    "float edge, float eps, bool symmetric"
-)
-
-
-def fused_arguments(call: Call) -> tuple[Any, ...]:
-    """The call as the arguments of FUSED_SCHEMA."""
-    return (
-        call.receive,
-        call.send,
-        call.value,
-        call.coupling,
-        call.bandwidth,
-        call.mask,
-        call.seed,
-        call.is_causal,
-        call.self_coupling,
-        call.dropout_p,
-        call.frame == "nearest",
-        int(call.power),
-        call.edge,
-        call.eps,
-        call.symmetric,
-    )

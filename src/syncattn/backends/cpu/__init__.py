@@ -10,22 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import (
-    FUSED_SCHEMA,
-    Call,
-    fused_arguments,
-    is_plain,
-    is_transformed,
-    without_autocast,
-)
+from syncattn.backends.call import Call, is_plain, is_transformed
 from syncattn.backends.cpu import library
 from syncattn.backends.cpu.library import buffer, pointer
 from syncattn.backends.cpu.problem import Order, arrange, describe, plain, put_back, rounded
+from syncattn.backends.operator import FUSED_SCHEMA, constant_when_compiled, differentiate, fused_arguments
 
 _MOST_COORDINATES = 512
 
 
-@torch.compiler.assume_constant_result  # it looks at the disk, which cannot be traced
+@constant_when_compiled
 def unavailable() -> str | None:
     """Why this backend cannot run on this machine, or None."""
     loaded = library.load()
@@ -160,18 +154,7 @@ def _(grad, out, row_sum, base, sender, order, receive, send, value, coupling, b
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.options = inputs[7:]
-    ctx.save_for_backward(*output, *inputs[:7])
-
-
-def _differentiate(ctx, grad, *_):
-    with without_autocast(grad.device):  # .backward() may be called inside of it
-        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options)
-    return (*gradients, *(None,) * (2 + len(ctx.options)))
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+differentiate("cpu", _forward, _backward)
 
 
 def _sum_groups(gradient: Tensor, heads: int) -> Tensor:
