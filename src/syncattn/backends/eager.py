@@ -11,7 +11,7 @@ from torch import Tensor
 
 from syncattn.backends.call import Call, expand_heads
 from syncattn.backends.dropout import keep_mask, row_numbers
-from syncattn.locking import locking_margin
+from syncattn.locking import unchecked_margin
 
 
 def unavailable() -> str | None:
@@ -49,7 +49,7 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         ~allowed, 0.0
     )  # keeps what is masked out of exp's range and of the gradient
 
-    margin = locking_margin(detuning, call.coupling[..., None], call.bandwidth[:, None, None])
+    margin = unchecked_margin(detuning, call.coupling[..., None], call.bandwidth[:, None, None])
     locked = allowed & ~(margin <= 0)  # NaN counts as locked: it must show, not vanish
     margin = torch.where(locked, margin, 1.0)
     sync = torch.where(locked, torch.sqrt(margin + call.edge**2) - call.edge, 0.0)
