@@ -76,6 +76,7 @@ def test_importing_needs_torch_only():
         "import sys, syncattn, syncattn.nn, syncattn.backends\n"
         "optional = ('transformers', 'safetensors', 'tokenizers', 'accelerate', 'tensorboard', 'rich',\n"
         "            'matplotlib', 'scipy', 'typer', 'hypothesis', 'pytest')\n"
+        "optional += ('triton', 'torch._dynamo', 'sympy')  # seconds\n"
         "print([name for name in optional if name in sys.modules])\n"
         "print([name for name in sys.modules if name.startswith('syncattn.')])\n"
     )

@@ -154,12 +154,14 @@ class SelectiveSynchronizationAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
-        coupling, bandwidth = locking.coupling_from_radius((2.0 * self.freq_dim) ** 0.5, self.sharpness)
+        cpu: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults are
+        radius = torch.tensor((2.0 * self.freq_dim) ** 0.5, **cpu)
+        coupling, bandwidth = locking.coupling_from_radius(radius, self.sharpness)
         nn.init.constant_(self.raw_coupling, float(coupling.log()))
         nn.init.constant_(self.raw_bandwidth, float(bandwidth.log()))
         if self.density_range is not None:
-            generator = torch.Generator().manual_seed(0)  # a private one: nobody's random numbers change
-            x = torch.randn(2, 128, self.embed_dim, generator=generator, device="cpu").to(self.raw_coupling)
+            generator = torch.Generator("cpu").manual_seed(0)  # private: nobody's random numbers change
+            x = torch.randn(2, 128, self.embed_dim, generator=generator, **cpu).to(self.raw_coupling)
             self.calibrate_(x if self.batch_first else x.transpose(0, 1), is_causal=True)
 
     @property
@@ -274,7 +276,7 @@ class SelectiveSynchronizationAttention(nn.Module):
                 f"strength={self.strength!r}, density_range={density_range}"
             )
         call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal)
-        ladder = locking.density_ladder(*density_range, self.num_heads)
+        ladder = locking.density_ladder(*density_range, self.num_heads, dtype=torch.float32, device="cpu")
         coupling, bandwidth = density.fit_strength(call, self.coupling_strength, ladder, self.sharpness)
         self.raw_coupling.copy_(coupling.log())
         self.raw_bandwidth.copy_(bandwidth.log())

@@ -96,9 +96,11 @@ class Frequency(nn.Module):
                     nn.init.zeros_(projection.bias)
         if self.log_slope is not None:
             low, high = (math.log(w) for w in self.window_range)
-            windows = torch.linspace(low, high, self.num_heads) if self.num_heads > 1 else (low + high) / 2
+            if self.num_heads == 1:
+                low = high = (low + high) / 2
+            windows = torch.linspace(low, high, self.num_heads, dtype=torch.float32, device="cpu")
             with torch.no_grad():
-                self.log_slope.copy_(0.5 * math.log(2 * self.freq_dim) - torch.as_tensor(windows))
+                self.log_slope.copy_(0.5 * math.log(2 * self.freq_dim) - windows)
         if self.direction is not None:
             nn.init.normal_(self.direction)
             with torch.no_grad():
@@ -125,7 +127,7 @@ class Frequency(nn.Module):
     def before_all(self, batch: int) -> Tensor:
         """What a token without content emits at position -1 (B, H, m): it stands before the first token."""
         weight = self.receive_proj.weight
-        before = torch.full((1, 1), -1, device=weight.device)
+        before = torch.full((1, 1), -1, dtype=torch.int64, device=weight.device)
         return self.emit(weight.new_zeros(1, 1, self.embed_dim), before)[:, :, 0].expand(batch, -1, -1)
 
     def delay_by_one(self, emitted: Tensor, real: Tensor | None, last: Tensor) -> Tensor:

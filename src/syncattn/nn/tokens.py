@@ -66,7 +66,7 @@ def allowed_pairs(attn_mask: Tensor | None, batch: int, heads: int, queries: int
 def positions(real: Tensor | None, tokens: int, count: Tensor | None, device: torch.device) -> Tensor:
     """(B or 1, N) int64: each token's number among its sequence's real tokens, from 0."""
     if real is None:
-        position = torch.arange(tokens, device=device)[None]
+        position = torch.arange(tokens, dtype=torch.int64, device=device)[None]
     else:
         position = real.cumsum(-1) - 1
     return position if count is None else position + count
@@ -78,7 +78,7 @@ def last_real(emitted: Tensor, real: Tensor | None, last: Tensor | None) -> Tens
         return last
     if real is None:
         return emitted[:, :, -1]
-    number = torch.arange(1, real.shape[-1] + 1, device=real.device)
+    number = torch.arange(1, real.shape[-1] + 1, dtype=torch.int64, device=real.device)
     latest = torch.where(real, number, 0).amax(-1)  # (B,), 0 = none
     before = torch.zeros_like(emitted[:, :, 0]) if last is None else last
     candidates = torch.cat((before[:, :, None], emitted), dim=2)
@@ -92,7 +92,7 @@ def shift_by_one(x: Tensor, first: Tensor, real: Tensor | None) -> Tensor:
     shifted = torch.cat((first[:, :, None], x), dim=2)  # (B, H, N + 1, m)
     if real is None:
         return shifted[:, :, :tokens]
-    number = torch.arange(1, tokens + 1, device=x.device)
+    number = torch.arange(1, tokens + 1, dtype=torch.int64, device=x.device)
     before = nn.functional.pad(torch.where(real, number, 0), (1, 0))[:, :tokens]
     index = before.cummax(-1).values  # the last real one before, 0 = first
     return shifted.gather(2, index[:, None, :, None].expand_as(x))
@@ -116,4 +116,4 @@ def mix_previous(x: Tensor, amount: Tensor, before: Tensor | None, real: Tensor 
 def delayed_heads(num_heads: int, delay: float, device: torch.device | str | None) -> Tensor:
     """(H,) bool: which heads a delay on this fraction delays, spread evenly over the heads."""
     pattern = [math.floor((h + 1) * delay) > math.floor(h * delay) for h in range(num_heads)]
-    return torch.tensor(pattern, device=device)
+    return torch.tensor(pattern, dtype=torch.bool, device=device)

@@ -126,7 +126,7 @@ def _run(function: Any, problem: Problem) -> None:
 def order(problem: Problem, receive_order: Tensor, send_order: Tensor) -> bool:
     """Decide whether to order the call's tokens; if so, write each head's order (B, H, N), (B, H, M)."""
     ordered = ctypes.c_int32()
-    orders = pointer(receive_order), pointer(send_order)
+    orders = pointer(receive_order, torch.int32), pointer(send_order, torch.int32)
     if _loaded().syncattn_order(problem, torch.get_num_threads(), team(), *orders, ordered):
         raise MemoryError("the CPU kernel found no memory for the order of the tokens")
     return bool(ordered.value)
@@ -138,6 +138,14 @@ def _loaded() -> ctypes.CDLL:
     return library
 
 
-def pointer(tensor: Tensor | None) -> int | None:
-    """A tensor's address, null for None."""
-    return None if tensor is None else tensor.data_ptr()
+def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for the kernel to fill."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def pointer(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
+    """A tensor's address, null for None. The kernel cannot see what is there: it must be of this dtype."""
+    if tensor is None:
+        return None
+    assert tensor.dtype == dtype and tensor.is_cpu, f"{dtype} on the CPU, got {tensor.dtype}, {tensor.device}"
+    return tensor.data_ptr()
