@@ -12,7 +12,7 @@ from torch import Tensor
 
 from syncattn.functional import coherence, order_parameter, phase_parts
 from syncattn.nn.frequency import Frequencies
-from syncattn.nn.sight import Sight, forms_of_senders, heard, in_one_call, look_back, seen_pairs
+from syncattn.nn.sight import Sight, forms_of_senders, in_one_call, look_back, only, seen_pairs
 from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import (
     allowed_pairs,
@@ -123,8 +123,10 @@ def operator_arguments(
     real = real_tokens(key_padding_mask, batch, keys)
     allowed = allowed_pairs(attn_mask, batch, layer.num_heads, queries, keys)
     pairs = sight = None
+    heard = None if real is None else real[:, None]  # by anybody
     if allowed is not None:
         pairs = seen_pairs(allowed.expand(-1, -1, queries, keys), real, is_causal)
+        heard = pairs.any(-2)
         sight = _sight(layer, pairs, real, itself, is_causal)
     count, last = (None, None) if state is None else (state.count, state.last)
     position = positions(real, keys, count, query.device)
@@ -145,9 +147,10 @@ def operator_arguments(
             key = query if same else key
             position, own = position.repeat(1, 2), own.repeat(1, 2)
             pairs = torch.cat((sight.seen & sight.before, sight.seen & ~sight.before), -1)
+            heard = pairs.any(-2)
     made = layer.frequency(None if itself and key is query else query, key, own, position, first)
     values = layer.value_proj(value).unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2)
-    coupling = _effective_coupling(layer, key, queries, real, pairs, is_causal, state)
+    coupling = _effective_coupling(layer, key, queries, real, pairs, heard, is_causal, state)
     receive, self_coupling = made.receive, layer.self_coupling or not itself
     if sight is not None and in_forms:
         if twice:
@@ -158,7 +161,7 @@ def operator_arguments(
         is_causal, self_coupling = False, True
     else:
         send, last = delay_by_one(made, last, real, None if sight is None else sight.follows)
-        values = heard(values, real[:, None, None, :] if pairs is None and real is not None else pairs)
+        values = only(values, heard)
         if state is not None:
             state.last = last_real(made.emitted, real, last)
             counted = keys if real is None else real.sum(-1, keepdim=True)
@@ -264,6 +267,7 @@ def _effective_coupling(
     queries: int,
     real: Tensor | None,
     pairs: Tensor | None,
+    heard: Tensor | None,
     is_causal: bool,
     state: IncrementalState | None,
 ) -> Tensor:
@@ -278,7 +282,7 @@ def _effective_coupling(
         r = order_parameter(phase, real, is_causal)
         r = r[..., r.shape[-1] - queries :] if is_causal else r
     else:
-        r = order_parameter(heard(phase, pairs), pairs)
+        r = order_parameter(only(phase, heard), pairs)
     strength = strength.to(r.dtype)
     kappa = r * (strength if r.ndim == 2 else strength[:, None])
     # Phases that cancel exactly leave no coupling, and 0 has no locking threshold.

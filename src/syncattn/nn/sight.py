@@ -24,7 +24,6 @@ class Sight(NamedTuple):
 
     seen: Tensor  # whether receiver i may see sender j; itself included, whatever self_coupling says
     before: Tensor  # whether there is a token before j and i may see that, too
-    two_before: Tensor  # and, before that, another that i may see
     follows: Tensor | None  # (B or 1, M) bool: `before`, where all who see j agree; None: senders have forms
 
     def of_receivers(self) -> Tensor:
@@ -57,22 +56,25 @@ def look_back(seen: Tensor, real: Tensor | None, receivers_too: bool) -> Sight |
         real: (B, M) bool, False = padding, of which nobody is the token before; None if there is none.
         receivers_too: receivers, which are the last senders, look back from their own places as well.
     """
-    number = None if real is None else number_before(real)
-    before = _at_the_one_before(seen, number)
-    sight = Sight(seen, before, before & _at_the_one_before(before, number), None)
+    sight = Sight(seen, at_the_one_before(seen, real), None)
     if not is_plain(seen):
         return sight
-    see, miss = (seen & before).any(-2), (seen & ~before).any(-2)
-    if receivers_too:
-        own, ahead = sight.of_receivers(), seen.shape[-1] - seen.shape[-2]
-        see = see | torch.nn.functional.pad(own, (ahead, 0))
+    own, ahead = sight.of_receivers() if receivers_too else None, seen.shape[-1] - seen.shape[-2]
+    miss = (seen > sight.before).any(-2)  # > is "and not", in one step
+    if own is not None:
         miss = miss | torch.nn.functional.pad(~own, (ahead, 0))
-    see, miss = see.any(1), miss.any(1)  # heads have to agree, too
-    if bool((see & miss).any()):
-        return sight
-    if number is None:
-        number = torch.arange(miss.shape[-1], dtype=torch.int64, device=miss.device)
-    return sight._replace(follows=~miss) if bool((miss & (number > 0)).any()) else None
+    miss = miss.any(1)  # heads have to agree, too
+    number = (
+        torch.arange(miss.shape[-1], dtype=torch.int64, device=miss.device)
+        if real is None
+        else number_before(real)
+    )
+    if not bool((miss & (number > 0)).any()):
+        return None
+    see = (seen & sight.before).any(-2)
+    if own is not None:
+        see = see | torch.nn.functional.pad(own, (ahead, 0))
+    return sight if bool((see.any(1) & miss).any()) else sight._replace(follows=~miss)
 
 
 def forms_of_senders(
@@ -93,7 +95,7 @@ def forms_of_senders(
         nobody: what delayed heads couple to where no token is before, (B or 1, H, M, m); None: no delay.
         delayed: (H,) bool, the heads with a delay.
     """
-    seen, before, two_before = sight.seen, sight.before, sight.two_before
+    seen, before = sight.seen, sight.before
     mixed, alone = emitted
     if nobody is None:
         return [Form(mixed, value[0], seen & before), Form(alone, value[1], seen & ~before)]
@@ -101,6 +103,7 @@ def forms_of_senders(
     nothing = torch.zeros_like(mixed[:, :, 0])  # the first token: no receiver meets it in these forms
     forms = [Form(torch.where(late, shift_by_one(mixed, nothing, real), mixed), value[0], seen & before)]
     if mixed is not alone:  # the one before has a form of its own, for those who may not see two back
+        two_before = before & at_the_one_before(before, real)
         forms[0] = forms[0]._replace(met=seen & two_before)
         early = torch.where(late, shift_by_one(alone, nothing, real), mixed)
         forms.append(Form(early, value[0], seen & before & ~two_before))
@@ -120,12 +123,13 @@ def in_one_call(forms: list[Form], self_coupling: bool) -> tuple[Tensor, Tensor,
     mask = torch.stack(met, dim=-1).flatten(-2)
     send = torch.stack([form.send for form in forms], dim=3).flatten(2, 3)
     value = torch.stack([form.value for form in forms], dim=3).flatten(2, 3)
-    return send, heard(value, mask), mask
+    return send, only(value, mask.any(-2)), mask
 
 
-def heard(x: Tensor, pairs: Tensor | None) -> Tensor:
-    """x (B, H, M, c), 0 for tokens that nobody may see: 0 * NaN would reach those who may not."""
-    return x if pairs is None else torch.where(pairs.any(-2)[..., None], x, 0)
+def only(x: Tensor, heard: Tensor | None) -> Tensor:
+    """x (B, H, M, c), 0 for tokens that nobody may see, as heard (B or 1, H or 1, M) bool says: 0 * NaN would
+    reach those who may not."""
+    return x if heard is None else torch.where(heard[..., None], x, 0)
 
 
 def fold(weights: Tensor, keys: int) -> Tensor:
@@ -133,9 +137,9 @@ def fold(weights: Tensor, keys: int) -> Tensor:
     return weights if weights.shape[-1] == keys else weights.unflatten(-1, (keys, -1)).sum(-1)
 
 
-def _at_the_one_before(pairs: Tensor, number: Tensor | None) -> Tensor:
+def at_the_one_before(pairs: Tensor, real: Tensor | None) -> Tensor:
     """Of pairs (B or 1, H or 1, N, M): at each sender what is at the token before it; False if none is."""
     shifted = torch.nn.functional.pad(pairs, (1, 0))
-    if number is None:
+    if real is None:
         return shifted[..., : pairs.shape[-1]]
-    return shifted.gather(-1, number[:, None, None, :].expand_as(pairs))
+    return shifted.gather(-1, number_before(real)[:, None, None, :].expand_as(pairs))
