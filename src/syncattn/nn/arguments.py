@@ -17,6 +17,7 @@ from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import (
     allowed_pairs,
     attend_themselves,
+    check_dense,
     last_input,
     last_real,
     mix_previous,
@@ -53,11 +54,7 @@ def to_batch_first(
     key = query if key is None else key
     value = key if value is None else value
     for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.is_nested or x.layout != torch.strided:
-            raise ValueError(
-                f"{name} must be a dense tensor (torch.nested.to_padded_tensor pads a nested one; say by "
-                f"key_padding_mask what is padding), got {'a nested one' if x.is_nested else x.layout}"
-            )
+        check_dense(name, x)
         if x.ndim not in (2, 3) or x.shape[-1] != embed_dim or x.ndim != query.ndim:
             raise ValueError(
                 f"{name} must have shape (B, N, {embed_dim}) or (N, {embed_dim}), got {tuple(x.shape)}"

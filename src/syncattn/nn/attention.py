@@ -22,6 +22,17 @@ from syncattn.nn.tokens import attend_themselves, real_tokens
 STRENGTHS = ("log", "softplus")
 
 
+class _NotPacked:
+    """Stands where PyTorch's encoder looks for packed projections. Among its arguments it takes what brings
+    functions of its own for a reason not to fuse them."""
+
+    requires_grad = True
+
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> Any:
+        return NotImplemented
+
+
 class SelectiveSynchronizationAttention(nn.Module):
     """Multi-head attention among oscillators: pairs that phase-lock exchange values, others weigh exactly 0.
 
@@ -55,10 +66,12 @@ class SelectiveSynchronizationAttention(nn.Module):
     Shape: see `forward`.
     """
 
-    # PyTorch's encoder reads these of its layers' `self_attn`, to see whether its own fused kernel may take
-    # the place of all of it: it may not.
-    in_proj_bias = None
+    # PyTorch's encoder and its layers read these of a `self_attn`, to see whether a fused kernel of theirs may
+    # take the place of all of it. It may not: the first two say so to a layer and to an encoder made of such
+    # layers, the third to an encoder whose layers were changed after it was made.
     _qkv_same_embed_dim = False
+    in_proj_bias = None
+    in_proj_weight = _NotPacked()
 
     def __init__(
         self,

@@ -10,6 +10,15 @@ from torch import Tensor
 from syncattn.backends.call import boolean_mask, is_plain, is_transformed
 
 
+def check_dense(name: str, x: Tensor) -> None:
+    """Raise ValueError for a nested (jagged) or sparse tensor."""
+    if x.is_nested or x.layout != torch.strided:
+        raise ValueError(
+            f"{name} must be a dense tensor (torch.nested.to_padded_tensor pads a nested one; a padding mask "
+            f"says what is padding), got {'a nested one' if x.is_nested else x.layout}"
+        )
+
+
 def attend_themselves(query: Tensor, key: Tensor, self_attention: bool | None) -> bool:
     """Whether the queries are the keys: as `self_attention` says, or, for None, as far as that is known.
 
