@@ -43,9 +43,9 @@ def how_threads_wait() -> str:
 def loading(what: str = "PyTorch", *, quiet: bool = False) -> Iterator[None]:
     """Around slow imports: a line on stderr where that is a terminal, and Ctrl-C ends the process at once."""
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
-    if first and not quiet and "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
-        print(f"loading {what} ...", file=sys.stderr, flush=True)
     with stopped_at_once():
+        if first and not quiet and "torch" not in sys.modules and sys.stderr and sys.stderr.isatty():
+            print(f"loading {what} ...", file=sys.stderr, flush=True)
         yield
 
 
