@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,11 @@ from torch import Tensor
 
 _PATH = Path(__file__).parent / "_kernel.so"
 _POINTERS = ctypes.c_void_p
+# Without the two options an installer takes what it has cached, the wheel without a kernel.
+REBUILD = (
+    "pip install --no-cache-dir --force-reinstall --no-deps . "
+    "(in place of the dot whatever syncattn was installed from)"
+)
 
 
 class Problem(ctypes.Structure):
@@ -48,17 +54,14 @@ def load() -> ctypes.CDLL | str:
     if sys.byteorder != "little":
         return "its kernel is written for little-endian machines"
     if not _PATH.exists():
-        return (
-            "its kernel was not built: the install found no C++ compiler (GCC or Clang with C++17). "
-            "Install one, then syncattn again"
-        )
+        return _not_built()
     try:
         library = ctypes.CDLL(str(_PATH))
     except OSError as error:
         return f"its kernel cannot be loaded: {error}"
     size = getattr(library, "syncattn_problem_bytes", lambda: 0)
     if size() != ctypes.sizeof(Problem):
-        return "its kernel was built from another version of syncattn: install syncattn again"
+        return f"its kernel was built from another version of syncattn. Build it again: {REBUILD}"
     library.syncattn_instance.restype = ctypes.c_char_p
     for function in (library.syncattn_forward, library.syncattn_backward):
         function.argtypes = (ctypes.POINTER(Problem), ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p)
@@ -67,6 +70,14 @@ def load() -> ctypes.CDLL | str:
         *(ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32)),
     )
     return library
+
+
+def _not_built() -> str:
+    """That there is no kernel, and what to do, as this machine is now."""
+    compilers = os.environ.get("CXX", ""), "c++", "g++", "clang++"
+    found = next((path for name in compilers if (path := shutil.which(name))), None)
+    do = f"There is one now, {found}: build it with" if found else "Nor is there one now: install one, then"
+    return f"its kernel was not built: the install found no C++ compiler (GCC or Clang, C++17). {do} {REBUILD}"
 
 
 def instances() -> list[str]:
