@@ -22,6 +22,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(KERNEL)
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@test -e src/syncattn/backends/cpu/_kernel.so || echo "installed without the CPU kernel: there is no C++" \
+	  "compiler (GCC or Clang, C++17). When there is one: make --always-make setup" >&2
 	@touch $(STAMP)
 
 setup: $(STAMP)

@@ -49,3 +49,35 @@ def poisoned_memory():
     assert torch.empty(3).isnan().all() and torch.empty_like(torch.ones(2)).isnan().all()
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@contextlib.contextmanager
+def _default(name):
+    if name == "meta":  # stands in for CUDA
+        with torch.device(name):
+            yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, name))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def same_under_all_defaults():
+    """Checks that the tensors which a function returns are the same to the last bit, whatever torch's
+    default dtype and default device are; returns them."""
+
+    def check(compute, defaults=("float64", "bfloat16", "float16", "meta")):
+        want = compute()
+        for name in defaults:
+            with _default(name):
+                got = compute()
+            for a, b in zip(got, want, strict=True):
+                assert (a.dtype, a.device) == (b.dtype, b.device), name
+                assert torch.equal(a, b), name
+        return want
+
+    return check

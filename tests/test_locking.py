@@ -469,3 +469,32 @@ def test_compiles_into_one_graph_with_its_gradients() -> None:
     actual, expected = compiled(*inputs), loss(*inputs)
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(torch.autograd.grad(actual, inputs), torch.autograd.grad(expected, inputs))
+
+
+CLOSED_FORMS = {
+    "kernel": lambda x: locking.coupling_kernel(x, 2 * x),
+    "margin": lambda x: locking.locking_margin(x, x, 2 * x),
+    "synchronization": lambda x: locking.synchronization(x, x, 2 * x, 0.1),
+    "lambert": locking.lambert_w0,
+    "radius": lambda x: locking.locking_radius(x, 2 * x),
+    "strength": lambda x: torch.stack(locking.coupling_from_radius(x, 2 * x)),
+    "density": lambda x: locking.gaussian_density(x, 5),
+    "quantile": lambda x: locking.gaussian_radius(0.4 * x, 5),
+    "calibrated": lambda x: torch.stack(locking.calibrate(0.4 * x, 5, 100.0)),
+    "counted": lambda x: torch.stack(locking.calibrate_from_detuning(x[None], 0.5, 100.0)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_mapped_by_vmap_and_differentiated_under_it(name) -> None:
+    function, x = CLOSED_FORMS[name], torch.rand(3, 4, dtype=DOUBLE) + 0.1
+    torch.testing.assert_close(torch.vmap(function)(x), torch.stack([function(row) for row in x]))
+    if name != "counted":  # it has no gradient
+        gradient = torch.func.grad(lambda row: function(row).sum())
+        expected = []
+        for row in x:
+            leaf = row.clone().requires_grad_()
+            expected += torch.autograd.grad(function(leaf).sum(), leaf)
+        torch.testing.assert_close(torch.vmap(gradient)(x), torch.stack(expected))
+    with pytest.raises(ValueError, match=r"got -\d"):
+        torch.vmap(function)(torch.where(torch.arange(3)[:, None] == 1, -1.0, x))

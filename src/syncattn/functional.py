@@ -151,7 +151,7 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
                     f"is_causal=True needs at most as many queries as tokens (queries sit at the end), got a "
                     f"mask of {queries} queries for {tokens} tokens"
                 )
-            j = torch.arange(tokens, device=phase.device)
+            j = torch.arange(tokens, dtype=torch.int64, device=phase.device)
             mask = mask & (j <= j[tokens - queries :, None])
         parts, _ = phase_parts(phase, None)
         seen = mask.to(parts.dtype).expand(-1, -1, -1, tokens)

@@ -11,8 +11,9 @@ decreasing in D.
 
 Every function broadcasts its tensor arguments and takes Python numbers in their place. The result has the
 arguments' dtype (the default dtype when none is a tensor); half precision is computed in float32 and rounded
-back, because F cancels near the locking edge. Values are checked on the CPU only, and not while compiling:
-elsewhere a check would cost a synchronization with the device.
+back, because F cancels near the locking edge. Where no argument is a tensor, the result is on the default
+device. Values are checked on the CPU only, and not while compiling: elsewhere a check would cost a
+synchronization with the device. All can be mapped by torch.vmap, and differentiated under it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from syncattn.special_functions import LambertW0, RadialDistribution, RadialQuantile
+from syncattn.values import readable
 
 __all__ = [
     "calibrate",
@@ -67,7 +69,7 @@ def locking_margin(
     _require("coupling", coupling, "positive", _positive_or_nan)
     _require("bandwidth", bandwidth, "positive", _positive_or_nan)
     (detuning, kappa, alpha), dtype = _prepare(squared_detuning, coupling, bandwidth)
-    return _margin(detuning, kappa, alpha).to(dtype)
+    return unchecked_margin(detuning, kappa, alpha).to(dtype)
 
 
 def synchronization(
@@ -94,7 +96,7 @@ def synchronization(
     # Beyond 2 kappa^2 no pair locks. Holding D there, and kappa where its square is a normal number, keeps
     # every term of F finite, so that an unlocked pair's zero gradient is never multiplied by an infinity.
     kappa = kappa.clamp_min(2.0 * math.sqrt(torch.finfo(kappa.dtype).tiny))
-    margin = _margin(torch.minimum(detuning, 2.0 * kappa * kappa), kappa, alpha)
+    margin = unchecked_margin(torch.minimum(detuning, 2.0 * kappa * kappa), kappa, alpha)
     unlocked = margin <= 0.0  # not `~(margin > 0)`: a NaN must pass on
     margin = torch.where(unlocked, torch.ones_like(margin), margin)
     if edge == 0.0:
@@ -250,8 +252,9 @@ def calibrate_from_detuning(
     last = ordered.gather(-1, count[:, None] - 1)
     beyond = torch.where(ordered > last, ordered, math.inf).amin(dim=-1, keepdim=True)
     squared_radius = torch.where(beyond.isinf(), 1.001 * last, 0.5 * (last + beyond)).squeeze(-1)
-    if not torch.compiler.is_compiling() and bool((squared_radius == 0).any()):
-        head = int((squared_radius == 0).nonzero()[0])
+    radii = readable(squared_radius, any_device=True)
+    if radii is not None and bool((radii == 0).any()):
+        head = int((radii == 0).nonzero()[0, -1])
         raise ValueError(
             f"squared_detuning must have a positive entry in every head, got only zeros in head {head}: "
             "its frequencies are all equal and no radius can tell its pairs apart"
@@ -262,11 +265,18 @@ def calibrate_from_detuning(
     return coupling.to(dtype), bandwidth.to(dtype)
 
 
-def density_ladder(low: float, high: float, num_heads: int) -> Tensor:
+def density_ladder(
+    low: float,
+    high: float,
+    num_heads: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Densities (num_heads,) in geometric progression from ``low`` to ``high``.
 
-    One head gets their geometric mean. In the default dtype. Raises ValueError unless 0 < low <= high <= 1
-    and num_heads is an integer >= 1.
+    One head gets their geometric mean. ``dtype`` and ``device`` are the default ones where None. Raises
+    ValueError unless 0 < low <= high <= 1 and num_heads is an integer >= 1.
 
     >>> density_ladder(0.05, 0.4, 4)
     tensor([0.0500, 0.1000, 0.2000, 0.4000])
@@ -279,12 +289,14 @@ def density_ladder(low: float, high: float, num_heads: int) -> Tensor:
     if not isinstance(num_heads, int) or isinstance(num_heads, bool) or num_heads < 1:
         raise ValueError(f"num_heads must be an integer >= 1, got {num_heads!r}")
     if num_heads == 1:
-        return torch.tensor([math.sqrt(low * high)])
-    ladder = torch.linspace(math.log(low), math.log(high), num_heads, dtype=torch.float64).exp()
-    return ladder.clamp(low, high).to(torch.get_default_dtype())
+        return torch.tensor([math.sqrt(low * high)], dtype=dtype, device=device)
+    ends = math.log(low), math.log(high)
+    ladder = torch.linspace(*ends, num_heads, dtype=torch.float64, device=device).exp()
+    return ladder.clamp(low, high).to(dtype or torch.get_default_dtype())
 
 
-def _margin(squared_detuning: Tensor, coupling: Tensor, bandwidth: Tensor) -> Tensor:
+def unchecked_margin(squared_detuning: Tensor, coupling: Tensor, bandwidth: Tensor) -> Tensor:
+    """`locking_margin` of tensors of one dtype, float32 or float64, whose values are known to be right."""
     # Dividing twice keeps F right where coupling ** 2 would underflow.
     return torch.exp(-2.0 * bandwidth * squared_detuning) - squared_detuning / coupling / coupling
 
@@ -323,15 +335,15 @@ def _require(
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name} must be real, got a tensor of dtype {value.dtype}")
-        if value.device.type == "meta" or (value.device.type != "cpu" and not any_device):
+        values = readable(value, any_device)
+        if values is None:
             return
-        value = value.detach()
     else:
-        value = torch.tensor(value, dtype=torch.float64)
-    accepted = accept(value)
+        values = torch.tensor(value, dtype=torch.float64, device="cpu")
+    accepted = accept(values)
     if not bool(accepted.all()):
-        refused = value[~accepted]
-        others = f" (the first of {refused.numel()} of {value.numel()} values)" if value.numel() > 1 else ""
+        refused = values[~accepted]
+        others = f" (the first of {refused.numel()} of {values.numel()} values)" if values.numel() > 1 else ""
         raise ValueError(f"{name} must be {expected}, got {refused[0].item()!r}{others}")
 
 

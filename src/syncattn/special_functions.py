@@ -21,6 +21,8 @@ from torch import Tensor
 class LambertW0(torch.autograd.Function):
     """The w >= 0 with w exp(w) = z, for z >= 0; the backward is differentiable."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(z: Tensor) -> Tensor:
         tiny = z < torch.finfo(z.dtype).tiny  # W0(z) = z to the last bit, and log1p may flush such a z to 0
@@ -71,6 +73,8 @@ def _radial_pdf(u: Tensor, freq_dim: int) -> Tensor:
 class RadialDistribution(torch.autograd.Function):
     """P(m/2, u^2), from the tail that is not close to 1."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(u: Tensor, freq_dim: int) -> Tensor:
         factor = torch.exp(_log_factor(u, freq_dim))
@@ -96,6 +100,8 @@ class RadialQuantile(torch.autograd.Function):
     tail is the one solved for, which keeps the relative accuracy of densities near 1 as well.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(density: Tensor, freq_dim: int) -> Tensor:
         lower = density < 0.5
@@ -109,7 +115,7 @@ class RadialQuantile(torch.autograd.Function):
         for _ in range(6):
             u = torch.exp(t)
             total = torch.where(lower, _lower_sum(u, freq_dim), _upper_sum(u, freq_dim))
-            slope = torch.where(lower, 1.0, -1.0) * freq_dim / total
+            slope = freq_dim / torch.where(lower, total, -total)
             t = t - (_log_factor(u, freq_dim) + torch.log(total) - log_tail) / slope
         return torch.exp(t)
 

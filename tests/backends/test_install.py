@@ -54,7 +54,10 @@ def copied(folder):
 
 @needs_sources
 def test_without_a_compiler_the_install_works_and_says_what_it_lacks(tmp_path):
-    """No network, and a torch that cannot be imported while it builds."""
+    """No network, and a torch that cannot be imported while it builds; what an earlier build left is not taken.
+
+    pip shows nothing of a build but the wheel's name, and keeps the wheel: the name says what it lacks.
+    """
     pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"
     source.mkdir()
@@ -62,6 +65,10 @@ def test_without_a_compiler_the_install_works_and_says_what_it_lacks(tmp_path):
         shutil.copy(ROOT / name, source)
     (source / "src").mkdir()
     copied(source / "src")
+    earlier = source / "built/syncattn/backends/cpu/_kernel.so"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("of other sources")
+    (source / "setup.cfg").write_text("[build]\nbuild_lib = built\n")
     no_torch = tmp_path / "blocked" / "torch"
     no_torch.mkdir(parents=True)
     (no_torch / "__init__.py").write_text("raise ImportError('building needs no torch')\n")
@@ -72,6 +79,8 @@ def test_without_a_compiler_the_install_works_and_says_what_it_lacks(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     (wheel,) = tmp_path.glob("syncattn-*.whl")
+    assert "without_cpu_kernel-py3-none-any" in wheel.name and wheel.name in result.stdout
+    assert not earlier.exists()
     installed = tmp_path / "installed"
     shutil.unpack_archive(wheel, installed, "zip")
     assert "found no C++ compiler" in reason_given(installed)
@@ -94,8 +103,17 @@ def reason_for(monkeypatch):
     return ask
 
 
-def test_no_file_is_a_reason(reason_for, tmp_path):
-    assert "found no C++ compiler" in reason_for(tmp_path / "_kernel.so")
+@pytest.mark.parametrize("there_is_one", [True, False])
+def test_no_file_is_a_reason_that_names_the_command(there_is_one, reason_for, tmp_path, monkeypatch):
+    """pip has cached the wheel without the kernel: the command must not take that one again."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    if there_is_one:
+        (tmp_path / "g++").touch(mode=0o755)
+    reason = reason_for(tmp_path / "_kernel.so")
+    assert "found no C++ compiler" in reason
+    assert "pip install --no-cache-dir --force-reinstall --no-deps ." in reason
+    assert (f"There is one now, {tmp_path / 'g++'}" if there_is_one else "Nor is there one now") in reason
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no library", b"\x7fELF"], ids=str)
@@ -116,7 +134,8 @@ def test_a_kernel_of_another_version_is_a_reason_not_a_crash(which, reason_for, 
     (tmp_path / "other.c").write_text(OTHER_KERNELS[which])
     command = [COMPILER, "-shared", "-fPIC", tmp_path / "other.c", "-o", tmp_path / "_kernel.so"]
     subprocess.run(command, check=True)
-    assert "another version of syncattn" in reason_for(tmp_path / "_kernel.so")
+    reason = reason_for(tmp_path / "_kernel.so")
+    assert "another version of syncattn" in reason and library.REBUILD in reason
 
 
 @needs_sources

@@ -1,9 +1,11 @@
 """Which backend takes a call, and why not the others."""
 
 import re
+import threading
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import syncattn
 from syncattn.backends import select
@@ -127,9 +129,103 @@ def test_used_for_the_calls_that_name_none():
     assert explain(*problem()).backend == best
 
 
+def asked_for():
+    return explain(*problem()).backend
+
+
+def in_a_thread(function):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_blocks_of_threads_that_overlap():
+    """Each thread goes by its own; others by the one that was entered last and is open; nothing stays."""
+    best, seen = asked_for(), []
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+
+    def first():
+        with syncattn.use_backend("eager"):
+            first_in.set()
+            second_in.wait()
+            seen.append(asked_for())
+        seen.append(asked_for())
+        first_out.set()
+
+    def second():
+        first_in.wait()
+        with syncattn.use_backend("tiled"):
+            seen.append(asked_for())
+            second_in.set()
+            first_out.wait()
+            seen.append(asked_for())
+
+    threads = [threading.Thread(target=function) for function in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [
+        "tiled",
+        "eager",
+        "tiled",
+        "tiled",
+    ]  # the first one, out of its own block: by the second's
+    assert asked_for() == in_a_thread(asked_for) == best
+
+
+def test_a_block_closed_by_another_thread_and_blocks_closed_out_of_order():
+    best = asked_for()
+    one, two = syncattn.use_backend("eager"), syncattn.use_backend("tiled")
+    one.__enter__()
+    assert in_a_thread(lambda: two.__enter__() or asked_for()) == "tiled" and asked_for() == "eager"
+    one.__exit__(None, None, None)
+    assert asked_for() == "tiled"
+    two.__exit__(None, None, None)
+    assert asked_for() == in_a_thread(asked_for) == best
+    one, two = (syncattn.use_backend("eager") for _ in range(2))
+    one.__enter__(), two.__enter__(), one.__exit__(None, None, None)
+    assert asked_for() == "eager"
+    two.__exit__(None, None, None)
+    assert asked_for() == best
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_forward_runs_again_on_the_same_backend(reentrant, monkeypatch):
+    """Also where autograd does so on another thread."""
+    ran = []
+    for name, module in select.BACKENDS.items():
+        run = module.run
+        monkeypatch.setattr(module, "run", lambda call, name=name, run=run: ran.append(name) or run(call))
+    receive, _, *others = problem()
+    receive.requires_grad_()
+    with syncattn.use_backend("eager"):
+        out = checkpoint(lambda w: attention(w, w, *others), receive, use_reentrant=reentrant)
+        in_a_thread(out.sum().backward)
+    assert ran == ["eager", "eager"] and receive.grad is not None
+
+
+def test_a_block_within_a_compiled_function(fresh_compiler):
+    receive, _, *others = problem()
+
+    def compute(w):
+        with syncattn.use_backend("eager"):
+            return attention(w, w, *others)
+
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(receive), compute(receive))
+    assert asked_for() == explain(*problem()).backend and asked_for() != "eager"
+
+
 def test_what_cannot_be_used():
-    with pytest.raises(ValueError, match=r"backend must be None or one of .*'flash'"):
-        syncattn.use_backend("flash").__enter__()
+    for wrong in ("flash", None, ["cpu"]):
+        with pytest.raises(ValueError, match=r"backend must be one of .*, got " + re.escape(repr(wrong))):
+            syncattn.use_backend(wrong).__enter__()
+    for wrong in ("flash", 3, ["cpu"]):
+        with pytest.raises(ValueError, match=r"backend must be None or one of .*, got "):
+            explain(*problem(), backend=wrong)
     for name, reason in syncattn.backends.availability().items():
         if reason is not None:
             with pytest.raises(ValueError, match=f"backend='{name}' cannot run here: {re.escape(reason)}"):

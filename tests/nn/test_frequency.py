@@ -7,6 +7,7 @@ import torch
 
 from syncattn import locking
 from syncattn.nn import Frequency
+from syncattn.nn.arguments import delay_by_one
 
 E, H, M = 12, 3, 6
 
@@ -35,7 +36,7 @@ def test_without_position_the_order_does_not_matter():
     f, x = frequency(position="none"), torch.randn(2, 9, E, dtype=torch.float64)
     a, b = (f.emit(x, at) for at in (torch.arange(9)[None], torch.arange(9).flip(0)[None]))
     assert torch.equal(a, b)
-    assert torch.equal(f.emit(x.flip(1), torch.arange(9)[None]).flip(2), a)
+    torch.testing.assert_close(f.emit(x.flip(1), torch.arange(9)[None]).flip(2), a)
 
 
 def test_own_drift_separates_content_and_position():
@@ -91,19 +92,28 @@ def test_the_delayed_heads_are_spread_evenly(delay, want):
 
 
 def test_delayed_heads_hear_what_the_token_before_emitted():
-    f, x = frequency(delay=0.5), torch.randn(2, 9, E, dtype=torch.float64)
-    emitted = f.emit(x, torch.arange(9)[None])
-    send = f.delay_by_one(emitted, None, f.before_all(emitted.shape[0]))
-    assert f.delayed.tolist() == [False, True, False]
+    f, x, at = frequency(delay=0.5), torch.randn(2, 9, E, dtype=torch.float64), torch.arange(9)[None]
+    made = f(None, x, at, at, torch.zeros(1, 1).long())
+    emitted = f.emit(x, at)
+    assert made.receive is made.emitted and torch.equal(made.emitted, emitted)
+    assert made.delayed.tolist() == f.delayed.tolist() == [False, True, False]
+    send, last = delay_by_one(made, None, None, None)
     assert torch.equal(send[:, [0, 2]], emitted[:, [0, 2]])
     assert torch.equal(send[:, 1, 1:], emitted[:, 1, :-1])
     nobody = f.emit(torch.zeros(1, 1, E, dtype=torch.float64), torch.tensor([[-1]]))
     torch.testing.assert_close(send[:, 1, 0], nobody[0, 1, 0].expand(2, M))
+    torch.testing.assert_close(last, nobody[:, :, 0].expand(2, -1, -1))
     real = torch.tensor([[True] * 9, [False, True, False, True, True, False, False, True, True]])
-    send = f.delay_by_one(emitted, real, f.before_all(emitted.shape[0]))[1, 1]
+    send = delay_by_one(made, None, real, None)[0][1, 1]
     for j, before in ((3, 1), (4, 3), (7, 4), (8, 7)):
         assert torch.equal(send[j], emitted[1, 1, before])
     torch.testing.assert_close(send[1], nobody[0, 1, 0])
+    # a first one within the sequence: nobody, at the place before it
+    made = f(None, x, at, at, at)
+    send, _ = delay_by_one(made, None, None, at != 4)
+    nobody = f.emit(torch.zeros(1, 1, E, dtype=torch.float64), torch.tensor([[3]]))
+    torch.testing.assert_close(send[:, 1, 4], nobody[0, 1, 0].expand(2, M))
+    assert torch.equal(send[:, 1, 5:], emitted[:, 1, 4:-1])
 
 
 def test_positions_are_in_float32_under_autocast_and_in_half_layers():

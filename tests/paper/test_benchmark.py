@@ -28,7 +28,7 @@ from syncattn.paper.sections.benchmark import BATCH, PUBLISHED, SECTION
 def numbers():
     """A quick measurement at small sizes, as it comes back from JSON."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "QUICK_BATCH", {128: 1, 256: 1})
+        patch.setattr(benchmark, "QUICK_BATCH", {128: 1, 512: 1})
         measured = SECTION.measure(Plan(quick=True), lambda line: None)
     return json.loads(json.dumps(measured))
 
@@ -141,12 +141,29 @@ def test_published_ratios():
 
 
 def test_claims_are_shown(numbers):
-    """All but bounds on times, which another process may spoil."""
+    """And the times that they tell are those of the rounds."""
     found = {claim.name: claim for claim in SECTION.claims(numbers)}
     assert found["slower-as-published"].verdict == HOLDS and found["sparse-variant-saves"].verdict == FAILS
     for claim in found.values():
-        for check in claim.checks:
-            assert check.met or "here" in check.what or "time" in check.what, check
+        assert claim.shown, [check for check in claim.checks if not check.met]
+    sparse, dense = (
+        numbers["rows"][-1]["contenders"][name]["seconds"] for name in ("osn_sparse", "osn_dense")
+    )
+    rounds = [a / b for a, b in zip(sparse, dense) if a is not None and b is not None]
+    (told,) = found["sparse-variant-saves"].times
+    assert (told.low, told.median, told.high) == pytest.approx(np.quantile(rounds, [0.25, 0.5, 0.75]))
+
+
+def test_a_blocks_operations_by_hand(numbers):
+    """Products: four projections of the attention, two of N x N with d, a feed-forward of eight projections;
+    no form saves any. Three passes over N x N are the least that a softmax takes."""
+    width, heads = benchmark.WIDTH, benchmark.HEADS
+    for i, (tokens, batch) in enumerate(BATCH.items()):
+        matrices = batch * heads * tokens**2
+        products = 2 * batch * tokens * 12 * width**2 + 4 * matrices * (width // heads)
+        for name in ("transformer", "osn_dense", "osn_sparse"):
+            assert numbers["counts"][name]["products"][i] == products
+            assert numbers["counts"][name]["elements"][i] > 3 * matrices
 
 
 def test_what_is_measured(numbers):
@@ -155,8 +172,6 @@ def test_what_is_measured(numbers):
         assert row["density"]["ours_alone"] == pytest.approx(1 / row["tokens"])
         assert row["density"]["ours_locked"] == 1
         assert 0.2 < row["agreement"]["density"] < 0.8
-        for one in row["contenders"].values():
-            assert one["tokens_per_second"] == pytest.approx(row["tokens"] * row["batch"] / one["seconds"])
     if (
         "no_memory" not in numbers
     ):  # the dense form holds more than the Transformer, which holds more than ours
@@ -166,42 +181,37 @@ def test_what_is_measured(numbers):
         )
 
 
-@pytest.fixture
-def nominal(numbers):
-    """The measurement with a quiet machine's times and peaks, whatever this one was doing."""
-    quiet = copy.deepcopy(numbers)
-    times = {"osn_dense": (1.5, 3.0), "osn_sparse": (1.6, 3.3), "ours_locked": (1.0, 0.7)}
-    for name, values in times.items():
-        for row, value in zip(quiet["rows"], values):
-            row["contenders"][name]["time_ratio"] = value
-    for name, peak in (("transformer", 100.0), ("osn_dense", 300.0), ("osn_sparse", 310.0)):
-        quiet["rows"][-1]["contenders"][name]["peak_mib"] = peak
-    assert all(claim.shown for claim in SECTION.claims(quiet))
-    return quiet
-
-
 @pytest.mark.parametrize(
-    ("change", "claim"),
+    ("path", "value", "claim"),
     [
-        (lambda rows: rows[0]["agreement"].update(difference=1.0), "slower-as-published"),
-        (lambda rows: rows[-1]["contenders"]["osn_dense"].update(time_ratio=1.0), "slower-as-published"),
-        (lambda rows: rows[0]["contenders"]["osn_dense"].update(time_ratio=9.0), "slower-as-published"),
-        (lambda rows: rows[-1]["contenders"]["ours_locked"].update(time_ratio=9.0), "slower-as-published"),
-        (lambda rows: rows[-1]["contenders"]["osn_dense"].update(peak_mib=1.0), "slower-as-published"),
-        (lambda rows: rows[-1]["contenders"]["osn_sparse"].update(time_ratio=0.5), "sparse-variant-saves"),
-        (lambda rows: rows[-1]["contenders"]["osn_sparse"].update(peak_mib=1.0), "sparse-variant-saves"),
+        (("rows", 0, "agreement", "difference"), 1.0, "slower-as-published"),
+        (("counts", "osn_dense", "products"), [1] * 6, "slower-as-published"),
+        (("counts", "transformer", "elements"), [10**12] * 6, "slower-as-published"),
+        (("counts", "osn_dense", "elements", -1), 10**9, "slower-as-published"),
+        (("rows", -1, "contenders", "transformer", "peak_mib"), 1e4, "slower-as-published"),
+        (("rows", -1, "contenders", "ours_locked", "peak_mib"), 1e4, "slower-as-published"),
+        (("counts", "osn_sparse", "elements", 0), 10**6, "sparse-variant-saves"),
+        (("rows", -1, "contenders", "osn_sparse", "peak_mib"), 1.0, "sparse-variant-saves"),
     ],
-    ids=["disagree", "fast", "not growing", "slow kernel", "small", "top-k fast", "top-k small"],
+    ids=[
+        "disagree",
+        "products",
+        "few passes",
+        "not growing",
+        "small",
+        "large kernel",
+        "top-k few",
+        "top-k small",
+    ],
 )
-def test_a_false_number_makes_its_claim_fall(nominal, change, claim):
-    change(nominal["rows"])
-    assert not {one.name: one for one in SECTION.claims(nominal)}[claim].shown
+def test_a_false_number_makes_its_claim_fall(numbers, path, value, claim, falls):
+    falls(SECTION, numbers, path, value, claim)
 
 
-def test_false_published_figures_make_the_claims_fall(nominal, monkeypatch):
+def test_false_published_figures_make_the_claims_fall(numbers, monkeypatch):
     peak = PUBLISHED["peak"] | {"osn_dense": [value + 20 for value in PUBLISHED["peak"]["osn_dense"]]}
     monkeypatch.setitem(PUBLISHED, "peak", peak)
-    for claim in SECTION.claims(nominal):
+    for claim in SECTION.claims(numbers):
         assert not claim.shown
 
 

@@ -23,6 +23,7 @@ from syncattn.paper.section import (
     below,
     between,
     exactly,
+    timing,
 )
 from syncattn.training.errors import UserError
 
@@ -164,6 +165,20 @@ def test_bars_do_not_break_the_tables_of_the_ledger():
     check = below("|x - y|", 0.1, 0.5)
     text = ledger.ledger({"one": [Claim("a", "Theorem 1", "|A| is so", HOLDS, "Yes.", (check,))]}, "About.")
     assert r"| \|x - y\| | 0.1 | below 0.5 |" in text and r"[\|A\| is so](#a)" in text
+
+
+def test_times_are_told_with_their_spread_and_decide_nothing(monkeypatch, tmp_path):
+    def slow(numbers):
+        told = timing("the time", {"median": 9e9, "quartiles": [2.5, 1e10]})
+        return [claim._replace(times=(told,)) for claim in make("one").claims(numbers)]
+
+    replace(monkeypatch, {"one": make("one")._replace(claims=slow)})
+    (claim,) = running.run(Plan(), tmp_path, ("one",))["one"]
+    assert claim.shown
+    told = "| the time | 9,000,000,000 (2.5 to 10,000,000,000) | a time: decides nothing |"
+    assert told in (tmp_path / "claims.md").read_text()
+    (claim,) = json.loads((tmp_path / "claims.json").read_text())["claims"]
+    assert claim["times"] == [{"what": "the time", "median": 9e9, "low": 2.5, "high": 1e10}]
 
 
 @pytest.mark.parametrize(

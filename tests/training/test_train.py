@@ -18,11 +18,11 @@ from syncattn.backends import tiled
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.training.checkpoints import find_checkpoint
-from syncattn.training.data import EvaluationWindows
 from syncattn.training.errors import Diverged, Interrupted, UserError
 from syncattn.training.loop import Loop, has_diverged
 from syncattn.training.tokenizers import encode
 from syncattn.training.train import resume, train
+from syncattn.training.windows import EvaluationWindows
 
 TIMES = ("tokens_per_second", "train_seconds", "wall_seconds")
 

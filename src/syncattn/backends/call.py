@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from syncattn.values import readable
+
 FRAMES = ("absolute", "nearest")
 # Beyond these a coupling acts as the bound: kappa^3 and 1/kappa^2 stay normal float32 numbers. At the one,
 # nothing but equal frequencies locks; at the other, nothing but underflow unlocks.
@@ -92,18 +94,11 @@ def prepare(
     if bandwidth.shape != (heads,):
         raise ValueError(f"bandwidth must have shape (H,) = ({heads},), got {tuple(bandwidth.shape)}")
     bandwidth = bandwidth.to(compute_dtype)
-    if _values_are_free(receive):
-        _check_frequencies("receive", receive)
-        if send is not receive:
-            _check_frequencies("send", send)
-        _check_positive("coupling", coupling)
-        _check_positive("bandwidth", bandwidth)
-    else:
-        coupling = torch.where((coupling > 0) & (coupling < torch.inf), coupling, torch.nan)
-        bandwidth = torch.where((bandwidth > 0) & (bandwidth < torch.inf), bandwidth, torch.nan)
-
-    coupling = coupling.clamp(_WEAKEST, _STRONGEST)
-    bandwidth = bandwidth.clamp(max=_NARROWEST)
+    _check_frequencies("receive", receive)
+    if send is not receive:
+        _check_frequencies("send", send)
+    coupling = _positive_or_nan("coupling", coupling).clamp(_WEAKEST, _STRONGEST)
+    bandwidth = _positive_or_nan("bandwidth", bandwidth).clamp(max=_NARROWEST)
 
     mask = None if attn_mask is None else _normalise_mask(attn_mask, (batch, heads, queries, keys), receive)
     return Call(
@@ -251,14 +246,16 @@ def boolean_mask(mask: Tensor, name: str = "attn_mask") -> Tensor:
             are not read (see `prepare`), a device assertion fails instead.
     """
     allowed = mask == 0
-    known = allowed | (mask == -torch.inf)
-    if not _values_are_free(mask):
+    values = readable(mask)
+    if values is None:
+        known = allowed | (mask == -torch.inf)
         torch._assert_async(known.all(), f"{name} must hold only 0 (may attend) and -inf (may not)")
-    elif not bool(known.all()):
+        return allowed
+    known = (values == 0) | (values == -torch.inf)
+    if not bool(known.all()):
         raise ValueError(
             f"{name} is additive: synchronization has no score to add to. Use a boolean mask, or only 0 "
-            f"(may attend) and -inf (may not); got values such as "
-            f"{mask[~known].flatten()[0].item():g}"
+            f"(may attend) and -inf (may not); got values such as {values[~known][0].item():g}"
         )
     return allowed
 
@@ -273,64 +270,33 @@ def is_transformed() -> bool:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether the tensor holds numbers on the CPU, and nothing records or replaces what is done with it."""
-    if not _values_are_free(tensor):
+    if is_transformed() or readable(tensor) is None:
         return False
     return torch._C._len_torch_dispatch_stack() == 0 and not torch.jit.is_tracing()
 
 
-def _values_are_free(tensor: Tensor) -> bool:
-    plain = type(tensor) in (Tensor, torch.nn.Parameter)  # a fake or distributed tensor has none to read
-    return (
-        plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed()
-    )
-
-
 def _check_frequencies(name: str, tensor: Tensor) -> None:
-    if tensor.numel() == 0:
+    values = readable(tensor)
+    if values is None or values.numel() == 0:
         return
-    low, high = torch.aminmax(tensor.detach())
+    low, high = torch.aminmax(values)
     if not (low.item() >= -_HIGHEST and high.item() <= _HIGHEST):  # NaN fails both
-        bad = ~(tensor.detach().abs() <= _HIGHEST)
+        bad = ~(values.abs() <= _HIGHEST)
         at = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"{name} must hold finite frequencies, at most {_HIGHEST:g} in size, got {tensor[at].item()} "
-            f"at index {at} ({int(bad.sum())} bad of {tensor.numel()})"
+            f"{name} must hold finite frequencies, at most {_HIGHEST:g} in size, got {values[at].item()} "
+            f"at index {at} ({int(bad.sum())} bad of {values.numel()})"
         )
 
 
-def _check_positive(name: str, tensor: Tensor) -> None:
-    if tensor.numel() == 0:
-        return
-    low, high = torch.aminmax(tensor.detach())
-    if not (low.item() > 0 and high.item() < float("inf")):  # NaN fails both
-        good = (tensor.detach() > 0) & torch.isfinite(tensor.detach())
-        raise ValueError(f"{name} must be positive and finite, got {tensor[~good].flatten()[0].item():g}")
-
-
-# What the fused kernels' operators take, and a call in that form; `tiled` takes more (top_k, any power).
-FUSED_SCHEMA = (
-    "Tensor receive, Tensor send, Tensor value, Tensor coupling, Tensor bandwidth, Tensor? mask, "
-    "Tensor? seed, bool is_causal, bool self_coupling, float dropout_p, bool nearest, int power, "
-    "float edge, float eps, bool symmetric"
-)
-
-
-def fused_arguments(call: Call) -> tuple[Any, ...]:
-    """The call as the arguments of FUSED_SCHEMA."""
-    return (
-        call.receive,
-        call.send,
-        call.value,
-        call.coupling,
-        call.bandwidth,
-        call.mask,
-        call.seed,
-        call.is_causal,
-        call.self_coupling,
-        call.dropout_p,
-        call.frame == "nearest",
-        int(call.power),
-        call.edge,
-        call.eps,
-        call.symmetric,
-    )
+def _positive_or_nan(name: str, tensor: Tensor) -> Tensor:
+    """The tensor; what is not positive and finite raises ValueError, or is NaN where values are not read."""
+    values = readable(tensor)
+    if values is None:
+        return torch.where((tensor > 0) & (tensor < torch.inf), tensor, torch.nan)
+    if values.numel():
+        low, high = torch.aminmax(values)
+        if not (low.item() > 0 and high.item() < float("inf")):  # NaN fails both
+            good = (values > 0) & torch.isfinite(values)
+            raise ValueError(f"{name} must be positive and finite, got {values[~good][0].item():g}")
+    return tensor

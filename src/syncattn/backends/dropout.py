@@ -28,7 +28,9 @@ def keep_mask(seed: Tensor, rows: Tensor, columns: Tensor, dropout_p: float) -> 
 
 def row_numbers(batch: int, heads: int, queries: int, device: torch.device) -> Tensor:
     """(B, H, N, 1): the number that `keep_mask` knows each row by."""
-    return torch.arange(batch * heads * queries, device=device).view(batch, heads, queries, 1)
+    return torch.arange(batch * heads * queries, dtype=torch.int64, device=device).view(
+        batch, heads, queries, 1
+    )
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from syncattn.backends.call import Call, expand_heads
 from syncattn.backends.dropout import keep_mask, row_numbers
-from syncattn.locking import locking_margin
+from syncattn.locking import unchecked_margin
 
 
 def unavailable() -> str | None:
@@ -49,7 +49,7 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         ~allowed, 0.0
     )  # keeps what is masked out of exp's range and of the gradient
 
-    margin = locking_margin(detuning, call.coupling[..., None], call.bandwidth[:, None, None])
+    margin = unchecked_margin(detuning, call.coupling[..., None], call.bandwidth[:, None, None])
     locked = allowed & ~(margin <= 0)  # NaN counts as locked: it must show, not vanish
     margin = torch.where(locked, margin, 1.0)
     sync = torch.where(locked, torch.sqrt(margin + call.edge**2) - call.edge, 0.0)
@@ -67,7 +67,7 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     kept = weight
     if call.seed is not None:
         rows = row_numbers(batch, heads, queries, weight.device)
-        columns = torch.arange(keys, device=weight.device)
+        columns = torch.arange(keys, dtype=torch.int64, device=weight.device)
         kept = weight * keep_mask(call.seed, rows, columns, call.dropout_p) / (1 - call.dropout_p)
     out = (kept @ value).to(call.value.dtype)
     return (out, sync, weight) if call.return_weights else out
@@ -76,9 +76,10 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
 def allowed_pairs(call: Call) -> Tensor:
     """(B or 1, H or 1, N, M) bool: the pairs that may exchange information, True = may attend."""
     queries, keys = call.receive.shape[-2], call.send.shape[-2]
-    i = torch.arange(queries, device=call.receive.device)[:, None] + (keys - queries)
-    j = torch.arange(keys, device=call.receive.device)
-    allowed = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=call.receive.device)
+    device = call.receive.device
+    i = torch.arange(queries, dtype=torch.int64, device=device)[:, None] + (keys - queries)
+    j = torch.arange(keys, dtype=torch.int64, device=device)
+    allowed = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
     if call.is_causal:
         allowed = allowed & (j <= i)
     if not call.self_coupling:

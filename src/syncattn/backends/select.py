@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from syncattn.backends import cpu, eager, tiled, triton
@@ -25,8 +27,22 @@ class Backend(Protocol):
 # In order of preference: the first that is available and does not refuse takes the call.
 BACKENDS: dict[str, Backend] = {"triton": triton, "cpu": cpu, "tiled": tiled, "eager": eager}
 
-# By use_backend. Global: a checkpointed forward runs again on threads of autograd.
-_used: str | None = None
+
+class _Block:
+    """An open block of `use_backend`; equal to no other."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:  # runs in each thread
+        self.open: list[_Block] = []
+
+
+# The open blocks in the order in which they were entered: of each thread, and of all of them.
+_thread = _Thread()
+_open: list[_Block] = []
 
 
 class BackendError(ValueError):
@@ -48,7 +64,11 @@ class Explanation(NamedTuple):
 def use_backend(backend: str) -> Iterator[None]:
     """Within it, every call of the operator that names no backend asks for this one, those of layers and
     models too: as `torch.nn.attention.sdpa_kernel` does for SDPA. A call that it cannot take raises
-    ValueError. It holds for the whole process, all threads.
+    ValueError.
+
+    It holds for the whole process: a checkpointed forward runs again on threads of autograd, and
+    `nn.DataParallel` has threads of its own. A thread with blocks of its own goes by its innermost one; all
+    others go by the block that was entered last among those that are open, whoever's it is.
 
     Raises:
         ValueError: no such backend, or it cannot run on this machine.
@@ -57,20 +77,32 @@ def use_backend(backend: str) -> Iterator[None]:
         >>> with syncattn.use_backend("tiled"):
         ...     out = model(input_ids)
     """
-    global _used
-    _check_name(backend)
+    _check_name(backend, or_none=False)
     if (reason := BACKENDS[backend].unavailable()) is not None:
         raise BackendError(f"backend={backend!r} cannot run here: {reason}")
-    before, _used = _used, backend
+    block = _Block(backend)
+    # A compiled function puts back a list that it changed, over what other threads did to it meanwhile.
+    lists = [_thread.open] if torch.compiler.is_compiling() else [_thread.open, _open]
+    for blocks in lists:
+        blocks.append(block)
     try:
         yield
     finally:
-        _used = before
+        for blocks in lists:
+            blocks.remove(block)
 
 
-def _check_name(backend: str | None) -> None:
-    if backend is not None and backend not in BACKENDS:
-        raise BackendError(f"backend must be None or one of {tuple(BACKENDS)}, got {backend!r}")
+def _asked_for() -> str | None:
+    """The backend that blocks of `use_backend` ask for here and now."""
+    innermost = (_thread.open or _open)[-1:]
+    return innermost[0].backend if innermost else None
+
+
+def _check_name(backend: object, or_none: bool = True) -> None:
+    if (isinstance(backend, str) and backend in BACKENDS) or (or_none and backend is None):
+        return
+    kinds = "None or one of" if or_none else "one of"
+    raise BackendError(f"backend must be {kinds} {tuple(BACKENDS)}, got {backend!r}")
 
 
 def select(call: Call, backend: str | None = None) -> Explanation:
@@ -80,7 +112,7 @@ def select(call: Call, backend: str | None = None) -> Explanation:
         ValueError: the backend asked for is unknown or cannot take this call; the message says why.
     """
     _check_name(backend)
-    backend = backend or _used
+    backend = backend or _asked_for()
     reasons: dict[str, str] = {}
     chosen = None
     for name, module in BACKENDS.items():

@@ -17,7 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import Call, expand_heads, is_transformed, without_autocast
+from syncattn.backends.call import Call, expand_heads, is_transformed
+from syncattn.backends.operator import differentiate
 from syncattn.backends.tiles import Frame, Problem, rows_of
 
 
@@ -178,15 +179,4 @@ def _(grad, out, row_sum, base, index, receive, send, value, coupling, bandwidth
     return tuple(torch.empty_like(x) for x in (receive, send, value, coupling, bandwidth))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.options = inputs[7:]
-    ctx.save_for_backward(*output, *inputs[:7])
-
-
-def _differentiate(ctx, grad, *_):
-    with without_autocast(grad.device):  # .backward() may be called inside of it
-        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options)
-    return (*gradients, *(None,) * (2 + len(ctx.options)))
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+differentiate("tiled", _forward, _backward)

@@ -135,7 +135,7 @@ class Problem:
             return None
         device = self.receive.device
         numbers = row_numbers(self.batch, self.heads, self.queries, device)[batch, :, rows]
-        j = torch.arange(columns.start, columns.stop, device=device)
+        j = torch.arange(columns.start, columns.stop, dtype=torch.int64, device=device)
         return keep_mask(self.seed, numbers, j, self.dropout_p).to(self.dtype) / (1 - self.dropout_p)
 
     def normaliser(self, total: Tensor) -> Tensor:
@@ -181,8 +181,9 @@ class Problem:
     def _blocked(self, batch: slice, rows: slice, columns: slice) -> Tensor | None:
         """The pairs of one tile that may not attend, True = may not; None where all may."""
         blocked = None
-        i = torch.arange(rows.start, rows.stop, device=self.receive.device)[:, None] + self.offset
-        j = torch.arange(columns.start, columns.stop, device=self.receive.device)
+        device = self.receive.device
+        i = torch.arange(rows.start, rows.stop, dtype=torch.int64, device=device)[:, None] + self.offset
+        j = torch.arange(columns.start, columns.stop, dtype=torch.int64, device=device)
         if self.is_causal and columns.stop - 1 > rows.start + self.offset:
             blocked = j > i
         if not self.self_coupling:
@@ -217,7 +218,7 @@ class Problem:
         best = index = detuning = None
         for c in columns:
             seen = detuning = self._allowed_detuning(batch, rows, c)
-            at = torch.arange(c.start, c.stop, device=seen.device).expand_as(seen)
+            at = torch.arange(c.start, c.stop, dtype=torch.int64, device=seen.device).expand_as(seen)
             if best is not None and index is not None:
                 seen, at = torch.cat((best, seen), -1), torch.cat((index, at), -1)
             # earlier senders stand first, and a stable sort keeps them there
@@ -249,5 +250,5 @@ def rows_of(tensor: Tensor, rows: slice) -> slice:
 def _beyond(detuning: Tensor, columns: slice, limit: tuple[Tensor, Tensor]) -> Tensor:
     """Whether (D, j) comes later than the row's k-th nearest sender, in that order."""
     value, index = limit
-    j = torch.arange(columns.start, columns.stop, device=detuning.device)
+    j = torch.arange(columns.start, columns.stop, dtype=torch.int64, device=detuning.device)
     return (detuning > value) | ((detuning == value) & (j > index))

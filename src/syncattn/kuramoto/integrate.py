@@ -146,7 +146,7 @@ def simulate(
         (phase - start) / duration,
         coherence,
         mean_cosine,
-        torch.tensor(times, dtype=torch.float64),
+        torch.tensor(times, dtype=torch.float64, device=phase.device),
         torch.stack(kept) if trajectory else None,
     )
 
@@ -157,13 +157,14 @@ class _Sums:
     def __init__(self, pairs: bool) -> None:
         self.pairs = pairs
         self.count = 0
-        self.coherence: Tensor | float = 0.0
+        self.coherence: Tensor | None = None
         self.cosine: Tensor | float = 0.0
         self.waiting: list[Tensor] = []
 
     def add(self, phase: Tensor) -> None:
         self.count += 1
-        self.coherence = self.coherence + order_parameter(phase)
+        coherence = order_parameter(phase)
+        self.coherence = coherence if self.coherence is None else self.coherence + coherence
         if self.pairs:
             self.waiting.append(phase)
             if len(self.waiting) == _SAMPLES_AT_ONCE:
@@ -173,7 +174,8 @@ class _Sums:
         if self.waiting:
             self._multiply()
         cosine = self.cosine / self.count if isinstance(self.cosine, Tensor) else None
-        return torch.as_tensor(self.coherence / self.count), cosine
+        assert self.coherence is not None  # there is one sample at least
+        return self.coherence / self.count, cosine
 
     def _multiply(self) -> None:
         # One matrix product over many samples is several times cheaper than one outer product for each.
@@ -235,7 +237,8 @@ def require_coupling(coupling: Any) -> Tensor:
         usable = isinstance(coupling, numbers.Real) and not isinstance(coupling, bool)
     if not usable:
         raise TypeError(f"coupling must be a number or a tensor of real numbers, got {_kind(coupling)}")
-    strength = torch.as_tensor(coupling, dtype=torch.float64)
+    device = coupling.device if isinstance(coupling, Tensor) else "cpu"
+    strength = torch.as_tensor(coupling, dtype=torch.float64, device=device)
     if not bool(torch.isfinite(strength).all()):
         raise ValueError(f"coupling must be finite, got {coupling}")
     return strength

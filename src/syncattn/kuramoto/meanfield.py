@@ -64,7 +64,8 @@ def midpoint_quantiles(distribution: Distribution, count: int) -> Tensor:
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"count must be an integer >= 1, got {count!r}")
-    return distribution.quantile((torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    number = torch.arange(count, dtype=torch.float64, device="cpu")
+    return distribution.quantile((number + 0.5) / count)
 
 
 def critical_coupling(distribution: Distribution) -> float:
@@ -133,7 +134,7 @@ def simulate_order_parameter(
     scale = strength[..., None]
     z = torch.polar(torch.ones_like(phase), phase)
     before, steps = whole_steps(settle, step), whole_steps(duration, step)
-    total = torch.zeros(phase.shape[:-1], dtype=torch.float64)
+    total = torch.zeros(phase.shape[:-1], dtype=torch.float64, device=phase.device)
     for n in range(before + steps):
         h = settle / before if n < before else duration / steps
         middle = _turn(z, frequency, scale * z.mean(-1, keepdim=True), 0.5 * h).mean(-1, keepdim=True)

@@ -104,7 +104,7 @@ def local_field(
         raise ValueError(f"damping must lie in (0, 1], got {damping!r}")
     frequency = frequency.double()
     weights = (coupling / len(frequency)) * kernel.to(torch.complex128)
-    z = torch.ones(len(frequency), dtype=torch.complex128)
+    z = torch.ones(len(frequency), dtype=torch.complex128, device=frequency.device)
     common = frequency.mean()
     for _ in range(iterations):
         field = weights @ z

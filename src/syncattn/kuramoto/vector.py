@@ -38,7 +38,8 @@ def vector_fixed_point(detuning: Tensor, coupling: Tensor | float) -> Tensor:
     require_coupling(coupling)
     length = torch.linalg.vector_norm(detuning, dim=-1)
     ratio = length / coupling
-    scale = torch.where(length > 0, torch.asin(ratio) / length, 1.0 / torch.as_tensor(coupling))
+    at_rest = 1.0 / torch.as_tensor(coupling, dtype=length.dtype, device=length.device)
+    scale = torch.where(length > 0, torch.asin(ratio) / length, at_rest)
     return detuning * scale[..., None]
 
 

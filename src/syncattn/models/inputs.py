@@ -10,6 +10,7 @@ from torch import Tensor
 
 from syncattn.models.cache import DecoderCache
 from syncattn.nn.tokens import positions
+from syncattn.values import readable, unwrapped
 
 # How transformers, its data collators, trl and others say that a row holds several texts.
 _PACKING = (
@@ -181,7 +182,7 @@ def _real(mask: Tensor) -> Tensor:
         known = known & real.any()
     rule = "attention_mask must hold 1 for real tokens and 0 for padding"
     if _failing(known, rule) is not None:
-        low, high = (x.item() for x in torch.func.debug_unwrap(mask).aminmax())
+        low, high = (x.item() for x in unwrapped(mask).aminmax())
         raise ValueError(
             f"{rule}, got {mask.dtype} from {low:g} to {high:g}: it is not additive (0 and -inf), and does "
             "not number texts that are packed into one row"
@@ -198,24 +199,13 @@ def _failing(condition: Tensor, rule: str, wait: bool = False) -> Tensor | None:
     held = _readable(condition, wait or condition.device.type != "cuda")
     if held is not None:
         return None if held.all() else ~held
-    held = condition if torch.compiler.is_compiling() else torch.func.debug_unwrap(condition)
+    held = condition if torch.compiler.is_compiling() else unwrapped(condition)
     torch._assert_async(held.all(), rule)
     return None
 
 
 def _readable(tensor: Tensor, wait: bool = False) -> Tensor | None:
-    """The tensor without what torch.func wraps it in; None if its values are not there, or only after a wait.
-
-    Args:
-        wait: for the device, where that is possible.
-    """
-    if torch.compiler.is_compiling():
-        return None
-    plain = torch.func.debug_unwrap(tensor)
-    if type(plain) not in (Tensor, torch.nn.Parameter):  # fake or distributed
-        return None
-    device = plain.device.type
-    if device == "cpu":
-        return plain
-    waits = wait and device != "meta" and not (device == "cuda" and torch.cuda.is_current_stream_capturing())
-    return plain if waits else None
+    """`readable` where that waits for no device, or, told to wait, wherever the device can be waited for."""
+    if wait and tensor.is_cuda and not torch.compiler.is_compiling():
+        wait = not torch.cuda.is_current_stream_capturing()
+    return readable(tensor, any_device=wait)

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from syncattn.functional import coherence, order_parameter, phase_parts
+from syncattn.nn.frequency import Frequencies
+from syncattn.nn.sight import Sight, forms_of_senders, in_one_call, look_back, only, seen_pairs
 from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import (
     allowed_pairs,
+    attend_themselves,
+    check_dense,
     last_input,
     last_real,
     mix_previous,
     positions,
     real_tokens,
-    same_tokens,
+    shift_by_one,
 )
 
 if TYPE_CHECKING:  # the layer imports this file
@@ -49,6 +54,7 @@ def to_batch_first(
     key = query if key is None else key
     value = key if value is None else value
     for name, x in (("query", query), ("key", key), ("value", value)):
+        check_dense(name, x)
         if x.ndim not in (2, 3) or x.shape[-1] != embed_dim or x.ndim != query.ndim:
             raise ValueError(
                 f"{name} must have shape (B, N, {embed_dim}) or (N, {embed_dim}), got {tuple(x.shape)}"
@@ -78,22 +84,27 @@ def operator_arguments(
     attn_mask: Tensor | None,
     is_causal: bool,
     state: IncrementalState | None,
+    self_attention: bool | None = None,
 ) -> dict[str, Any]:
     """What the operator is called with, and the state brought up to date.
 
     Args:
         layer: whose parameters make frequencies, values and coupling of the inputs.
         query, key, value, key_padding_mask: (B, N, E), (B, M, E) twice, and (B, M), from `to_batch_first`.
-        attn_mask, is_causal, state: as the layer's `forward` takes them; the state is changed in place.
+        attn_mask, is_causal, state, self_attention: as the layer's `forward` takes them; the state is changed
+            in place.
 
     Returns:
-        The operator's arguments by name, all but dropout_p, backend and return_weights.
+        The operator's arguments by name, all but dropout_p, backend and return_weights. With an attn_mask
+        every sender may stand there in several forms: see `syncattn.nn.sight`.
 
     Raises:
-        ValueError: a mask or the number of tokens is not as `forward` documents it, or an argument does not
-            go with `state`.
+        ValueError: a mask or the number of tokens is not as `forward` documents it, an argument does not go
+            with `state`, or the mask not with a token shift.
     """
-    itself = same_tokens(query, key)
+    itself = attend_themselves(query, key, self_attention)
+    if itself and self_attention and key is not query:
+        key, value = query, query if value is key else value
     if state is not None and (not itself or not is_causal or attn_mask is not None):
         raise ValueError(
             "state is for causal self-attention: it needs is_causal=True, and neither key nor attn_mask"
@@ -108,32 +119,54 @@ def operator_arguments(
         )
     real = real_tokens(key_padding_mask, batch, keys)
     allowed = allowed_pairs(attn_mask, batch, layer.num_heads, queries, keys)
-    count = None if state is None else state.count
+    pairs = sight = None
+    heard = None if real is None else real[:, None]  # by anybody
+    if allowed is not None:
+        pairs = seen_pairs(allowed.expand(-1, -1, queries, keys), real, is_causal)
+        heard = pairs.any(-2)
+        sight = _sight(layer, pairs, real, itself, is_causal)
+    count, last = (None, None) if state is None else (state.count, state.last)
     position = positions(real, keys, count, query.device)
-
     own = position if itself else positions(None, queries, None, query.device)
-    if layer.shift is not None:
-        query, key, value = _mix_previous(layer.shift, query, key, value, real, itself, is_causal, state)
+    own = position[:, keys - queries :] if is_causal else own
+    first = None  # the places at which a sender may have nobody before it
+    if layer.frequency.delay and last is None:
+        first = position.new_zeros(1, 1) if sight is None else position
 
-    emitted = layer.frequency.emit(key, position)
-    if key is query and layer.frequency.symmetric:
-        receive = emitted
-    else:
-        receive = layer.frequency.receive(query, position[:, keys - queries :] if is_causal else own)
-    send, last = emitted, None if state is None else state.last
-    if layer.frequency.delay:
-        last = layer.frequency.before_all(emitted.shape[0]) if last is None else last
-        send = layer.frequency.delay_by_one(emitted, real, last)
+    in_forms = sight is not None and sight.follows is None
+    twice = in_forms and layer.shift is not None  # the tokens with the one before mixed in, and then without
+    if layer.shift is not None:
+        given, follows = (query, key, value), None if sight is None else sight.follows
+        query, key, value = _mix_previous(layer.shift, *given, real, itself, is_causal, state, follows)
+        if sight is not None and twice:
+            same = query is key
+            query, key, value = (torch.cat(both, 1) for both in zip((query, key, value), given))
+            key = query if same else key
+            position, own = position.repeat(1, 2), own.repeat(1, 2)
+            pairs = torch.cat((sight.seen & sight.before, sight.seen & ~sight.before), -1)
+            heard = pairs.any(-2)
+    made = layer.frequency(None if itself and key is query else query, key, own, position, first)
     values = layer.value_proj(value).unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2)
-    coupling = _effective_coupling(layer, key, queries, real, allowed, is_causal, state)
-    if state is not None:
-        state.last = last_real(emitted, real, last)
-        counted = keys if real is None else real.sum(-1, keepdim=True)
-        state.count = position.new_zeros(batch, 1) + counted + (0 if count is None else count)
-        send, values, real = state.append(send, values, real)
-    if real is not None:
-        seen = real[:, None, None, :]
-        allowed = seen if allowed is None else allowed & seen
+    coupling = _effective_coupling(layer, key, queries, real, pairs, heard, is_causal, state)
+    receive, self_coupling = made.receive, layer.self_coupling or not itself
+    if sight is not None and in_forms:
+        if twice:
+            receive = torch.where(sight.of_receivers()[..., None], *receive.chunk(2, 2))
+        emitted, told = ((*x.chunk(2, 2),) if twice else (x, x) for x in (made.emitted, values))
+        forms = forms_of_senders(sight, emitted, told, real, made.nobody, made.delayed)
+        send, values, allowed = in_one_call(forms, self_coupling)
+        is_causal, self_coupling = False, True
+    else:
+        send, last = delay_by_one(made, last, real, None if sight is None else sight.follows)
+        values = only(values, heard)
+        if state is not None:
+            state.last = last_real(made.emitted, real, last)
+            counted = keys if real is None else real.sum(-1, keepdim=True)
+            state.count = position.new_zeros(batch, 1) + counted + (0 if count is None else count)
+            send, values, real = state.append(send, values, real)
+        if real is not None:
+            seen = real[:, None, None, :]
+            allowed = seen if allowed is None else allowed & seen
     return {
         "receive": receive,
         "send": send,
@@ -142,13 +175,33 @@ def operator_arguments(
         "bandwidth": layer.bandwidth,
         "attn_mask": allowed,
         "is_causal": is_causal,
-        "self_coupling": layer.self_coupling or not itself,
+        "self_coupling": self_coupling,
         "top_k": layer.top_k,
         "frame": layer.frame,
         "power": layer.power,
         "edge": layer.edge,
         "eps": layer.eps,
     }
+
+
+def _sight(
+    layer: SelectiveSynchronizationAttention,
+    pairs: Tensor,
+    real: Tensor | None,
+    itself: bool,
+    is_causal: bool,
+) -> Sight | None:
+    """What receivers may see of the token before each sender; None: there is nothing to heed."""
+    if layer.shift is None and not layer.frequency.delay:
+        return None
+    if layer.shift is not None and not itself and not is_causal:
+        raise ValueError(
+            "attn_mask does not go with a token shift in cross-attention: a query is mixed with the query "
+            "before it, of which a mask of keys says nothing. Leave the mask out, make the layer with "
+            "token_shift=False, or say self_attention=True if keys are the queries, is_causal=True if the "
+            "queries are the keys' end; got a mask and a key that is not query"
+        )
+    return look_back(pairs, real, receivers_too=layer.shift is not None)
 
 
 def _mix_previous(
@@ -160,6 +213,7 @@ def _mix_previous(
     itself: bool,
     is_causal: bool,
     state: IncrementalState | None,
+    follows: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What frequencies and values are made of with a token shift (2, E); query stays key where it was.
 
@@ -168,15 +222,40 @@ def _mix_previous(
     before = None if state is None else state.last_input
     if state is not None:
         state.last_input = last_input(key, real, before)
-    mixed = mix_previous(key, shift[0], before, real)
-    value = mix_previous(value, shift[1], before, real)
+    mixed = mix_previous(key, shift[0], before, real, follows)
+    value = mix_previous(value, shift[1], before, real, follows)
     if itself:
         return mixed, mixed, value
     ahead, query_real = key.shape[1] - query.shape[1] if is_causal else 0, None
     if is_causal and real is not None:
         query_real, real = real[:, ahead:], real[:, :ahead]
     preceding = last_input(key[:, :ahead], real, None) if ahead else None
-    return mix_previous(query, shift[0], preceding, query_real), mixed, value
+    follows = None if follows is None else follows[:, ahead:]
+    return mix_previous(query, shift[0], preceding, query_real, follows), mixed, value
+
+
+def delay_by_one(
+    made: Frequencies, last: Tensor | None, real: Tensor | None, follows: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What couples to the receivers (B, H, M, m): in delayed heads, what the real token before emitted. And
+    what was emitted before these tokens, where that is known.
+
+    Args:
+        made: of these tokens.
+        last: what the last real token before these emitted (B, H, m); None at a sequence's start.
+        real: (B, M) bool, False = padding, which emits nothing; None if there is none.
+        follows: (B or 1, M) bool, False where a sender counts as the first of its sequence; None: by `last`.
+    """
+    emitted, nobody = made.emitted, made.nobody
+    if nobody is None and last is None:
+        return emitted, None
+    if last is None:
+        assert nobody is not None
+        last = nobody[:, :, 0].expand(emitted.shape[0], -1, -1)
+    previous = shift_by_one(emitted, last.to(emitted.dtype), real)
+    if follows is not None and nobody is not None:
+        previous = torch.where(follows[:, None, :, None], previous, nobody)
+    return torch.where(made.delayed[:, None, None], previous, emitted), last
 
 
 def _effective_coupling(
@@ -184,23 +263,23 @@ def _effective_coupling(
     x: Tensor,
     queries: int,
     real: Tensor | None,
-    allowed: Tensor | None,
+    pairs: Tensor | None,
+    heard: Tensor | None,
     is_causal: bool,
     state: IncrementalState | None,
 ) -> Tensor:
-    """kappa = K r: (H,), (B, H) or (B, H, N); r over the senders x that each query may see."""
+    """kappa = K r: (H,), (B, H) or (B, H, N); r over the senders x that each query may see, by `pairs`."""
     strength = layer.coupling_strength
     if layer.phase_proj is None:
         return strength
     phase = layer.phase_proj(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
     if state is not None:
         r = _running_coherence(phase, real, state)
-    elif allowed is None:
+    elif pairs is None:
         r = order_parameter(phase, real, is_causal)
         r = r[..., r.shape[-1] - queries :] if is_causal else r
     else:
-        allowed = allowed if real is None else allowed & real[:, None, None, :]
-        r = order_parameter(phase, allowed.expand(-1, -1, queries, -1), is_causal)
+        r = order_parameter(only(phase, heard), pairs)
     strength = strength.to(r.dtype)
     kappa = r * (strength if r.ndim == 2 else strength[:, None])
     # Phases that cancel exactly leave no coupling, and 0 has no locking threshold.

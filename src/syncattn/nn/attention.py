@@ -15,10 +15,22 @@ from syncattn.functional import selective_synchronization_attention
 from syncattn.nn import density
 from syncattn.nn.arguments import operator_arguments, to_batch_first
 from syncattn.nn.frequency import Frequency
+from syncattn.nn.sight import fold
 from syncattn.nn.state import IncrementalState
-from syncattn.nn.tokens import real_tokens, same_tokens
+from syncattn.nn.tokens import attend_themselves, real_tokens
 
 STRENGTHS = ("log", "softplus")
+
+
+class _NotPacked:
+    """Stands where PyTorch's encoder looks for packed projections. Among its arguments it takes what brings
+    functions of its own for a reason not to fuse them."""
+
+    requires_grad = True
+
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> Any:
+        return NotImplemented
 
 
 class SelectiveSynchronizationAttention(nn.Module):
@@ -53,6 +65,13 @@ class SelectiveSynchronizationAttention(nn.Module):
 
     Shape: see `forward`.
     """
+
+    # PyTorch's encoder and its layers read these of a `self_attn`, to see whether a fused kernel may
+    # take the place of all of it. It may not: the first two say so to a layer and to an encoder made of such
+    # layers, the third to an encoder whose layers were changed after it was made.
+    _qkv_same_embed_dim = False
+    in_proj_bias = None
+    in_proj_weight = _NotPacked()
 
     def __init__(
         self,
@@ -154,12 +173,15 @@ class SelectiveSynchronizationAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
-        coupling, bandwidth = locking.coupling_from_radius((2.0 * self.freq_dim) ** 0.5, self.sharpness)
+        radius = torch.tensor((2.0 * self.freq_dim) ** 0.5, dtype=torch.float32, device="cpu")
+        coupling, bandwidth = locking.coupling_from_radius(radius, self.sharpness)
         nn.init.constant_(self.raw_coupling, float(coupling.log()))
         nn.init.constant_(self.raw_bandwidth, float(bandwidth.log()))
         if self.density_range is not None:
-            generator = torch.Generator().manual_seed(0)  # a private one: nobody's random numbers change
-            x = torch.randn(2, 128, self.embed_dim, generator=generator, device="cpu").to(self.raw_coupling)
+            # a private generator: nobody's random numbers change
+            generator = torch.Generator(device="cpu").manual_seed(0)
+            x = torch.randn(2, 128, self.embed_dim, generator=generator, dtype=torch.float32, device="cpu")
+            x = x.to(self.raw_coupling)
             self.calibrate_(x if self.batch_first else x.transpose(0, 1), is_causal=True)
 
     @property
@@ -186,6 +208,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         is_causal: bool = False,
         *,
         state: IncrementalState | None = None,
+        self_attention: bool | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend: self-attention if only query is given.
 
@@ -194,30 +217,39 @@ class SelectiveSynchronizationAttention(nn.Module):
 
         Args:
             query: receivers (B, N, E), or (N, E) without a batch; (N, B, E) if not batch_first.
-            key: senders (B, M, E); None for query. Query itself, or another view of its memory (as autograd
-                wrappers pass), is self-attention; anything else, an equal copy too, is cross-attention, in
-                which no token is "itself".
+            key: senders (B, M, E); None for query. See `self_attention`.
             value: what is read from the senders (B, M, E); None for key.
             key_padding_mask: (B, M), True = padding. Neither drift, delay nor the order parameter sees it:
                 positions count from each sequence's first real token.
             need_weights: also return the weights P (through the eager backend).
-            attn_mask: (N, M), (B * H, N, M), or broadcastable to (B, H, N, M). The order parameter then takes
-                for each query only the tokens that the query may see.
+            attn_mask: (N, M), (B * H, N, M), or broadcastable to (B, H, N, M). No output depends on a token
+                that the mask hides from its query, not through the order parameter, delay or token shift
+                either: to a query that may not see the token before a sender, that sender is a first one.
+                Refused with a token shift in cross-attention, unless `is_causal`.
             average_attn_weights: average the returned weights over the heads.
             is_causal: each query sees the keys up to its own; with M > N queries sit at the end, in mask and
                 position.
             state: for incremental decoding, which is causal self-attention: appends these tokens to the past
                 that it holds, in place, and attends to all of it. Needs is_causal=True.
+            self_attention: whether key and query are the same tokens: it decides about positions, the token
+                before, and who is "itself". None: they are if key is left out, is query, or is another view
+                of its memory (as autograd wrappers pass). An equal copy is not: `layer(x + p, x + p, x)` is
+                cross-attention. True: they are, key and value have query's shape, and key, which must be
+                equal to query, is not read. False: they are not.
 
         Returns:
             (out, weights): out like query; weights None, or (B, N, M), or (B, H, N, M) if not averaged.
 
         Raises:
-            ValueError: a shape or mask is not as documented, or an argument does not go with `state`.
+            ValueError: an input is nested, a shape or mask is not as documented, an argument does not go with
+                `state`, key is not query although `self_attention` says so, or a mask does not go with a
+                token shift.
         """
         batched = query.ndim == 3
         query, key, value, key_padding_mask = self._batch_first(query, key, value, key_padding_mask)
-        arguments = self._operator_arguments(query, key, value, key_padding_mask, attn_mask, is_causal, state)
+        arguments = self._operator_arguments(
+            query, key, value, key_padding_mask, attn_mask, is_causal, state, self_attention
+        )
         weights = None
         dropout_p = self.dropout if self.training else 0.0
         result = selective_synchronization_attention(
@@ -225,6 +257,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         )
         if need_weights:
             out, _, weights = result
+            weights = weights if attn_mask is None else fold(weights, key.shape[1])
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             out = result
@@ -242,9 +275,12 @@ class SelectiveSynchronizationAttention(nn.Module):
         key_padding_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        *,
+        self_attention: bool | None = None,
     ) -> Tensor:
         """The fraction of allowed pairs that lock, (H,) float32, without padding; arguments as `forward`."""
-        return density.locked_density(self._call(query, key, value, key_padding_mask, attn_mask, is_causal))
+        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
+        return density.locked_density(call)
 
     @torch.no_grad()
     def calibrate_(
@@ -256,6 +292,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         *,
+        self_attention: bool | None = None,
         density_range: tuple[float, float] | None = None,
     ) -> None:
         """Set coupling and bandwidth so that the heads' densities on this input are the ladder's, in place.
@@ -273,8 +310,8 @@ class SelectiveSynchronizationAttention(nn.Module):
                 "calibration needs strength='log' and a density_range, got "
                 f"strength={self.strength!r}, density_range={density_range}"
             )
-        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal)
-        ladder = locking.density_ladder(*density_range, self.num_heads)
+        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
+        ladder = locking.density_ladder(*density_range, self.num_heads, dtype=torch.float32, device="cpu")
         coupling, bandwidth = density.fit_strength(call, self.coupling_strength, ladder, self.sharpness)
         self.raw_coupling.copy_(coupling.log())
         self.raw_bandwidth.copy_(bandwidth.log())
@@ -289,11 +326,12 @@ class SelectiveSynchronizationAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         *,
+        self_attention: bool | None = None,
         limit: float,
     ) -> tuple[Tensor, Tensor]:
         """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,):
         `syncattn.nn.limit_density_` takes that back."""
-        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal)
+        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
         return density.excess_strength(call, limit)
 
     @classmethod
@@ -305,11 +343,14 @@ class SelectiveSynchronizationAttention(nn.Module):
 
         return from_reference(state_dict, num_heads, top_k)
 
-    def _call(self, query, key, value, key_padding_mask, attn_mask, is_causal) -> Call:
+    def _call(self, query, key, value, key_padding_mask, attn_mask, is_causal, self_attention=None) -> Call:
         """The operator's checked call that `forward` would make, for counting."""
         query, key, value, key_padding_mask = self._batch_first(query, key, value, key_padding_mask)
-        arguments = self._operator_arguments(query, key, value, key_padding_mask, attn_mask, is_causal, None)
-        real = real_tokens(key_padding_mask, *query.shape[:2]) if same_tokens(query, key) else None
+        arguments = self._operator_arguments(
+            query, key, value, key_padding_mask, attn_mask, is_causal, None, self_attention
+        )
+        itself = attend_themselves(query, key, self_attention)
+        real = real_tokens(key_padding_mask, *query.shape[:2]) if itself else None
         if real is not None:  # what padding hears nobody reads
             arguments["attn_mask"] = arguments["attn_mask"] & real[:, None, :, None]
         return prepare(**arguments)

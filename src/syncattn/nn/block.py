@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from syncattn.nn.attention import SelectiveSynchronizationAttention
 from syncattn.nn.state import IncrementalState
+from syncattn.nn.tokens import check_dense
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -81,7 +82,11 @@ class Block(nn.Module):
             is_causal: makes the block causal, with or without src_mask.
             state: incremental decoding, see `SelectiveSynchronizationAttention.forward`.
             need_weights: return (out, weights (B, H, N, M)).
+
+        Raises:
+            ValueError: src is nested, or as `SelectiveSynchronizationAttention.forward`.
         """
+        check_dense("src", src)
         attended, weights = self.self_attn(
             self.norm1(src) if self.norm_first else src,
             key_padding_mask=src_key_padding_mask,

@@ -23,12 +23,12 @@ _MAX_NUMBERS = 2**24
 def locked_density(call: Call) -> Tensor:
     """The fraction of allowed pairs that lock, (H,) float32 on the CPU; 0 where no pair is allowed."""
     heads = call.receive.shape[1]
-    locked, total = torch.zeros(heads, dtype=torch.int64), torch.zeros(heads, dtype=torch.int64)
+    locked, total = torch.zeros(2, heads, dtype=torch.int64, device="cpu")
     for one in _blocks_of_rows(call._replace(return_weights=True, dropout_p=0.0, seed=None)):
         _, sync, _ = eager.run(one)
         locked += (sync > 0).sum((0, 2, 3)).cpu()
         total += eager.allowed_pairs(one).expand_as(sync).sum((0, 2, 3)).cpu()
-    return locked / total.clamp(min=1)
+    return locked.float() / total.clamp(min=1)
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def fit_strength(call: Call, strength: Tensor, density: Tensor, sharpness: float
         if wanted < 2 * forced < 1:
             raised.append(h)
             wanted = 2 * forced
-        share = torch.tensor([wanted], dtype=torch.float64)
+        share = torch.tensor([wanted], dtype=torch.float64, device=pairs.device)
         _, bandwidth = locking.calibrate_from_detuning(pairs[None], share, sharpness)
         # A pair locks from K r = sqrt(D) exp(alpha D) on; that threshold's quantile is K, whatever r varies.
         threshold = 0.5 * pairs.log() + bandwidth * pairs - (coherence / strength[h].double()).log()
@@ -131,7 +131,7 @@ def _allowed_detuning(call: Call, head: int) -> tuple[Tensor, Tensor]:
     group = call.receive.shape[1] // call.send.shape[1]
     batch, _, queries, _ = call.receive.shape
     stride = math.ceil(batch * queries * call.send.shape[2] / _MAX_PAIRS)
-    rows = torch.arange(queries - 1, -1, -stride, device=call.receive.device)
+    rows = torch.arange(queries - 1, -1, -stride, dtype=torch.int64, device=call.receive.device)
     for one in _sequences(call):
         receive, send = one.receive[0, head, rows].double(), one.send[0, head // group].double()
         # the differences themselves, without a product's cancellation and without a (rows, M, m) tensor

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from syncattn.nn.tokens import delayed_heads, shift_by_one
+from syncattn.nn.tokens import delayed_heads
 
 POSITIONS = ("drift", "own_drift", "rotary", "none")
+
+
+class Frequencies(NamedTuple):
+    """What a layer makes its receive and send frequencies of."""
+
+    receive: Tensor  # (B, H, N, m)
+    emitted: Tensor  # (B, H, M, m), what senders emit; the same tensor as `receive` where it can be
+    nobody: Tensor | None  # (B or 1, H, M or 1, m), what a token without content emits at the place before
+    delayed: Tensor  # (H,) bool, the heads that couple to what the token before emitted
 
 
 class Frequency(nn.Module):
@@ -96,9 +105,11 @@ class Frequency(nn.Module):
                     nn.init.zeros_(projection.bias)
         if self.log_slope is not None:
             low, high = (math.log(w) for w in self.window_range)
-            windows = torch.linspace(low, high, self.num_heads) if self.num_heads > 1 else (low + high) / 2
+            # one head has the middle; made on the CPU in float32, the same numbers wherever the module is
+            ends = (low, high) if self.num_heads > 1 else ((low + high) / 2,) * 2
+            windows = torch.linspace(*ends, self.num_heads, dtype=torch.float32, device="cpu")
             with torch.no_grad():
-                self.log_slope.copy_(0.5 * math.log(2 * self.freq_dim) - torch.as_tensor(windows))
+                self.log_slope.copy_(0.5 * math.log(2 * self.freq_dim) - windows)
         if self.direction is not None:
             nn.init.normal_(self.direction)
             with torch.no_grad():
@@ -111,6 +122,27 @@ class Frequency(nn.Module):
         """Whether what a token emits is what it listens with (before any delay)."""
         return self.send_proj is None and self.detuning is None
 
+    def forward(
+        self, query: Tensor | None, key: Tensor, own: Tensor, position: Tensor, first: Tensor | None
+    ) -> Frequencies:
+        """Everything that depends on this module's tensors, in one call: what loads them for a call, as
+        offloading does, loads them here.
+
+        Args:
+            query: receivers (B, N, E); None: they are the senders.
+            key: senders (B, M, E).
+            own: the receivers' positions (B or 1, N).
+            position: the senders' (B or 1, M).
+            first: at which places a sender may have nobody before it, (B or 1, M or 1); None: nowhere.
+        """
+        emitted = self.emit(key, position)
+        if query is None and self.symmetric:
+            receive = emitted
+        else:
+            receive = self.receive(key if query is None else query, own)
+        nobody = None if first is None else self._nobody(key, first)
+        return Frequencies(receive, emitted, nobody, self.delayed)
+
     def receive(self, x: Tensor, position: Tensor) -> Tensor:
         """What tokens listen with: x (B, N, E), position (B or 1, N) -> (B, H, N, m), float32 at least."""
         frequency = self._locate(self._content(self.receive_proj, x), position)
@@ -122,25 +154,10 @@ class Frequency(nn.Module):
         """What tokens emit, before any delay: as `receive`."""
         return self._locate(self._content(self.send_proj or self.receive_proj, x), position)
 
-    def before_all(self, batch: int) -> Tensor:
-        """What a token without content emits at position -1 (B, H, m): it stands before the first token."""
-        weight = self.receive_proj.weight
-        before = torch.full((1, 1), -1, device=weight.device)
-        return self.emit(weight.new_zeros(1, 1, self.embed_dim), before)[:, :, 0].expand(batch, -1, -1)
-
-    def delay_by_one(self, emitted: Tensor, real: Tensor | None, last: Tensor) -> Tensor:
-        """What couples to the receivers: in delayed heads, what the real token before each one emitted.
-
-        Args:
-            emitted: (B, H, N, m).
-            real: (B, N) bool, False = padding, which emits nothing; None if there is none.
-            last: what the last real token before these emitted (B, H, m): `before_all` at a sequence's start.
-
-        Returns:
-            (B, H, N, m)
-        """
-        previous = shift_by_one(emitted, last.to(emitted.dtype), real)
-        return torch.where(self.delayed[:, None, None], previous, emitted)
+    def _nobody(self, like: Tensor, position: Tensor) -> Tensor:
+        """What a token without content emits at the place before each position (B or 1, M): (.., H, M, m)."""
+        content = self._content(self.send_proj or self.receive_proj, like.new_zeros(1, 1, self.embed_dim))
+        return self._locate(content.expand(position.shape[0], -1, position.shape[1], -1), position - 1)
 
     def _content(self, projection: nn.Linear, x: Tensor) -> Tensor:
         content = projection(x).unflatten(-1, (self.num_heads, self.content_dim)).transpose(1, 2)

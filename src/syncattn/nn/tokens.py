@@ -5,9 +5,42 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from syncattn.backends.call import boolean_mask, is_transformed
+from syncattn.backends.call import boolean_mask, is_plain, is_transformed
+
+
+def check_dense(name: str, x: Tensor) -> None:
+    """Raise ValueError for a nested (jagged) or sparse tensor."""
+    if x.is_nested or x.layout != torch.strided:
+        raise ValueError(
+            f"{name} must be a dense tensor (torch.nested.to_padded_tensor pads a nested one; a padding mask "
+            f"says what is padding), got {'a nested one' if x.is_nested else x.layout}"
+        )
+
+
+def attend_themselves(query: Tensor, key: Tensor, self_attention: bool | None) -> bool:
+    """Whether the queries are the keys: as `self_attention` says, or, for None, as far as that is known.
+
+    Raises:
+        ValueError: the caller says so, and key is not query, by its shape or, where that is free to see, by
+            its values.
+    """
+    if self_attention is None:
+        return same_tokens(query, key)
+    if self_attention and key is not query:
+        if key.shape != query.shape:
+            raise ValueError(
+                "self_attention=True needs key and value of query's shape, got query "
+                f"{tuple(query.shape)} and key {tuple(key.shape)}"
+            )
+        free = is_plain(query) and is_plain(key)
+        if free and (query.dtype != key.dtype or not torch.equal(query, key)):
+            raise ValueError(
+                "self_attention=True needs key to be query, or equal to it (leave one of the two out), got "
+                f"{key.dtype} that differs by up to {(query - key).abs().max().item():.3g}"
+            )
+    return self_attention
 
 
 def same_tokens(query: Tensor, key: Tensor) -> bool:
@@ -66,7 +99,7 @@ def allowed_pairs(attn_mask: Tensor | None, batch: int, heads: int, queries: int
 def positions(real: Tensor | None, tokens: int, count: Tensor | None, device: torch.device) -> Tensor:
     """(B or 1, N) int64: each token's number among its sequence's real tokens, from 0."""
     if real is None:
-        position = torch.arange(tokens, device=device)[None]
+        position = torch.arange(tokens, dtype=torch.int64, device=device)[None]
     else:
         position = real.cumsum(-1) - 1
     return position if count is None else position + count
@@ -78,7 +111,7 @@ def last_real(emitted: Tensor, real: Tensor | None, last: Tensor | None) -> Tens
         return last
     if real is None:
         return emitted[:, :, -1]
-    number = torch.arange(1, real.shape[-1] + 1, device=real.device)
+    number = torch.arange(1, real.shape[-1] + 1, dtype=torch.int64, device=real.device)
     latest = torch.where(real, number, 0).amax(-1)  # (B,), 0 = none
     before = torch.zeros_like(emitted[:, :, 0]) if last is None else last
     candidates = torch.cat((before[:, :, None], emitted), dim=2)
@@ -86,16 +119,24 @@ def last_real(emitted: Tensor, real: Tensor | None, last: Tensor | None) -> Tens
     return candidates.gather(2, index)[:, :, 0]
 
 
+def number_before(real: Tensor) -> Tensor:
+    """(B, N) int64: the number, from 1, of the real token before each one; 0 where there is none."""
+    tokens = real.shape[-1]
+    number = torch.arange(1, tokens + 1, dtype=torch.int64, device=real.device).expand_as(real)
+    count = real.cumsum(-1)
+    # The c-th real token's number at place c. A running maximum would say it in one line, which ONNX has not.
+    ordered = number.new_zeros(real.shape[0], tokens + 1).scatter(
+        1, torch.where(real, count, 0), torch.where(real, number, 0)
+    )
+    return ordered.gather(1, count - real.to(count.dtype))
+
+
 def shift_by_one(x: Tensor, first: Tensor, real: Tensor | None) -> Tensor:
     """To each token of x (B, H, N, m) what the real token before it has; first (B, H, m) to the first."""
-    tokens = x.shape[2]
     shifted = torch.cat((first[:, :, None], x), dim=2)  # (B, H, N + 1, m)
     if real is None:
-        return shifted[:, :, :tokens]
-    number = torch.arange(1, tokens + 1, device=x.device)
-    before = nn.functional.pad(torch.where(real, number, 0), (1, 0))[:, :tokens]
-    index = before.cummax(-1).values  # the last real one before, 0 = first
-    return shifted.gather(2, index[:, None, :, None].expand_as(x))
+        return shifted[:, :, : x.shape[2]]
+    return shifted.gather(2, number_before(real)[:, None, :, None].expand_as(x))
 
 
 def last_input(x: Tensor, real: Tensor | None, before: Tensor | None) -> Tensor | None:
@@ -104,16 +145,22 @@ def last_input(x: Tensor, real: Tensor | None, before: Tensor | None) -> Tensor 
     return None if latest is None else latest[:, 0].clone()  # a view would keep all of x alive
 
 
-def mix_previous(x: Tensor, amount: Tensor, before: Tensor | None, real: Tensor | None) -> Tensor:
+def mix_previous(
+    x: Tensor, amount: Tensor, before: Tensor | None, real: Tensor | None, follows: Tensor | None = None
+) -> Tensor:
     """x_i + amount * x_(i - 1), channel by channel: x (B, N, E), amount (E,), before (B, E) or None for 0.
 
-    The token before is the real one before; `amount` scales each channel of it.
+    The token before is the real one before; `amount` scales each channel of it. Where `follows` (B or 1, N)
+    bool is False there is none.
     """
     first = x.new_zeros(x.shape[0], x.shape[2]) if before is None else before
-    return x + amount * shift_by_one(x[:, None], first[:, None], real)[:, 0]
+    previous = shift_by_one(x[:, None], first[:, None], real)[:, 0]
+    if follows is not None:
+        previous = torch.where(follows[..., None], previous, 0)
+    return x + amount * previous
 
 
 def delayed_heads(num_heads: int, delay: float, device: torch.device | str | None) -> Tensor:
     """(H,) bool: which heads a delay on this fraction delays, spread evenly over the heads."""
     pattern = [math.floor((h + 1) * delay) > math.floor(h * delay) for h in range(num_heads)]
-    return torch.tensor(pattern, device=device)
+    return torch.tensor(pattern, dtype=torch.bool, device=device)

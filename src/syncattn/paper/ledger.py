@@ -26,7 +26,9 @@ def ledger(found: dict[str, list[Claim]], about: str) -> str:
         "What *Selective Synchronization Attention* (Hays, arXiv:2602.14445) claims, as far as its "
         "abstract, its statements and its code tell, with a verdict that rests on measurements. Generated: "
         "the numbers below were measured by the run described here, but for those called published A100, "
-        "which are the paper's own; every claim names the command that measures it again.",
+        "which are the paper's own; every claim names the command that measures it again. Verdicts hang on "
+        "counts, bytes and values; times, as median and quartiles of the rounds, are told beside them and "
+        "decide nothing.",
         "",
         about,
         "",
@@ -62,6 +64,9 @@ def _entry(section: str, claim: Claim) -> list[str]:
     for check in claim.checks:
         mark = "" if check.met else " **not met**"
         lines.append(f"| {_cell(check.what)} | {number(check.measured)} | {_cell(check.expected)}{mark} |")
+    for one in claim.times:
+        spread = f"{number(one.median)} ({number(one.low)} to {number(one.high)})"
+        lines.append(f"| {_cell(one.what)} | {spread} | a time: decides nothing |")
     return [*lines, "", f"`syncattn paper --section {section} --out DIR`"]
 
 

@@ -106,6 +106,7 @@ def write_ledger(out: Path) -> dict[str, list[Claim]]:
     flat = [
         claim._asdict()
         | {"section": name, "shown": claim.shown, "checks": [c._asdict() for c in claim.checks]}
+        | {"times": [t._asdict() for t in claim.times]}
         for name, claims in found.items()
         for claim in claims
     ]

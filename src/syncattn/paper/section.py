@@ -44,6 +44,21 @@ class Check(NamedTuple):
     met: bool
 
 
+class Timing(NamedTuple):
+    """A time, or a ratio of times: reported with its spread. No verdict hangs on it, for it hangs on what
+    else the machine does.
+
+    Attributes:
+        what: what was timed, with its unit.
+        median, low, high: over the rounds, with the quartiles.
+    """
+
+    what: str
+    median: float
+    low: float
+    high: float
+
+
 class Claim(NamedTuple):
     """One claim of the paper with what was found.
 
@@ -53,7 +68,9 @@ class Claim(NamedTuple):
         says: the claim in our words.
         verdict: one of VERDICTS. It stands only if every check is met.
         finding: what was found, with its numbers; for HOLDS_IF it says under which condition.
-        checks: the measurements that the verdict rests on, one at least.
+        checks: the measurements that the verdict rests on, one at least: counts, bytes, values of formulas.
+            A time is none of them; tests/paper lets the clock say anything.
+        times: what was timed beside them.
     """
 
     name: str
@@ -62,6 +79,7 @@ class Claim(NamedTuple):
     verdict: str
     finding: str
     checks: tuple[Check, ...]
+    times: tuple[Timing, ...] = ()
 
     @property
     def shown(self) -> bool:
@@ -105,6 +123,11 @@ class Section(NamedTuple):
     drawings: tuple[Drawing, ...] = ()
     table: Callable[[Numbers], str] | None = None
     threads: int | None = 1
+
+
+def timing(what: str, found: dict[str, Any]) -> Timing:
+    """A time from what `bench.timing.spread` says of its rounds."""
+    return Timing(what, found["median"], *found["quartiles"])
 
 
 def below(what: str, measured: float, limit: float) -> Check:

@@ -107,6 +107,15 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """A trained model, in evaluation mode, and its tokeniser, from a folder that training wrote.
 
     Raises:
+        UserError: what `load_weights` raises, or no tokenizer.
+    """
+    return load_weights(folder), load_tokenizer(Path(folder).expanduser())
+
+
+def load_weights(folder: str | Path) -> PreTrainedModel:
+    """A trained model, in evaluation mode, from a folder that training or `save_pretrained` wrote.
+
+    Raises:
         UserError: no such folder, a file is missing, truncated or corrupted, or the weights are not this
             config's.
     """
@@ -143,7 +152,7 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
             f"{folder / WEIGHTS} does not fit {folder / 'config.json'}: {len(wrong)} tensors are missing, "
             f"unexpected or of another shape, the first is {_name(wrong[0])}"
         )
-    return model.eval(), load_tokenizer(folder)
+    return model.eval()
 
 
 def _check_json(path: Path) -> Any:

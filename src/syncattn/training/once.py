@@ -13,7 +13,8 @@ from syncattn.training.data import Corpus
 from syncattn.training.errors import Diverged, Interrupted, UserError
 from syncattn.training.files import RESULT_FILE, RUN_FILE, read_json, write_json
 from syncattn.training.options import TrainingOptions
-from syncattn.training.train import describe_config, train
+from syncattn.training.settings import describe_config
+from syncattn.training.train import train
 
 DIVERGED_FILE = "diverged.json"
 _NEUTRAL = ("log_every", "eval_every", "save_every", "eval_tokens")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -19,7 +17,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 import syncattn.models  # noqa: F401  registers the models with the Auto classes
 from syncattn.nn import SelectiveSynchronizationAttention, calibrate
 from syncattn.training.checkpoints import check_checkpoint, find_checkpoint, load_config
-from syncattn.training.data import Corpus, EvaluationWindows, RandomWindows, encode_corpus, load_corpus
+from syncattn.training.data import Corpus, encode_corpus, reload_corpus
 from syncattn.training.environment import command, machine, versions
 from syncattn.training.errors import Interrupted, UserError
 from syncattn.training.files import (
@@ -50,8 +47,9 @@ from syncattn.training.files import (
 from syncattn.training.loop import Loop, diverged, has_diverged, stop_on_signals
 from syncattn.training.options import TrainingOptions
 from syncattn.training.progress import Display
-from syncattn.training.settings import chosen_backend
+from syncattn.training.settings import chosen_backend, describe_config, first_model
 from syncattn.training.tokenizers import encode, load_tokenizer
+from syncattn.training.windows import EvaluationWindows, RandomWindows
 
 PROBE_WINDOWS = 4
 """Windows of validation text on which densities are measured."""
@@ -69,7 +67,7 @@ def train(
     console: Console | None = None,
     label: str = "",
 ) -> dict[str, Any]:
-    """Train a model from scratch, or go on from a checkpoint of the same run.
+    """Train a model from scratch or from a trained one's weights, or go on from a checkpoint of the same run.
 
     The finished folder has `config.json`, `model.safetensors`, the tokeniser's files, and `training.json`,
     whose content is returned: options, data, history (loss, validation loss, density per layer and head,
@@ -96,7 +94,7 @@ def train(
     with quiet(), _threads(options.threads), chosen_backend(options.backend):
         tokens = encode_corpus(corpus, lambda text: encode(tokenizer, text), options.context)
         set_seed(options.seed)
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        model, options = first_model(config, options, checkpoint)
         arguments = _training_arguments(out, options)
         train_windows = RandomWindows(
             tokens["train"], options.context, options.steps * options.batch_size, options.seed
@@ -105,7 +103,7 @@ def train(
         probe = _stack(
             EvaluationWindows(tokens["validation"], options.context, PROBE_WINDOWS * options.context)
         )
-        if checkpoint is None and options.calibrate and wants_calibration(model):
+        if checkpoint is None and options.calibrates and wants_calibration(model):
             first = torch.stack([train_windows[i]["input_ids"] for i in range(options.batch_size)])
             # Where it will train: a backend asked for by name may be of that device alone.
             calibrate(model.to(arguments.device), input_ids=first.to(arguments.device), use_cache=False)
@@ -115,7 +113,7 @@ def train(
             prepare_output(out, 8 * 4 * parameter_count(model) + 2_000_000, overwrite=overwrite)
             (out / CHECKPOINTS).mkdir(exist_ok=True)
             write_json(out / RUN_FILE, _run_description(config, corpus, tokenizer, options))
-        display = Display(console if main else None, label)
+        display = Display(console if main else None, label, every_log=options.log_every is not None)
         loop = Loop(
             model,
             arguments,
@@ -190,16 +188,16 @@ def resume(folder: str | Path, console: Console | None = None, label: str = "") 
     out = checkpoint.parent.parent
     run = read_json(out / RUN_FILE)
     try:
-        sources, cap, digest = run["data"]["sources"], run["data"]["max_chars"], run["data"]["sha256"]
         options = TrainingOptions(**run["options"])
+        corpus, digest = reload_corpus(run["data"]), run["data"]["sha256"]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"cannot resume from {folder}: {out / RUN_FILE} is not a run's description ({error})"
         ) from error
-    corpus = load_corpus(sources, cap)
     if corpus.sha256 != digest:
         raise UserError(
-            f"cannot resume from {folder}: the text in {', '.join(sources)} has changed since the run began"
+            f"cannot resume from {folder}: the text in {', '.join(corpus.sources)} has changed since the run "
+            "began"
         )
     config = load_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
@@ -288,15 +286,6 @@ def _run_description(
         "versions": versions(),
         "machine": machine(),
     }
-
-
-def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields as a model's folder stores them, as JSON; equal descriptions are equal models."""
-    fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
-    # filled in when a model is built
-    for name in ("transformers_version", "architectures", "dtype", "use_cache"):
-        fields.pop(name, None)
-    return fields
 
 
 def _training_arguments(out: Path, options: TrainingOptions) -> TrainingArguments:

@@ -219,6 +219,14 @@ def test_compiled_equals_not_compiled(draw, fresh_compiler, device):
         assert torch.equal(a, b)
 
 
+def test_a_second_derivative_is_refused(draw, device):
+    leaves = [x.requires_grad_() for x in on(device, draw(1, 1, 3, 3, 2, 2))]
+    out = attention(*leaves, backend="triton")
+    (grad,) = torch.autograd.grad(out.square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"backend='triton' has no second derivative.*backend='eager'"):
+        grad.sum().backward()
+
+
 def test_under_autocast_the_arithmetic_stays_float32(evaluate, draw, device):
     inputs = draw(1, 1, 20, 20, 4, 5)
     want = evaluate(inputs, LAYER, "triton", device=device)

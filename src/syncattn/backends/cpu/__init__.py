@@ -10,22 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import (
-    FUSED_SCHEMA,
-    Call,
-    fused_arguments,
-    is_plain,
-    is_transformed,
-    without_autocast,
-)
+from syncattn.backends.call import Call, is_plain, is_transformed
 from syncattn.backends.cpu import library
-from syncattn.backends.cpu.library import pointer
+from syncattn.backends.cpu.library import buffer, pointer
 from syncattn.backends.cpu.problem import Order, arrange, describe, plain, put_back, rounded
+from syncattn.backends.operator import FUSED_SCHEMA, constant_when_compiled, differentiate, fused_arguments
 
 _MOST_COORDINATES = 512
 
 
-@torch.compiler.assume_constant_result  # it looks at the disk, which cannot be traced
+@constant_when_compiled
 def unavailable() -> str | None:
     """Why this backend cannot run on this machine, or None."""
     loaded = library.load()
@@ -77,17 +71,15 @@ def _compute(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem, value = inputs.problem, arguments[2]
     batch, heads, queries, keys = problem.batch, problem.heads, problem.queries, problem.keys
     framed = (batch, heads, queries) if problem.nearest else (0,)
-    out = torch.empty(batch, heads, queries, problem.value_dim)
-    row_sum = torch.empty(batch, heads, queries)
-    base = torch.empty(framed)
-    sender = torch.empty(framed, dtype=torch.int32)
+    out = buffer(batch, heads, queries, problem.value_dim)
+    row_sum = buffer(batch, heads, queries)
+    base, sender = buffer(*framed), buffer(*framed, dtype=torch.int32)
     problem.out, problem.row_sum = pointer(out), pointer(row_sum)
-    problem.base, problem.nearest_sender = pointer(base), pointer(sender)
+    problem.base, problem.nearest_sender = pointer(base), pointer(sender, torch.int32)
     library.forward(problem)
     out = put_back(out, inputs.order.rows)
-    order = torch.full(
-        (batch, heads, queries + keys if _may_be_ordered(*arguments) else 0), -1, dtype=torch.int32
-    )
+    tokens = queries + keys if _may_be_ordered(*arguments) else 0
+    order = torch.full((batch, heads, tokens), -1, dtype=torch.int32, device="cpu")
     if inputs.order.rows is not None:
         order[..., :queries], order[..., queries:] = inputs.order
     return out[..., : value.shape[-1]].to(value.dtype).contiguous(), row_sum, base, sender, order
@@ -134,16 +126,17 @@ def _backward(grad, out, row_sum, base, sender, order, *arguments):
     grad, out = plain(grad, columns), plain(out, columns)
     if ordered:
         grad, out = arrange(grad, places.receive), arrange(out, places.receive)
-    grad_receive = torch.empty(problem.batch, problem.heads, queries, problem.freq_dim)
-    grad_send = torch.empty(problem.batch, problem.heads, problem.keys, problem.freq_dim)
-    grad_value = torch.empty(problem.batch, problem.heads, problem.keys, columns)
-    grad_coupling = torch.empty(problem.batch, problem.heads, queries)
-    grad_bandwidth = torch.empty(problem.batch, problem.heads, dtype=torch.float64)
+    grad_receive = buffer(problem.batch, problem.heads, queries, problem.freq_dim)
+    grad_send = buffer(problem.batch, problem.heads, problem.keys, problem.freq_dim)
+    grad_value = buffer(problem.batch, problem.heads, problem.keys, columns)
+    grad_coupling = buffer(problem.batch, problem.heads, queries)
+    grad_bandwidth = buffer(problem.batch, problem.heads, dtype=torch.float64)
     problem.grad_out, problem.out, problem.row_sum = pointer(grad), pointer(out), pointer(row_sum)
-    problem.base, problem.nearest_sender = pointer(base), pointer(sender)
+    problem.base, problem.nearest_sender = pointer(base), pointer(sender, torch.int32)
     problem.grad_receive, problem.grad_send = pointer(grad_receive), pointer(grad_send)
     problem.grad_value = pointer(grad_value)
-    problem.grad_coupling, problem.grad_bandwidth = pointer(grad_coupling), pointer(grad_bandwidth)
+    problem.grad_coupling = pointer(grad_coupling)
+    problem.grad_bandwidth = pointer(grad_bandwidth, torch.float64)
     library.backward(problem)
     grad_value = put_back(grad_value, places.columns)[..., : value.shape[-1]]
     return (
@@ -161,18 +154,7 @@ def _(grad, out, row_sum, base, sender, order, receive, send, value, coupling, b
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.options = inputs[7:]
-    ctx.save_for_backward(*output, *inputs[:7])
-
-
-def _differentiate(ctx, grad, *_):
-    with without_autocast(grad.device):  # .backward() may be called inside of it
-        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options)
-    return (*gradients, *(None,) * (2 + len(ctx.options)))
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+differentiate("cpu", _forward, _backward)
 
 
 def _sum_groups(gradient: Tensor, heads: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,11 @@ from torch import Tensor
 
 _PATH = Path(__file__).parent / "_kernel.so"
 _POINTERS = ctypes.c_void_p
+# Without the two options an installer takes what it has cached, the wheel without a kernel.
+REBUILD = (
+    "pip install --no-cache-dir --force-reinstall --no-deps . "
+    "(in place of the dot whatever syncattn was installed from)"
+)
 
 
 class Problem(ctypes.Structure):
@@ -48,17 +54,14 @@ def load() -> ctypes.CDLL | str:
     if sys.byteorder != "little":
         return "its kernel is written for little-endian machines"
     if not _PATH.exists():
-        return (
-            "its kernel was not built: the install found no C++ compiler (GCC or Clang with C++17). "
-            "Install one, then syncattn again"
-        )
+        return _not_built()
     try:
         library = ctypes.CDLL(str(_PATH))
     except OSError as error:
         return f"its kernel cannot be loaded: {error}"
     size = getattr(library, "syncattn_problem_bytes", lambda: 0)
     if size() != ctypes.sizeof(Problem):
-        return "its kernel was built from another version of syncattn: install syncattn again"
+        return f"its kernel was built from another version of syncattn. Build it again: {REBUILD}"
     library.syncattn_instance.restype = ctypes.c_char_p
     for function in (library.syncattn_forward, library.syncattn_backward):
         function.argtypes = (ctypes.POINTER(Problem), ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p)
@@ -67,6 +70,14 @@ def load() -> ctypes.CDLL | str:
         *(ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32)),
     )
     return library
+
+
+def _not_built() -> str:
+    """That there is no kernel, and what to do, as this machine is now."""
+    compilers = os.environ.get("CXX", ""), "c++", "g++", "clang++"
+    found = next((path for name in compilers if (path := shutil.which(name))), None)
+    do = f"There is one now, {found}: build it with" if found else "Nor is there one now: install one, then"
+    return f"its kernel was not built: the install found no C++ compiler (GCC or Clang, C++17). {do} {REBUILD}"
 
 
 def instances() -> list[str]:
@@ -126,7 +137,7 @@ def _run(function: Any, problem: Problem) -> None:
 def order(problem: Problem, receive_order: Tensor, send_order: Tensor) -> bool:
     """Decide whether to order the call's tokens; if so, write each head's order (B, H, N), (B, H, M)."""
     ordered = ctypes.c_int32()
-    orders = pointer(receive_order), pointer(send_order)
+    orders = pointer(receive_order, torch.int32), pointer(send_order, torch.int32)
     if _loaded().syncattn_order(problem, torch.get_num_threads(), team(), *orders, ordered):
         raise MemoryError("the CPU kernel found no memory for the order of the tokens")
     return bool(ordered.value)
@@ -138,6 +149,14 @@ def _loaded() -> ctypes.CDLL:
     return library
 
 
-def pointer(tensor: Tensor | None) -> int | None:
-    """A tensor's address, null for None."""
-    return None if tensor is None else tensor.data_ptr()
+def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for the kernel to fill."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def pointer(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
+    """A tensor's address, null for None. The kernel cannot see what is there: it must be of this dtype."""
+    if tensor is None:
+        return None
+    assert tensor.dtype == dtype and tensor.is_cpu, f"{dtype} on the CPU, got {tensor.dtype}, {tensor.device}"
+    return tensor.data_ptr()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from syncattn.backends.cpu import library
-from syncattn.backends.cpu.library import pointer
+from syncattn.backends.cpu.library import buffer, pointer
 
 COLUMNS = 16  # the kernel wants the value's columns in multiples of this
 # Pairs for each token that has to be put in order and back, from which on even looking for an order can pay.
@@ -65,7 +65,7 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
     batch, heads, queries, freq_dim = receive.shape
     keys = value.shape[2]
     if order is None:
-        nowhere = torch.empty(0, dtype=torch.int32)
+        nowhere = buffer(0, dtype=torch.int32)
         order = Order(nowhere, nowhere)
         by_key = mask is None or mask.shape[2] == 1
         worth = queries * keys > 0 and queries * keys >= _PAIRS_WORTH_ORDERING * (queries + keys)
@@ -74,7 +74,7 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
             order = _choose(natural, order)
             if order.rows is None:
                 return natural
-    coupling = coupling.expand(batch, heads, queries)
+    coupling = coupling.float().expand(batch, heads, queries)
     receive, plain_value = plain(receive, freq_dim), plain(value, rounded(value.shape[-1]))
     send = receive if options.symmetric else plain(send, freq_dim)
     if order.rows is not None:
@@ -83,7 +83,7 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
         send = receive if same else arrange(send, order.send)
         if coupling.stride(2):
             coupling = coupling.gather(2, order.receive.long())
-    bandwidth = bandwidth.contiguous()
+    bandwidth = bandwidth.float().contiguous()
     problem = library.Problem(
         batch=batch,
         heads=heads,
@@ -99,8 +99,8 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
         coupling=pointer(coupling),
         coupling_strides=coupling.stride(),
         bandwidth=pointer(bandwidth),
-        receive_index=pointer(order.rows),
-        send_index=pointer(order.columns),
+        receive_index=pointer(order.rows, torch.int32),
+        send_index=pointer(order.columns, torch.int32),
         is_causal=options.is_causal,
         self_coupling=options.self_coupling,
         nearest=options.nearest,
@@ -110,7 +110,7 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
     )
     if mask is not None:
         mask = mask.expand(batch, heads, queries, keys)
-        problem.mask = pointer(mask)
+        problem.mask = pointer(mask, torch.bool)
         problem.mask_strides = mask.stride()
     if seed is not None:
         problem.dropout = 1
@@ -127,8 +127,8 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
 
 def _choose(natural: Inputs, unordered: Order) -> Order:
     problem = natural.problem
-    receive_order = torch.empty(problem.batch, problem.heads, problem.queries, dtype=torch.int32)
-    send_order = torch.empty(problem.batch, problem.heads, problem.keys, dtype=torch.int32)
+    receive_order = buffer(problem.batch, problem.heads, problem.queries, dtype=torch.int32)
+    send_order = buffer(problem.batch, problem.heads, problem.keys, dtype=torch.int32)
     chosen = library.order(problem, receive_order, send_order)
     return Order(receive_order, send_order) if chosen else unordered
 
@@ -149,8 +149,7 @@ def plain(x: Tensor, columns: int) -> Tensor:
 def arrange(x: Tensor, order: Tensor) -> Tensor:
     """The tokens of x (B, H or a divisor, N, c) in each head's order (B, H, N): (B, H, N, c)."""
     batch, heads, tokens = order.shape
-    groups = heads // x.shape[1]
-    first = torch.arange(batch * heads).div(groups, rounding_mode="floor").view(batch, heads, 1) * tokens
+    first = _numbers(batch, heads).div(heads // x.shape[1], rounding_mode="floor") * tokens
     return x.reshape(-1, x.shape[-1]).index_select(0, (order + first).flatten()).view(*order.shape, -1)
 
 
@@ -159,6 +158,11 @@ def put_back(x: Tensor, order: Tensor | None) -> Tensor:
     if order is None:
         return x
     batch, heads, tokens = order.shape
-    first = torch.arange(batch * heads).view(batch, heads, 1) * tokens
+    first = _numbers(batch, heads) * tokens
     flat = x.reshape(batch * heads * tokens, -1)
     return torch.empty_like(flat).index_copy_(0, (order + first).flatten(), flat).view(x.shape)
+
+
+def _numbers(batch: int, heads: int) -> Tensor:
+    """(B, H, 1) int64: each head's number."""
+    return torch.arange(batch * heads, dtype=torch.int64, device="cpu").view(batch, heads, 1)

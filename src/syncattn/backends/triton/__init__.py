@@ -15,19 +15,20 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import FUSED_SCHEMA, Call, fused_arguments, is_transformed, without_autocast
+from syncattn.backends.call import Call, is_transformed
+from syncattn.backends.operator import FUSED_SCHEMA, constant_when_compiled, differentiate, fused_arguments
 
 _MOST_COORDINATES, _MOST_COLUMNS = 128, 256
 _OLDEST = (3, 4)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def interpreted() -> bool:
     """Whether kernels run on the CPU, in Triton's interpreter (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-@torch.compiler.assume_constant_result  # it looks at the environment, which cannot be traced
+@constant_when_compiled
 def unavailable() -> str | None:
     """Why this backend cannot run on this machine, or None."""
     if (missing := _missing()) is not None:
@@ -72,7 +73,7 @@ def refuses(call: Call) -> str | None:
     return "it has no forward-mode or torch.func derivative" if is_transformed() else None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _too_old(device: torch.device) -> str | None:
     """Asked of a device in use only: the question itself starts CUDA, which a forked process cannot."""
     if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8:
@@ -139,15 +140,4 @@ def _(grad, out, row_sum, base, sender, receive, send, value, coupling, bandwidt
     return tuple(x.new_empty(x.shape) for x in (receive, send, value, coupling, bandwidth))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.options = inputs[7:]
-    ctx.save_for_backward(*output, *inputs[:7])
-
-
-def _differentiate(ctx, grad, *_):
-    with without_autocast(grad.device):  # .backward() may be called inside of it
-        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options)
-    return (*gradients, *(None,) * (2 + len(ctx.options)))
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+differentiate("triton", _forward, _backward)

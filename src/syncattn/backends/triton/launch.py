@@ -209,7 +209,8 @@ class Problem:
 
     def reach(self, base: Tensor | None) -> Tensor:
         """(B H, tiles of receivers): the largest D at which any of a tile can lock."""
-        reach = torch.empty(self.batch * self.heads, self.receive.tiles, device=self.device)
+        shape = self.batch * self.heads, self.receive.tiles
+        reach = torch.empty(shape, dtype=torch.float32, device=self.device)
         with on(self.device):
             reach_kernel[(self.batch * self.heads * self.receive.tiles,)](
                 self.coupling, *self.coupling.stride(), self.bandwidth, reach if base is None else base,

@@ -46,7 +46,7 @@ def kd_order(x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
         there = there & (allowed != 0)
     w = torch.where(there[..., None], x.float(), _AWAY).flatten(0, 1)
     w = torch.nn.functional.pad(w, (0, 0, 0, size - tokens), value=torch.inf)
-    order = torch.arange(size, device=x.device).expand(len(w), 1, size)
+    order = torch.arange(size, dtype=torch.int64, device=x.device).expand(len(w), 1, size)
     for level in range(levels):
         pieces = 1 << level
         w, order = w.view(-1, pieces, size // pieces, coordinates), order.reshape(-1, pieces, size // pieces)
@@ -72,7 +72,7 @@ def order_of(receive: Tensor, send: Tensor, tile: int, allowed: Tensor | None, s
 
 def inverse(order: Tensor) -> Tensor:
     """Where each token went, from where each place's token comes: (B, heads, tokens) int64."""
-    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    places = torch.arange(order.shape[-1], dtype=torch.int64, device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from syncattn.bench.timing import ratios
 from syncattn.paper.section import Numbers
 
 # name in the numbers: (label, colour, marker, line style)
@@ -33,22 +35,25 @@ def draw(numbers: Numbers) -> Figure:
     panels = figure.subplots(2, 3)
     rows = numbers["rows"]
     tokens = [row["tokens"] for row in rows]
-    throughput = _of(rows, lambda one: one["tokens_per_second"] / 1000)
+    throughput = _of(rows, lambda row, name: row["tokens"] * row["batch"] / _seconds(row, name) / 1000)
     _lines(panels[0, 0], tokens, throughput, "Throughput, thousand tokens/s")
-    _lines(panels[0, 1], tokens, _of(rows, lambda one: one["seconds"] * 1000), "Latency of a batch, ms")
-    times = _of(rows, lambda one: one["time_ratio"])
+    _lines(
+        panels[0, 1],
+        tokens,
+        _of(rows, lambda row, name: _seconds(row, name) * 1000),
+        "Latency of a batch, ms",
+    )
+    times = _of(rows, _over_transformer)
     _ratios(panels[1, 0], numbers, times, "throughput", "Time over the Transformer's")
     if "no_memory" in numbers:
         for axes in (panels[0, 2], panels[1, 1]):
             axes.set_axis_off()
         panels[0, 2].text(0, 0.5, "Peak memory was not measured:\n" + numbers["no_memory"], wrap=True)
     else:
-        _lines(panels[0, 2], tokens, _of(rows, lambda one: one["peak_mib"]), "Peak memory, MiB")
+        held = _of(rows, lambda row, name: row["contenders"][name]["peak_mib"])
+        _lines(panels[0, 2], tokens, held, "Peak memory, MiB")
         base = {row["tokens"]: row["contenders"]["transformer"]["peak_mib"] for row in rows}
-        peaks = {
-            name: (x, [y / base[n] for n, y in zip(x, values)])
-            for name, (x, values) in _of(rows, lambda one: one["peak_mib"]).items()
-        }
+        peaks = {name: (x, [y / base[n] for n, y in zip(x, values)]) for name, (x, values) in held.items()}
         _ratios(panels[1, 1], numbers, peaks, "peak", "Peak memory over the Transformer's")
     _legend(panels[1, 2], numbers)
     return figure
@@ -57,12 +62,21 @@ def draw(numbers: Numbers) -> Figure:
 Lines = dict[str, tuple[list[int], list[float]]]
 
 
-def _of(rows: Sequence[Numbers], value: Callable[[Numbers], float]) -> Lines:
-    """(N, value) of every contender."""
+def _seconds(row: Numbers, name: str) -> float:
+    return median(s for s in row["contenders"][name]["seconds"] if s is not None)
+
+
+def _over_transformer(row: Numbers, name: str) -> float:
+    contenders = row["contenders"]
+    return median(ratios(contenders[name]["seconds"], contenders["transformer"]["seconds"]))
+
+
+def _of(rows: Sequence[Numbers], value: Callable[[Numbers, str], float]) -> Lines:
+    """(N, value of the row and the name) of every contender."""
     found: Lines = {}
     for name in CONTENDERS:
         there = [row for row in rows if name in row["contenders"]]
-        found[name] = ([row["tokens"] for row in there], [value(row["contenders"][name]) for row in there])
+        found[name] = ([row["tokens"] for row in there], [value(row, name) for row in there])
     return found
 
 
@@ -135,7 +149,8 @@ def _range(values: list[int]) -> str:
 def table(numbers: Numbers) -> str:
     """Table 1 as Markdown: here in absolute numbers, then ratios here beside the published ones."""
     setting = numbers["setting"]
-    trials = [one["trials"] for row in numbers["rows"] for one in row["contenders"].values()]
+    timed = [one["seconds"] for row in numbers["rows"] for one in row["contenders"].values()]
+    trials = [sum(s is not None for s in seconds) for seconds in timed]
     lines = [
         "# Table 1: the published benchmark, and ours",
         "",
@@ -155,11 +170,12 @@ def table(numbers: Numbers) -> str:
                 continue
             one = row["contenders"][name]
             peak = f"{one['peak_mib']:,.0f}" if "peak_mib" in one else "-"
-            density = row["density"].get(name)
+            seconds, density = _seconds(row, name), row["density"].get(name)
+            speed = row["tokens"] * row["batch"] / seconds / 1000
             share = "-" if density is None else f"{density:.2g}"
             lines.append(
-                f"| {row['tokens']:,} | {row['batch']} | {label} | {one['tokens_per_second'] / 1000:.2f} | "
-                f"{one['seconds'] * 1000:,.0f} | {peak} | {share} |"
+                f"| {row['tokens']:,} | {row['batch']} | {label} | {speed:.2f} | {seconds * 1000:,.0f} | "
+                f"{peak} | {share} |"
             )
     return "\n".join([*lines, "", *_ratio_table(numbers, labels)]) + "\n"
 
@@ -183,7 +199,7 @@ def _ratio_table(numbers: Numbers, labels: dict[str, str]) -> list[str]:
                 cells.append("-")
                 continue
             peak = f", {one['peak_mib'] / base['peak_mib']:.2f}" if "peak_mib" in one else ""
-            cells.append(f"{one['time_ratio']:.2f}{peak}")
+            cells.append(f"{_over_transformer(row, name):.2f}{peak}")
         lines.append(f"| {label}, here | " + " | ".join(cells) + " |")
         if name in PUBLISHED_NAMES:
             cells = []

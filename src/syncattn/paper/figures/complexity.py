@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from syncattn.paper.measures.operations import exponent_of_times
 from syncattn.paper.section import Numbers
 
 _STYLES: dict[str, tuple[str, str, Any]] = {
@@ -28,7 +29,10 @@ def draw(numbers: Numbers) -> Figure:
     _operations(panels[0, 0], numbers)
     _density(panels[1, 1], numbers)
     series = numbers["series"]
-    times = {name: (one["tokens"], [1000 * x for x in one["seconds"]]) for name, one in series.items()}
+    times = {
+        name: (one["tokens"], [1000 * _fastest(rounds) for rounds in one["seconds"]])
+        for name, one in series.items()
+    }
     _lines(panels[0, 1], times, "Processor time of two heads, ms")
     if "no_memory" in numbers:
         panels[1, 0].set_axis_off()
@@ -61,8 +65,13 @@ def _label(name: str, numbers: Numbers) -> str:
     series, setting = numbers["series"][name], numbers["setting"]
     text = f"{name}, window {setting['window']}" if name == "ours, drift" else name
     text = text.replace("k lock", f"{setting['partners']} a token lock")
-    exponents = [series["exponent"], *([series["memory"]["exponent"]] if "memory" in series else [])]
+    time = exponent_of_times(series["tokens"], series["seconds"])["median"]
+    exponents = [time, *([series["memory"]["exponent"]] if "memory" in series else [])]
     return f"{text}: " + ", ".join(f"{x:.2f}" for x in exponents)
+
+
+def _fastest(rounds: list[float | None]) -> float:
+    return min(seconds for seconds in rounds if seconds is not None)
 
 
 def _operations(axes: Axes, numbers: Numbers) -> None:
@@ -109,10 +118,8 @@ def _lines(axes: Axes, lines: dict[str, tuple[list[int], list[float]]], title: s
 def _density(axes: Axes, numbers: Numbers) -> None:
     found = numbers["density"]
     colour = "#0b6e8f"
-    full = found["seconds"][-1]
-    axes.plot(
-        found["density"], [s / full for s in found["seconds"]], color=colour, marker="o", lw=1.6, ms=4.2
-    )
+    seconds = [_fastest(rounds) for rounds in found["seconds"]]
+    axes.plot(found["density"], [s / seconds[-1] for s in seconds], color=colour, marker="o", lw=1.6, ms=4.2)
     axes.plot(
         [found["density"][0], found["density"][-1]],
         [found["density"][0] / found["density"][-1], 1],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,16 +32,6 @@ def kernels(call: Callable[[], Any]) -> int:
     with torch.no_grad(), KernelCount() as counter:
         call()
     return counter.count
-
-
-def seconds(call: Callable[[], Any], repeats: int) -> float:
-    """The least time of a call."""
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
 
 
 def step(phase: Tensor, ratio: Tensor, size: Tensor | float = STEP) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from syncattn.bench.timing import spread
+
 _aten: Any = torch.ops.aten
 # Products are counted by PyTorch itself; an empty tensor is no work.
 _NOT_COUNTED = (_aten.mm, _aten.bmm, _aten.addmm, _aten.baddbmm, _aten.empty, _aten.empty_like)
@@ -66,3 +68,9 @@ def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
     y = [math.log(value) for value in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
+
+
+def exponent_of_times(sizes: Sequence[int], seconds: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+    """The spread of `exponent` over the rounds, seconds[size][round], in which every size was timed."""
+    rounds = [[s for s in values if s is not None] for values in zip(*seconds)]
+    return spread([exponent(sizes, values) for values in rounds if len(values) == len(sizes)])
