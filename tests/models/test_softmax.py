@@ -61,7 +61,7 @@ def test_the_formula(position, delay, causal):
     torch.testing.assert_close(out, expected, **tight)
     assert weights.shape == (2, 6, 6)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 6, dtype=torch.float64))
-    if causal:
+    if causal and not delay:
         mask = torch.ones(6, 6, dtype=torch.bool).triu(1)
         torch.testing.assert_close(layer(x, attn_mask=mask)[0], expected, **tight)
     across = SoftmaxAttention(12, 3, batch_first=False, position=position, delay=delay, dtype=torch.float64)
@@ -101,6 +101,17 @@ def test_what_the_layer_refuses():
         layer(x, x.clone())
     with pytest.raises(ValueError, match=r"query must have shape \(B, N, 8\), got \(2, 4, 4\)"):
         layer(x[..., :4])
+    state = IncrementalState()
+    layer(x, is_causal=True, state=state)
+    with pytest.raises(ValueError, match="state must hold a batch of 1 sequences, got 2"):
+        layer(x[:1], is_causal=True, state=state)
+    with pytest.raises(ValueError, match="query must be a dense tensor"):
+        layer(x.to_sparse())
+    for options in ({"delay": 0.5}, {"token_shift": True}):
+        with pytest.raises(
+            ValueError, match="attn_mask must be None with a delay or a token shift, got a mask"
+        ):
+            SoftmaxAttention(8, 2, **options)(x, attn_mask=torch.zeros(4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"state must come with is_causal=True .* got is_causal=False"):
         layer(x, state=IncrementalState())
     with pytest.raises(ValueError, match="num_heads must divide embed_dim"):

@@ -14,6 +14,7 @@ from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
 from syncattn.nn.tokens import (
     allowed_pairs,
+    check_dense,
     delayed_heads,
     last_input,
     last_real,
@@ -94,7 +95,8 @@ class SoftmaxAttention(nn.Module):
         """Self-attention of query (B, N, E); arguments and result as in `SelectiveSynchronizationAttention`.
 
         `state` holds rotated keys where that layer's holds frequencies: 2 * head_dim numbers per token and
-        head. A row whose keys are all masked gives exactly 0.
+        head. A row whose keys are all masked gives exactly 0. With a delay or a token shift there is no
+        attn_mask: key_padding_mask and is_causal say who sees whom.
 
         Raises:
             ValueError: key or value is not query, or a shape or mask is not as documented.
@@ -103,6 +105,7 @@ class SoftmaxAttention(nn.Module):
             raise ValueError(
                 "key and value must be None or query itself, got another tensor: this is self-attention"
             )
+        check_dense("query", query)
         if query.ndim != 3 or query.shape[-1] != self.embed_dim:
             raise ValueError(f"query must have shape (B, N, {self.embed_dim}), got {tuple(query.shape)}")
         if state is not None and (not is_causal or attn_mask is not None):
@@ -110,8 +113,15 @@ class SoftmaxAttention(nn.Module):
             raise ValueError(
                 f"state must come with is_causal=True and no attn_mask, got is_causal={is_causal}, {masked}"
             )
+        if attn_mask is not None and (self.delay or self.shift is not None):
+            raise ValueError(
+                "attn_mask must be None with a delay or a token shift, got a mask: what it hides would reach "
+                "other rows through the token after"
+            )
         x = query if self.batch_first else query.transpose(0, 1)
         batch, tokens, _ = x.shape
+        if state is not None and state.value is not None and state.value.shape[0] != batch:
+            raise ValueError(f"state must hold a batch of {batch} sequences, got {state.value.shape[0]}")
         real = real_tokens(key_padding_mask, batch, tokens)
         allowed = allowed_pairs(attn_mask, batch, self.num_heads, tokens, tokens)
         position = positions(real, tokens, None if state is None else state.count, x.device)
