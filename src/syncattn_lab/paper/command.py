@@ -13,7 +13,8 @@ from syncattn.starting import loading
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from syncattn_lab.paper.section import Claim, Plan
+    from syncattn_lab.paper.judge import Claim
+    from syncattn_lab.paper.section import Plan
 
 
 def paper_command(
@@ -143,7 +144,7 @@ def _show(found: dict[str, list[Claim]], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from syncattn_lab.paper.section import FAILS, HOLDS
+    from syncattn_lab.paper.judge import FAILS, HOLDS
 
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("section", "claim", "where", "verdict"):

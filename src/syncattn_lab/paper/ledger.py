@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from syncattn_lab.paper.section import HOLDS_IF, VERDICTS, Claim
+from syncattn_lab.paper.judge import HOLDS_IF, VERDICTS, Claim
 
 LEDGER_FILE = "claims.md"
 

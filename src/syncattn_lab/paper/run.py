@@ -16,8 +16,9 @@ from syncattn.drawing import FORMATS, save, style
 from syncattn.training.environment import command, machine, versions
 from syncattn.training.errors import UserError
 from syncattn.training.files import read_json, staged, write_json, write_text
+from syncattn_lab.paper.judge import Claim
 from syncattn_lab.paper.ledger import LEDGER_FILE, ledger
-from syncattn_lab.paper.section import Claim, Plan, Section
+from syncattn_lab.paper.section import Plan, Section
 from syncattn_lab.paper.sections import NAMES, section
 
 RECORD_FILE = "paper.json"

@@ -10,10 +10,10 @@ from torch import nn
 
 from syncattn.drawing import style
 from syncattn.nn import OSNBlock
-from syncattn_lab.paper.figures.architecture import parts
-from syncattn_lab.paper.measures import replacement
+from syncattn_lab.paper.architecture import measure, replacement
+from syncattn_lab.paper.architecture.claims import SECTION
+from syncattn_lab.paper.architecture.figure import parts
 from syncattn_lab.paper.section import Plan
-from syncattn_lab.paper.sections import architecture
 
 STEPS = ["norm1", "self_attn", "add", "norm2", "linear1", "linear2", "add"]
 
@@ -21,7 +21,7 @@ STEPS = ["norm1", "self_attn", "add", "norm2", "linear1", "linear2", "add"]
 @pytest.fixture(scope="module")
 def numbers():
     before = torch.get_rng_state()
-    found = architecture.measure(Plan(quick=True), lambda line: None)
+    found = SECTION.measure(Plan(quick=True), lambda line: None)
     assert torch.equal(torch.get_rng_state(), before)  # nobody else's random numbers change
     return json.loads(json.dumps(found))
 
@@ -49,8 +49,8 @@ def test_steps_add_up(numbers):
 @pytest.mark.parametrize("make", [nn.TransformerEncoderLayer, OSNBlock])
 def test_trace_follows_the_module(make):
     """With the norms after the sums the trace says so: it is read, not assumed."""
-    block = make(architecture.WIDTH, 8, 64, batch_first=True, norm_first=False)
-    names = [step["name"] for step in architecture.trace(block)]
+    block = make(measure.WIDTH, 8, 64, batch_first=True, norm_first=False)
+    names = [step["name"] for step in measure.trace(block)]
     assert names == ["self_attn", "add", "norm1", "linear1", "linear2", "add", "norm2"]
     assert not block._forward_hooks and not block.norm1._forward_hooks
 
@@ -78,7 +78,7 @@ def test_published_start_by_hand(numbers):
 
 
 def test_claims_are_shown(numbers):
-    found = {claim.name: claim for claim in architecture.claims(numbers)}
+    found = {claim.name: claim for claim in SECTION.claims(numbers)}
     assert set(found) == {"parameter-parity", "drop-in-replacement", "trains-as-published"}
     assert all(claim.shown for claim in found.values())
 
@@ -111,12 +111,12 @@ def test_claims_can_fail(numbers, claim, path, wrong):
     for key in path[:-1]:
         inside = inside[key]
     inside[path[-1]] = wrong
-    assert not {one.name: one for one in architecture.claims(changed)}[claim].shown
+    assert not {one.name: one for one in SECTION.claims(changed)}[claim].shown
 
 
 def test_drawing(numbers):
     with style():
-        figure = architecture.SECTION.drawings[0].draw(numbers)
+        figure = SECTION.drawings[0].draw(numbers)
         figure.canvas.draw()
     assert isinstance(figure, Figure)
     written = " ".join(text.get_text() for text in figure.axes[0].texts)

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from syncattn.drawing import style
 from syncattn.nn import OSNBlock
-from syncattn_lab.paper.measures.published import (
+from syncattn_lab.paper.benchmark import measure
+from syncattn_lab.paper.benchmark.blocks import (
     PublishedBlock,
     SoftmaxAttention,
     SoftmaxBlock,
@@ -19,16 +20,17 @@ from syncattn_lab.paper.measures.published import (
     make_block,
     published_block,
 )
-from syncattn_lab.paper.section import FAILS, HOLDS, Plan
-from syncattn_lab.paper.sections import benchmark
-from syncattn_lab.paper.sections.benchmark import BATCH, PUBLISHED, SECTION
+from syncattn_lab.paper.benchmark.claims import SECTION, held_matrices, published_ratios
+from syncattn_lab.paper.benchmark.measure import BATCH, PUBLISHED
+from syncattn_lab.paper.judge import FAILS, HOLDS
+from syncattn_lab.paper.section import Plan
 
 
 @pytest.fixture(scope="module")
 def numbers():
     """A quick measurement at small sizes, as it comes back from JSON."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "QUICK_BATCH", {128: 1, 512: 1})
+        patch.setattr(measure, "QUICK_BATCH", {128: 1, 512: 1})
         measured = SECTION.measure(Plan(quick=True), lambda line: None)
     return json.loads(json.dumps(measured))
 
@@ -102,15 +104,15 @@ def test_blocks_refuse_masks_and_leave_random_numbers_alone():
 
 def test_densities():
     """Counted on some rows, against all pairs of one sequence; every token locks with itself."""
-    x = benchmark.tokens_of(96, 1, seed=0)
+    x = measure.tokens_of(96, 1, seed=0)
     for prepare, low, high in (
         (lock_all, 1, 1),
         (lock_half, 0.3, 0.7),
         (lambda block: block, 1 / 96, 1 / 96),
     ):
-        block = prepare(published_block(OSNBlock, benchmark.WIDTH, benchmark.HEADS, 0))
+        block = prepare(published_block(OSNBlock, measure.WIDTH, measure.HEADS, 0))
         sync, _ = published_formula(block.self_attn, block.norm1(x), None)
-        found = benchmark.density(block, x, 0)
+        found = measure.density(block, x, 0)
         assert low <= (sync > 0).mean() <= high
         assert found == pytest.approx((sync > 0).mean(), abs=0.03 if low < high else 1e-9)
 
@@ -127,7 +129,7 @@ def test_the_published_memory_is_whole_matrices():
     }
     assert grown["transformer"].tolist() == [2, 2, 2]
     assert np.abs(grown["osn_dense"] - 10).max() < 0.04
-    assert benchmark.held_matrices("osn_dense")[:5] == [8.0] * 5
+    assert held_matrices("osn_dense")[:5] == [8.0] * 5
     # of top-64: a float32 value and an int64 place for each chosen partner
     chosen = [BATCH[n] * n * 8 * 64 * (4 + 8) / 2**20 for n in tokens]
     more = np.subtract(PUBLISHED["peak"]["osn_sparse"], PUBLISHED["peak"]["osn_dense"])
@@ -135,9 +137,9 @@ def test_the_published_memory_is_whole_matrices():
 
 
 def test_published_ratios():
-    found = benchmark.published_ratios("osn_dense", "throughput")
+    found = published_ratios("osn_dense", "throughput")
     assert found[4096] == pytest.approx(3.237, abs=1e-3) and min(found.values()) == found[256]
-    assert benchmark.published_ratios("osn_sparse", "peak")[4096] == pytest.approx(3.986, abs=1e-3)
+    assert published_ratios("osn_sparse", "peak")[4096] == pytest.approx(3.986, abs=1e-3)
 
 
 def test_claims_are_shown(numbers):
@@ -157,7 +159,7 @@ def test_claims_are_shown(numbers):
 def test_a_blocks_operations_by_hand(numbers):
     """Products: four projections of the attention, two of N x N with d, a feed-forward of eight projections;
     no form saves any. Three passes over N x N are the least that a softmax takes."""
-    width, heads = benchmark.WIDTH, benchmark.HEADS
+    width, heads = measure.WIDTH, measure.HEADS
     for i, (tokens, batch) in enumerate(BATCH.items()):
         matrices = batch * heads * tokens**2
         products = 2 * batch * tokens * 12 * width**2 + 4 * matrices * (width // heads)
@@ -168,7 +170,7 @@ def test_a_blocks_operations_by_hand(numbers):
 
 def test_what_is_measured(numbers):
     for row in numbers["rows"]:
-        assert set(benchmark.NAMES) <= set(row["contenders"])
+        assert set(measure.NAMES) <= set(row["contenders"])
         assert row["density"]["ours_alone"] == pytest.approx(1 / row["tokens"])
         assert row["density"]["ours_locked"] == 1
         assert 0.2 < row["agreement"]["density"] < 0.8

@@ -9,9 +9,10 @@ import torch
 from scipy.integrate import quad, solve_ivp
 
 from syncattn.drawing import png, style
-from syncattn_lab.paper.measures import closed_form_pairs as pairs
-from syncattn_lab.paper.section import HOLDS, Plan
-from syncattn_lab.paper.sections.closed_form import SECTION
+from syncattn_lab.paper.closed_form import pairs
+from syncattn_lab.paper.closed_form.claims import SECTION
+from syncattn_lab.paper.judge import HOLDS
+from syncattn_lab.paper.section import Plan
 
 
 @pytest.fixture(scope="module")

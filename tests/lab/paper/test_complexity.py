@@ -12,11 +12,13 @@ from scipy.special import lambertw
 import syncattn
 from syncattn.bench.published import published_attention
 from syncattn.drawing import style
-from syncattn_lab.paper.measures.operations import count, exponent
-from syncattn_lab.paper.measures.peak import peak_bytes
-from syncattn_lab.paper.section import HOLDS, HOLDS_IF, Plan
-from syncattn_lab.paper.sections import complexity
-from syncattn_lab.paper.sections.complexity import CONTENT, DENSE, DRIFT, FIXED, ONE, SECTION, SPARSE
+from syncattn_lab.paper.complexity import measure
+from syncattn_lab.paper.complexity.claims import SECTION
+from syncattn_lab.paper.complexity.measure import CONTENT, DENSE, DRIFT, FIXED, ONE, SPARSE
+from syncattn_lab.paper.judge import HOLDS, HOLDS_IF
+from syncattn_lab.paper.operations import count, exponent
+from syncattn_lab.paper.peak import peak_bytes
+from syncattn_lab.paper.section import Plan
 
 COUNTS = 8  # sizes in numbers["counts"]
 
@@ -60,7 +62,7 @@ def test_exponent_and_polynomial():
     assert exponent(sizes, values) == pytest.approx(
         np.polyfit(np.log(sizes), np.log(values), 1)[0], rel=1e-12
     )
-    assert complexity.quadratic([7 * n * n + 5 * n + 3 for n in sizes], sizes) == (7, 5, 3)
+    assert measure.quadratic([7 * n * n + 5 * n + 3 for n in sizes], sizes) == (7, 5, 3)
 
 
 def test_one_coordinate_against_all_pairs(numbers):
@@ -69,7 +71,7 @@ def test_one_coordinate_against_all_pairs(numbers):
     for tokens, visited in zip(numbers["sorted"]["tokens"], numbers["sorted"]["visited"]):
         w = torch.randn(tokens, generator=generator, dtype=torch.float64).numpy()
         density = torch.tensor(64 / tokens, dtype=torch.float64)
-        coupling, bandwidth = (float(x) for x in complexity.locking.calibrate(density, 1, 100.0))
+        coupling, bandwidth = (float(x) for x in measure.locking.calibrate(density, 1, 100.0))
         radius = np.sqrt(lambertw(2 * bandwidth * coupling**2).real / (2 * bandwidth))
         assert visited == (np.abs(w[:, None] - w) <= radius).sum()
         assert 40 * tokens < visited < 90 * tokens
@@ -80,16 +82,14 @@ def test_peak_memory_is_that_of_the_matrices_held(numbers):
     if "no_memory" in numbers:
         pytest.skip(numbers["no_memory"])
     memory = numbers["series"][DENSE]["memory"]
-    assert 8 < memory["bytes"][-1] / (4 * complexity.HEADS * memory["tokens"][-1] ** 2) < 9.5
+    assert 8 < memory["bytes"][-1] / (4 * measure.HEADS * memory["tokens"][-1] ** 2) < 9.5
 
 
 def test_peak_memory_says_why_there_is_none(monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
-    assert (
-        peak_bytes("syncattn_lab.paper.sections.complexity:make", []) == "the process failed: exit status 1"
-    )
-    monkeypatch.setattr("syncattn_lab.paper.measures.peak.unavailable", lambda device: "not here")
-    assert peak_bytes("syncattn_lab.paper.sections.complexity:make", []) == "not here"
+    assert peak_bytes("syncattn_lab.paper.complexity.measure:make", []) == "the process failed: exit status 1"
+    monkeypatch.setattr("syncattn_lab.paper.peak.unavailable", lambda device: "not here")
+    assert peak_bytes("syncattn_lab.paper.complexity.measure:make", []) == "not here"
 
 
 def test_claims_are_shown(numbers):
@@ -108,8 +108,8 @@ def test_claims_are_shown(numbers):
 @pytest.mark.parametrize("name", [DRIFT, ONE, CONTENT])
 def test_pairs_that_are_looked_at_hold_all_that_lock(name):
     """Tile by tile, against the locked pairs of the operator's own matrix."""
-    case = complexity.ours_case(name, 512)
-    inputs = complexity.make_inputs(case, seed=3)
+    case = measure.ours_case(name, 512)
+    inputs = measure.make_inputs(case, seed=3)
     _, sync, _ = syncattn.selective_synchronization_attention(*inputs, **case.options(), return_weights=True)
     locked = sync[0, 0] > 0
     if name == ONE:
@@ -117,14 +117,14 @@ def test_pairs_that_are_looked_at_hold_all_that_lock(name):
         locked = locked[order][:, order]
     tiles = locked.unflatten(1, (-1, 64)).unflatten(0, (-1, 64)).any(3).any(1)
     allowed = 36 if case.is_causal else 64
-    found = complexity.visited_pairs(case, seed=3) / 64**2
+    found = measure.visited_pairs(case, seed=3) / 64**2
     assert tiles.sum() <= found <= allowed
     assert found == {DRIFT: 8 + 7 + 6, ONE: found, CONTENT: 64}[name]
 
 
 def test_the_cases_are_as_dense_as_they_say(numbers):
     series = numbers["series"]
-    assert series[DRIFT]["keys_per_row"] < complexity.WINDOW + 2
+    assert series[DRIFT]["keys_per_row"] < measure.WINDOW + 2
     assert 0.03 < series[FIXED]["density"] < 0.08
 
 

@@ -7,13 +7,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from syncattn.drawing import style
+from syncattn_lab.paper.concept import measure
+from syncattn_lab.paper.concept.claims import SECTION
 from syncattn_lab.paper.section import Plan
-from syncattn_lab.paper.sections import concept
 
 
 @pytest.fixture(scope="module")
 def numbers():
-    return json.loads(json.dumps(concept.measure(Plan(quick=True), lambda line: None)))
+    return json.loads(json.dumps(SECTION.measure(Plan(quick=True), lambda line: None)))
 
 
 def test_sync_is_the_published_formula(numbers):
@@ -51,14 +52,14 @@ def test_phases_are_a_steady_state_of_the_group(numbers):
 
 def test_two_oscillators_settle_at_the_closed_form():
     kappa, alpha, detuning = 1.5, 0.3, 0.4
-    found = concept.phases(np.array([0.0, detuning]), kappa, alpha, np.array([0, 1]), 200.0)
+    found = measure.phases(np.array([0.0, detuning]), kappa, alpha, np.array([0, 1]), 200.0)
     ratio = detuning / (kappa * np.exp(-alpha * detuning**2))
     assert np.sin(found["phase"][1] - found["phase"][0]) == pytest.approx(ratio, abs=1e-5)
     assert found["gap_between"] == pytest.approx(0, abs=1e-6)
 
 
 def test_claim_is_shown_and_can_fail(numbers):
-    (claim,) = concept.claims(numbers)
+    (claim,) = SECTION.claims(numbers)
     assert claim.shown
     for key, wrong in {
         "zeros_across": 23,
@@ -70,12 +71,12 @@ def test_claim_is_shown_and_can_fail(numbers):
         "spread_within": 0.1,
         "gap_between": 0.1,
     }.items():
-        assert not concept.claims(numbers | {key: wrong})[0].shown, key
+        assert not SECTION.claims(numbers | {key: wrong})[0].shown, key
 
 
 def test_drawing(numbers):
     with style():
-        figure = concept.SECTION.drawings[0].draw(numbers)
+        figure = SECTION.drawings[0].draw(numbers)
         figure.canvas.draw()
     assert isinstance(figure, Figure)
     written = {text.get_text() for axes in figure.axes for text in axes.texts}

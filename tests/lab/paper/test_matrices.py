@@ -11,17 +11,15 @@ from scipy.spatial.distance import jensenshannon
 from syncattn.drawing import png, style
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.nn.convert import published
-from syncattn_lab.paper.figures import matrices as matrices_figures
-from syncattn_lab.paper.measures import matrices as measures
-from syncattn_lab.paper.measures import statistics
+from syncattn_lab.paper.matrices import figure, measure, statistics
+from syncattn_lab.paper.matrices.claims import SECTION
 from syncattn_lab.paper.section import Plan
-from syncattn_lab.paper.sections import matrices
 
 
 @pytest.fixture(scope="module")
 def numbers():
     state = torch.get_rng_state()
-    found = matrices.SECTION.measure(Plan(quick=True), lambda line: None)
+    found = SECTION.measure(Plan(quick=True), lambda line: None)
     assert torch.equal(torch.get_rng_state(), state)  # nobody's random numbers change
     return json.loads(json.dumps(found))
 
@@ -145,8 +143,8 @@ def test_weights_are_those_of_the_published_layer():
         layer.raw_coupling.fill_(12.0)
         layer.raw_bandwidth.fill_(-4.0)
         _, wanted = layer(x, need_weights=True, average_attn_weights=False)
-        frequency, kappa = measures.published_parts(layer, x)
-        got = measures.weights(measures.squared_detuning(frequency), kappa, layer.bandwidth)
+        frequency, kappa = measure.published_parts(layer, x)
+        got = measure.weights(measure.squared_detuning(frequency), kappa, layer.bandwidth)
     off = wanted[0] * (1 - torch.eye(20))
     assert 0.05 < (off > 0).double().mean() < 0.95  # neither empty nor full
     assert (got - wanted[0]).abs().max() < 1e-4 and (got - wanted[0]).abs().median() < 1e-7
@@ -154,11 +152,11 @@ def test_weights_are_those_of_the_published_layer():
 
 def test_pictures_keep_zeros_and_the_scale():
     values = torch.tensor([[0.0, 1e-9, 1.0, 1e9], [0.5, 2.0, 0.0, 7.7]], dtype=torch.float64)
-    back = matrices_figures.decode(matrices_figures.encode(values))
+    back = figure.decode(figure.encode(values))
     assert torch.equal(back == 0, values == 0)
-    inside = (values > matrices_figures.LOW) & (values < matrices_figures.HIGH)
+    inside = (values > figure.LOW) & (values < figure.HIGH)
     assert (back / values)[inside].log().abs().max() < 0.06
-    assert back[0, 1] == matrices_figures.LOW and back[0, 3] == pytest.approx(matrices_figures.HIGH)
+    assert back[0, 1] == figure.LOW and back[0, 3] == pytest.approx(figure.HIGH)
 
 
 def test_law_of_the_effective_share():
@@ -169,11 +167,11 @@ def test_law_of_the_effective_share():
     sync = np.sqrt(np.maximum(np.exp(-2 * alpha * detuning) - detuning / kappa**2, 0))
     n = 512
     wanted = (1 + (n - 1) * sync.mean()) ** 2 / (n * (1 + (n - 1) * (sync**2).mean()))
-    assert measures.effective_share_law(n) == pytest.approx(wanted, abs=1e-4)
+    assert measure.effective_share_law(n) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_claims_are_shown(numbers):
-    claims = matrices.SECTION.claims(numbers)
+    claims = SECTION.claims(numbers)
     assert [claim.name for claim in claims] == [
         "non-uniform-at-initialisation",
         "head-diverse-at-initialisation",
@@ -213,13 +211,13 @@ def test_checks_are_alive(numbers, claim, setting, path, value):
     for key in path[:-1]:
         at = at[key]
     at[path[-1]] = value
-    assert not matrices.SECTION.claims(false)[claim].shown
+    assert not SECTION.claims(false)[claim].shown
 
 
 def test_pictures_and_table(numbers):
-    for drawing in matrices.SECTION.drawings:
+    for drawing in SECTION.drawings:
         with style():
             assert png(drawing.draw(numbers)).startswith(b"\x89PNG")
-    lines = [line for line in matrices.SECTION.table(numbers).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(matrices_figures.LABELS)
+    lines = [line for line in SECTION.table(numbers).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(figure.LABELS)
     assert len({line.count("|") for line in lines}) == 1

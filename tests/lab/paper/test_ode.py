@@ -8,8 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from syncattn.drawing import png, style
-from syncattn_lab.paper.section import HOLDS, HOLDS_IF, Plan
-from syncattn_lab.paper.sections.ode import SECTION
+from syncattn_lab.paper.judge import HOLDS, HOLDS_IF
+from syncattn_lab.paper.ode.claims import SECTION
+from syncattn_lab.paper.section import Plan
 
 VERDICTS = {
     "two-oscillators": HOLDS,

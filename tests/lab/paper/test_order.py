@@ -10,13 +10,14 @@ import torch
 from matplotlib.figure import Figure
 
 from syncattn.drawing import style
+from syncattn_lab.paper.order import measure
+from syncattn_lab.paper.order.claims import SECTION
 from syncattn_lab.paper.section import Plan
-from syncattn_lab.paper.sections import order
 
 
 @pytest.fixture(scope="module")
 def numbers():
-    return json.loads(json.dumps(order.measure(Plan(quick=True), lambda line: None)))
+    return json.loads(json.dumps(SECTION.measure(Plan(quick=True), lambda line: None)))
 
 
 def test_expected_order_parameter_of_two_phases_by_quadrature():
@@ -24,10 +25,10 @@ def test_expected_order_parameter_of_two_phases_by_quadrature():
     variance = 1 / 3
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     exact = (weights * np.abs(np.cos(0.5 * math.sqrt(2 * variance) * nodes))).sum() / weights.sum()
-    level = order.coherence(variance)
-    assert order.expected(level, 2) == pytest.approx(exact, abs=0.003)
+    level = measure.coherence(variance)
+    assert measure.expected(level, 2) == pytest.approx(exact, abs=0.003)
     square = (weights * np.cos(0.5 * math.sqrt(2 * variance) * nodes) ** 2).sum() / weights.sum()
-    assert order.root_mean_square(level, 2) == pytest.approx(math.sqrt(square), abs=1e-12)
+    assert measure.root_mean_square(level, 2) == pytest.approx(math.sqrt(square), abs=1e-12)
 
 
 @pytest.mark.parametrize("tokens", [8, 64, 256])
@@ -37,8 +38,8 @@ def test_expected_order_parameter_by_simulation(tokens):
     r = np.abs(np.exp(1j * phase).mean(1))
     error = r.std() / math.sqrt(len(r))
     level = math.exp(-1 / 6)
-    assert abs(r.mean() - order.expected(level, tokens)) < 4 * error + 0.01 / tokens**2
-    assert abs(math.sqrt((r**2).mean()) - order.root_mean_square(level, tokens)) < 4 * error
+    assert abs(r.mean() - measure.expected(level, tokens)) < 4 * error + 0.01 / tokens**2
+    assert abs(math.sqrt((r**2).mean()) - measure.root_mean_square(level, tokens)) < 4 * error
 
 
 def test_distribution_is_that_of_the_phases(numbers):
@@ -55,11 +56,11 @@ def test_distribution_is_that_of_the_phases(numbers):
 
 def test_running_form_is_a_prefix_mean():
     torch.manual_seed(0)
-    projection = torch.nn.Linear(order.WIDTH, order.WIDTH)
+    projection = torch.nn.Linear(measure.WIDTH, measure.WIDTH)
     with torch.no_grad():
-        found = order.running_form(projection, 1, torch.Generator().manual_seed(3))
-        x = torch.randn(1, order.CAUSAL_TOKENS, order.WIDTH, generator=torch.Generator().manual_seed(3))
-        phase = projection(x)[0].double().numpy().reshape(-1, order.HEADS, order.PHASES)
+        found = measure.running_form(projection, 1, torch.Generator().manual_seed(3))
+        x = torch.randn(1, measure.CAUSAL_TOKENS, measure.WIDTH, generator=torch.Generator().manual_seed(3))
+        phase = projection(x)[0].double().numpy().reshape(-1, measure.HEADS, measure.PHASES)
     for n in (1, 2, 7, 512):
         want = np.abs(np.exp(1j * phase[:n]).mean(0)).mean(-1)
         assert found["mean"][n - 1] == pytest.approx(want.mean(), abs=2e-6)
@@ -78,8 +79,8 @@ def test_alike_tokens(numbers):
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_operations_are_counted(is_causal):
     """cos and sin of every phase, their sums and lengths, at least; and no more than a few dozen."""
-    phases = 50 * order.HEADS * order.PHASES
-    assert 4 * phases < order.operations_of_r(50, is_causal) < 40 * phases
+    phases = 50 * measure.HEADS * measure.PHASES
+    assert 4 * phases < measure.operations_of_r(50, is_causal) < 40 * phases
 
 
 def test_memory(numbers):
@@ -88,16 +89,16 @@ def test_memory(numbers):
     if "no_memory" not in used:
         for name in ("global", "causal"):
             for tokens, peak in zip(used["sizes"], used[name]):
-                phases = 4 * order.HEADS * order.PHASES * tokens
+                phases = 4 * measure.HEADS * measure.PHASES * tokens
                 assert phases < peak < 12 * phases
         wrong = numbers | {"memory": used | {"causal": [10**6 * 4**n for n in range(len(used["sizes"]))]}}
-        assert not order.claims(wrong)[2].shown
-    without = order.claims(numbers | {"memory": {"no_memory": "for a reason"}})[2]
+        assert not SECTION.claims(wrong)[2].shown
+    without = SECTION.claims(numbers | {"memory": {"no_memory": "for a reason"}})[2]
     assert without.shown and len(without.checks) == 3 and "not measured" in without.finding
 
 
 def test_claims_are_shown(numbers):
-    found = {claim.name: claim for claim in order.claims(numbers)}
+    found = {claim.name: claim for claim in SECTION.claims(numbers)}
     assert set(found) == {"order-parameter-value", "order-parameter-meaning", "linear-phases"}
     assert all(claim.shown for claim in found.values())
 
@@ -125,11 +126,11 @@ def test_claims_can_fail(numbers, claim, path, wrong):
     for key in path[:-1]:
         inside = inside[key]
     inside[path[-1]] = wrong
-    assert not {one.name: one for one in order.claims(changed)}[claim].shown
+    assert not {one.name: one for one in SECTION.claims(changed)}[claim].shown
 
 
 def test_drawing(numbers):
     with style():
-        figure = order.SECTION.drawings[0].draw(numbers)
+        figure = SECTION.drawings[0].draw(numbers)
         figure.canvas.draw()
     assert isinstance(figure, Figure) and len(figure.axes) == 3

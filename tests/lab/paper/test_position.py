@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from syncattn.drawing import png, style
-from syncattn_lab.paper.measures import position_layers as layers
-from syncattn_lab.paper.section import FAILS, HOLDS, HOLDS_IF, Plan
-from syncattn_lab.paper.sections.position import SECTION
+from syncattn_lab.paper.judge import FAILS, HOLDS, HOLDS_IF
+from syncattn_lab.paper.position import layers
+from syncattn_lab.paper.position.claims import SECTION
+from syncattn_lab.paper.random_blocks import drifting_layer
+from syncattn_lab.paper.section import Plan
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_pictured_windows(numbers):
 
 def test_synchronization_of_a_drift_of_its_own():
     """S and the windows of heads whose frequencies are written out: (W x_i, slope i)."""
-    layer = layers.drifting_layer("own_drift", 6, 3, seed=0)
+    layer = drifting_layer("own_drift", 6, 3, seed=0)
     radius, slope = np.array([0.72, 2.1, 3.3]), np.array([0.05, 0.4, 0.9])
     layers.set_locking(layer, torch.from_numpy(radius), 10.0)
     layers.set_slope(layer, torch.from_numpy(slope))
@@ -99,7 +101,7 @@ def test_synchronization_of_a_drift_of_its_own():
 
 def test_bound_from_the_weights():
     """No layer-normalised token, however chosen, lies farther along u than |W^T u| sqrt(E)."""
-    layer = layers.drifting_layer("drift", 12, 2, seed=1)
+    layer = drifting_layer("drift", 12, 2, seed=1)
     weight = layer.frequency.receive_proj.weight.view(2, 4, 12)
     unit = torch.nn.functional.normalize(layer.frequency.direction, dim=-1)
     along = (unit[:, :, None] * weight).sum(1)  # (H, E)

@@ -11,21 +11,19 @@ from syncattn.cli import app
 from syncattn.training.errors import UserError
 from syncattn_lab.paper import command, ledger, sections
 from syncattn_lab.paper import run as running
-from syncattn_lab.paper.section import (
+from syncattn_lab.paper.judge import (
     FAILS,
     HOLDS,
     HOLDS_IF,
     Check,
     Claim,
-    Drawing,
-    Plan,
-    Section,
     above,
     below,
     between,
     exactly,
     timing,
 )
+from syncattn_lab.paper.section import Drawing, Plan, Section
 
 
 def draw(numbers):

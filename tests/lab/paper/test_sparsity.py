@@ -11,15 +11,15 @@ from scipy.special import gammaincinv
 from scipy.stats import chi2
 
 from syncattn.drawing import png, style
-from syncattn_lab.paper.measures import sparsity as measures
 from syncattn_lab.paper.section import Plan
-from syncattn_lab.paper.sections import sparsity
+from syncattn_lab.paper.sparsity import measure
+from syncattn_lab.paper.sparsity.claims import SECTION
 
 
 @pytest.fixture(scope="module")
 def numbers():
     state = torch.get_rng_state()
-    found = sparsity.SECTION.measure(Plan(quick=True), lambda line: None)
+    found = SECTION.measure(Plan(quick=True), lambda line: None)
     assert torch.equal(torch.get_rng_state(), state)
     return json.loads(json.dumps(found))
 
@@ -46,12 +46,12 @@ def test_law_is_the_chi_squared_one(numbers):
 def test_mixture_by_drawing_otherwise(m):
     """One cluster is the plain law; two, drawn by numpy from the same centres."""
     g = torch.Generator().manual_seed(3)
-    alone = measures._mixture(m, (1.0,), 4.0, 20_000, g)
+    alone = measure._mixture(m, (1.0,), 4.0, 20_000, g)
     for radius, density in zip(alone["curve"]["radius"], alone["curve"]["density"]):
         assert density == pytest.approx(chi2.cdf(radius**2 * m, m), abs=1e-7)
 
     g = torch.Generator().manual_seed(4)
-    two = measures._mixture(m, (0.7, 0.3), 4.0, 20_000, g)
+    two = measure._mixture(m, (0.7, 0.3), 4.0, 20_000, g)
     g.manual_seed(4)
     centres = (torch.randn(2, m, generator=g, dtype=torch.float64) * 2).numpy()
     draw = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_a_layers_own_projection():
     effective = float(eigenvalues.sum() ** 2 / eigenvalues.square().sum())
     assert effective == pytest.approx(64 / (1 + 64 / 512), rel=0.02)
     squared = torch.nn.functional.pdist(w).square().numpy() * 3 / 2
-    found = measures._layer(200, torch.Generator().manual_seed(1))
+    found = measure._layer(200, torch.Generator().manual_seed(1))
     for one, tolerance in zip(found, (0.012, 0.04)):
         share = (squared < chi2.ppf(one["law"], 64)).mean()
         assert one["corrected"] == pytest.approx(share, abs=tolerance)
@@ -101,25 +101,25 @@ def test_every_available_backend_was_looked_at(numbers):
 
 def test_a_backend_that_leaks_is_caught(monkeypatch):
     """One that gives every pair a little weight, and one that drops weak pairs."""
-    honest = measures._attend
+    honest = measure._attend
 
     def leaking(frequency, value, strengths, backend):
         return honest(frequency, value, strengths, backend) + 1e-30 * value.sum(-2, keepdim=True)
 
-    monkeypatch.setattr(measures, "_attend", leaking)
-    found = measures._zeros(32, torch.Generator().manual_seed(0))["eager, float64"]
+    monkeypatch.setattr(measure, "_attend", leaking)
+    found = measure._zeros(32, torch.Generator().manual_seed(0))["eager, float64"]
     assert found["unlocked_not_zero"] == found["unlocked"] > 0
 
     def dropping(frequency, value, strengths, backend):
         out = honest(frequency, value, strengths, backend)
         return out.where(out > 0.2, 0.0)
 
-    monkeypatch.setattr(measures, "_attend", dropping)
-    assert measures._zeros(32, torch.Generator().manual_seed(0))["eager, float64"]["locked_zero"] > 0
+    monkeypatch.setattr(measure, "_attend", dropping)
+    assert measure._zeros(32, torch.Generator().manual_seed(0))["eager, float64"]["locked_zero"] > 0
 
 
 def test_claims_are_shown(numbers):
-    claims = sparsity.SECTION.claims(numbers)
+    claims = SECTION.claims(numbers)
     assert [claim.name for claim in claims] == ["exact-zeros", "density-law", "sparsity-is-tuned"]
     for claim in claims:
         assert claim.shown, [check for check in claim.checks if not check.met]
@@ -161,10 +161,10 @@ def test_checks_are_alive(numbers, claim, path, value):
     for key in path[:-1]:
         at = at[key]
     at[path[-1]] = value
-    assert not sparsity.SECTION.claims(false)[claim].shown
+    assert not SECTION.claims(false)[claim].shown
 
 
 def test_picture(numbers):
-    for drawing in sparsity.SECTION.drawings:
+    for drawing in SECTION.drawings:
         with style():
             assert png(drawing.draw(numbers)).startswith(b"\x89PNG")

@@ -9,10 +9,11 @@ from scipy.special import lambertw
 
 from syncattn.drawing import png, style
 from syncattn.nn import OSNBlock
-from syncattn_lab.paper.measures import universality_constructions as constructions
-from syncattn_lab.paper.measures import universality_heads as heads
-from syncattn_lab.paper.section import FAILS, HOLDS, HOLDS_IF, Plan
-from syncattn_lab.paper.sections.universality import SECTION
+from syncattn_lab.paper.judge import FAILS, HOLDS, HOLDS_IF
+from syncattn_lab.paper.random_blocks import published_blocks, run_blocks
+from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.universality import constructions, heads
+from syncattn_lab.paper.universality.claims import SECTION
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +70,15 @@ def test_drawing(numbers):
 
 def test_published_blocks_cannot_tell_two_orders_apart():
     """Swapping two tokens leaves a third one's output, and swaps theirs."""
-    blocks = constructions.published_blocks(OSNBlock, 2, 16, 4, seed=3)
+    blocks = published_blocks(OSNBlock, 2, 16, 4, seed=3)
     x = torch.randn(1, 10, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     order = [0, 7, 2, 3, 4, 5, 6, 1, 8, 9]
-    once, swapped = (constructions.run_blocks(blocks, y) for y in (x, x[:, order]))
+    once, swapped = (run_blocks(blocks, y) for y in (x, x[:, order]))
     assert (swapped[:, 0] - once[:, 0]).abs().max() < 1e-13
     assert (swapped[:, 1] - once[:, 7]).abs().max() < 1e-13
     changed = x.clone()
     changed[:, 1:] *= -1  # it does listen to others
-    assert (constructions.run_blocks(blocks, changed)[:, 0] - once[:, 0]).abs().max() > 1e-4
+    assert (run_blocks(blocks, changed)[:, 0] - once[:, 0]).abs().max() > 1e-4
 
 
 def test_deviation_network_against_numpy():
@@ -85,7 +86,7 @@ def test_deviation_network_against_numpy():
     wanted = (numbers - numbers.mean(1, keepdims=True)) ** 2 - numbers.var(1, keepdims=True)
     for hinges in (8, 32):
         blocks = constructions.deviation_network(hinges)
-        found = constructions.run_blocks(blocks, constructions.deviation_input(torch.from_numpy(numbers)))
+        found = run_blocks(blocks, constructions.deviation_input(torch.from_numpy(numbers)))
         error = np.abs(found[..., -1].numpy() - wanted).max()
         assert 0 < error <= (4 / hinges) ** 2 / 4
 
