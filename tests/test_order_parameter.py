@@ -138,3 +138,9 @@ def test_bad_input():
 
 def test_examples():
     assert doctest.testmod(syncattn.functional, extraglobs={"torch": torch}).failed == 0
+
+
+def test_nested_tensors_are_refused():
+    nested = torch.nested.nested_tensor([torch.ones(5, 4, 3), torch.ones(2, 4, 3)], layout=torch.jagged)
+    with pytest.raises(ValueError, match=r"phase must be a dense tensor, .* got a nested tensor"):
+        syncattn.order_parameter(nested.transpose(1, 2))

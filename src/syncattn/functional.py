@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import prepare, without_autocast
+from syncattn.backends.call import prepare, require_dense, without_autocast
 from syncattn.backends.select import BACKENDS, select
 
 
@@ -36,10 +36,12 @@ def selective_synchronization_attention(
     and :math:`out_i = \sum_j S_{ij} v_j / (\sum_j S_{ij} + eps)`. Pairs that do not lock weigh exactly 0;
     a row that locks to nobody is exactly 0.
 
+    Tensors are dense: nested and sparse ones are refused. B, N, M and d may be 0: no sequences, no tokens.
+
     Args:
-        receive: receive frequencies (B, H, N, m), any floating dtype.
+        receive: receive frequencies (B, H, N, m): float32, bfloat16, float16 or float64.
         send: send frequencies (B, H, M, m), receive's dtype. Pass the same tensor for the symmetric form.
-        value: values (B, H, M, d), any floating dtype. `send` and `value` may have fewer heads than
+        value: values (B, H, M, d), of any of these dtypes. `send` and `value` may have fewer heads than
             `receive`, a divisor of H (grouped heads, as `enable_gqa` in SDPA).
         coupling: effective coupling kappa = K r > 0: (H,), (B, H) or, per query, (B, H, N).
         bandwidth: alpha > 0, (H,): the coupling's decay with squared detuning.
@@ -124,8 +126,7 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
         >>> order_parameter(torch.zeros(1, 2, 5, 3))
         tensor([[1., 1.]])
     """
-    if not isinstance(phase, Tensor):
-        raise TypeError(f"phase must be a torch.Tensor, got {type(phase).__name__}")
+    require_dense("phase", phase)
     if phase.ndim != 4 or not phase.is_floating_point():
         raise ValueError(
             f"phase must be a floating tensor (B, H, N, p), got {phase.dtype} {tuple(phase.shape)}"
@@ -133,8 +134,8 @@ def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool =
     if phase.shape[-1] == 0:
         raise ValueError("phase must have at least one phase per token, got p = 0")
     batch, heads, tokens, _ = phase.shape
-    if mask is not None and not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
+    if mask is not None:
+        require_dense("mask", mask)
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean (True = the token counts), got {mask.dtype}")
 

@@ -1,5 +1,7 @@
 """Bad input: every check names the argument, what was given and what is expected; every backend makes it."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -29,12 +31,33 @@ def first(tensor, number):
 
 
 NAN, INF = float("nan"), float("inf")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # nested tensors are a prototype
+    JAGGED, STRIDED = (
+        torch.nested.nested_tensor([torch.ones(5, 4, 3), torch.ones(2, 4, 3)], layout=layout)
+        for layout in (torch.jagged, torch.strided)
+    )
 BAD = [
     # what replaces which argument, the error, its message
     ({"receive": [[1.0]]}, TypeError, r"receive must be a torch\.Tensor, got list"),
     ({"send": None}, TypeError, r"send must be a torch\.Tensor, got NoneType"),
     ({"coupling": 3.0}, TypeError, r"coupling must be a torch\.Tensor, got float"),
     ({"bandwidth": 3.0}, TypeError, r"bandwidth must be a torch\.Tensor, got float"),
+    *(
+        ({name: nested}, ValueError, rf"{name} must be a dense tensor, .* got a nested tensor")
+        for name, nested in (("receive", JAGGED), ("value", STRIDED), ("attn_mask", STRIDED))
+    ),
+    ({"send": torch.ones(2, 4, 6, 3).to_sparse()}, ValueError, r"send .* dense .* got layout .*sparse_coo"),
+    ({"attn_mask": torch.ones(5, 6).bool().to_sparse()}, ValueError, r"attn_mask .* dense .* got layout"),
+    (
+        {"value": torch.ones(2, 4, 6, 7).to(torch.float8_e4m3fn)},
+        ValueError,
+        r"value must have a floating-point dtype \(float32, bfloat16, float16, float64\), got .*float8",
+    ),
+    ({"receive": torch.ones(2, 0, 5, 3)}, ValueError, r"at least one head, got shape \(2, 0, 5, 3\)"),
+    ({"is_causal": "no"}, TypeError, r"is_causal must be True or False, got 'no'"),
+    ({"self_coupling": None}, TypeError, r"self_coupling must be True or False, got None"),
+    ({"return_weights": 1}, TypeError, r"return_weights must be True or False, got 1"),
     (
         {"receive": torch.ones(2, 4, 5, 3, dtype=torch.int64)},
         ValueError,

@@ -73,6 +73,46 @@ def test_expanded_inputs(evaluate, draw):
 
 
 @pytest.mark.parametrize("which", range(5))
+def test_negated_views(which, draw):
+    """Their memory holds the numbers with the other sign."""
+    inputs = draw(1, 2, 30, 40, 3, 16)
+    views = [torch._neg_view(-x) if k == which else x for k, x in enumerate(inputs)]
+    assert views[which].is_neg()
+    assert torch.equal(
+        attention(*views, **NEAREST, backend="cpu"), attention(*inputs, **NEAREST, backend="cpu")
+    )
+
+
+@pytest.mark.parametrize("d", [5, 16])
+@pytest.mark.parametrize("tokens", [30, 1100])  # the latter in an order of the kernel's own
+def test_outputs_may_be_changed_in_place(tokens, d, draw):
+    """They are no views: autograd refuses to change one of several."""
+    inputs = draw(1, 1, tokens, tokens, 3, d, density=0.05)
+    out = attention(*(x.requires_grad_() for x in inputs), power=2, backend="cpu")
+    want = out.detach() + 1
+    assert torch.equal(out.add_(1), want)
+
+
+HOOKS = {
+    "another layout": (lambda x: x.mT.contiguous().mT if x.ndim > 1 else x, lambda x: x),
+    "another dtype": (lambda x: x.double() if x.is_floating_point() else x.long(), lambda x: x),
+    "packed in bfloat16": (lambda x: x.bfloat16() if x.is_floating_point() else x, lambda x: x),
+}
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+@pytest.mark.parametrize("tokens", [30, 1100])
+def test_saved_tensors_that_hooks_changed(hooks, tokens, draw):
+    leaves = [x.requires_grad_() for x in draw(1, 1, tokens, tokens, 3, 4, density=0.05)]
+    want = torch.autograd.grad(attention(*leaves, **NEAREST, backend="cpu").sum(), leaves)
+    with torch.autograd.graph.saved_tensors_hooks(*HOOKS[hooks]):
+        out = attention(*leaves, **NEAREST, backend="cpu")
+    got = torch.autograd.grad(out.sum(), leaves)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b) if "bfloat16" not in hooks else a.isfinite().all()
+
+
+@pytest.mark.parametrize("which", range(5))
 def test_gradients_of_some_inputs_only(which, draw):
     inputs = draw(1, 2, 30, 40, 3, 4)
     every = [x.clone().requires_grad_() for x in inputs]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from syncattn.models import OSNConfig, OSNForCausalLM, TransformerBaseline, TransformerBaselineConfig
+from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig, TransformerForCausalLM
 from syncattn.nn import calibrate
 
 logging.disable_progress_bar()
@@ -34,14 +34,14 @@ OSN = {
     "osn paper": OSNConfig.paper(**SIZES),
     "osn post-norm": OSNConfig(**DENSE, norm_first=False, tie_word_embeddings=False),
 }
-BASELINES = {
-    "rotary": TransformerBaselineConfig(**SIZES),
-    "rotary delay": TransformerBaselineConfig(**SIZES, delay=0.5),
-    "rotary token shift": TransformerBaselineConfig(**SIZES, token_shift=True, gated=True, delay=0.5),
-    "alibi": TransformerBaselineConfig(**SIZES, position="alibi"),
-    "alibi delay": TransformerBaselineConfig(**SIZES, position="alibi", delay=0.5),
+TRANSFORMERS = {
+    "rotary": TransformerConfig(**SIZES),
+    "rotary delay": TransformerConfig(**SIZES, delay=0.5),
+    "rotary token shift": TransformerConfig(**SIZES, token_shift=True, gated=True, delay=0.5),
+    "alibi": TransformerConfig(**SIZES, position="alibi"),
+    "alibi delay": TransformerConfig(**SIZES, position="alibi", delay=0.5),
 }
-CONFIGS = OSN | BASELINES
+CONFIGS = OSN | TRANSFORMERS
 
 
 @cache
@@ -49,7 +49,7 @@ def build(name: str) -> OSNForCausalLM:
     """The model of this name, in eval mode; shared between tests, which leave it as it is."""
     config = CONFIGS[name]
     torch.manual_seed(0)
-    model = (TransformerBaseline if name in BASELINES else OSNForCausalLM)(config).eval()
+    model = (TransformerForCausalLM if name in TRANSFORMERS else OSNForCausalLM)(config).eval()
     ids = torch.randint(1, config.vocab_size, (2, 24))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -86,3 +86,9 @@ def osn(request: pytest.FixtureRequest) -> OSNForCausalLM:
 def ids() -> torch.Tensor:
     """Token ids (3, 13), none of them padding."""
     return torch.randint(1, SIZES["vocab_size"], (3, 13), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def mask(ids: torch.Tensor) -> torch.Tensor:
+    """Left padding of 0, 4 and 9 tokens."""
+    return (torch.arange(13) >= torch.tensor([[0], [4], [9]])).long()

@@ -6,19 +6,8 @@ import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 from transformers import DataCollatorWithFlattening
-from transformers.modeling_layers import (
-    GenericForQuestionAnswering,
-    GenericForSequenceClassification,
-    GenericForTokenClassification,
-)
 
-from syncattn.models import OSNCache, OSNPreTrainedModel
-
-
-@pytest.fixture
-def mask(ids):
-    """Left padding of 0, 4 and 9 tokens."""
-    return (torch.arange(13) >= torch.tensor([[0], [4], [9]])).long()
+from syncattn.models import DecoderCache
 
 
 def counted(mask, padding):
@@ -34,7 +23,7 @@ def test_positions_that_say_what_the_layers_count_change_nothing(typical, ids, m
     expected = typical(ids, mask).logits
     for positions in (counted(mask, 0), counted(mask, 1), numbers[None]):
         assert torch.equal(typical(ids, mask, positions).logits, expected)
-        cache = OSNCache(typical.config)
+        cache = DecoderCache(typical.config)
         parts = [
             typical(
                 ids[:, start:stop], mask[:, :stop], positions[:, start:stop], past_key_values=cache
@@ -61,7 +50,7 @@ def test_other_positions_are_refused(typical, ids, mask):
             typical(ids, position_ids=wrong)
     with pytest.raises(TypeError, match=r"position_ids must be a tensor \(B, N\), got list"):
         typical(ids, position_ids=[0])
-    cache = OSNCache(typical.config)
+    cache = DecoderCache(typical.config)
     typical(ids[:, :6], mask[:, :6], past_key_values=cache)
     for start in (0, 5, 7):
         with pytest.raises(ValueError, match=f"got {start} in place of 6 in row 0"):
@@ -78,7 +67,7 @@ def test_packed_texts_are_refused_by_name_and_other_keywords_passed_by(typical, 
     assert torch.equal(typical(**alone).logits, typical(ids[:1, :5]).logits)
     given = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)(texts)
     for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):
-        with pytest.raises(ValueError, match=f"{name} is not supported, got .* a row of its own"):
+        with pytest.raises(ValueError, match=f"{name} must be left out, got .* a row of its own"):
             typical(ids, **{name: given[name]})
     with pytest.raises(ValueError, match="is_causal must be True or left out, got False"):
         typical(ids, is_causal=False)
@@ -103,7 +92,7 @@ def test_masks_that_are_not_of_0_and_1_are_refused(typical, ids, mask):
         with pytest.raises(ValueError, match=f"attention_mask must hold 1 for .* 0 for padding, got {got}"):
             typical(ids, wrong)
     with pytest.raises(
-        ValueError, match=r"\(B, past \+ N\) = \(3, 13\).*got \(1, 1, 13, 13\): who sees whom"
+        ValueError, match=r"\(B, past \+ N\) = \(3, 13\).*got torch.float32 \(1, 1, 13, 13\): who sees whom"
     ):
         typical(ids, torch.ones(1, 1, 13, 13))
     with pytest.raises(TypeError, match=r"attention_mask must be a tensor .*, got dict"):
@@ -161,7 +150,7 @@ def test_no_sequences_give_nothing_and_no_tokens_an_error(model, ids):
     model.zero_grad()
     model(ids[:0]).logits.sum().backward()
     assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
-    with pytest.raises(ValueError, match=r"at least one token: inputs_embeds \(B, N, D\), got \(3, 0, 32\)"):
+    with pytest.raises(ValueError, match=r"at least one token, got torch.int64 \(3, 0\)"):
         model(ids[:, :0])
 
 
@@ -177,26 +166,3 @@ def test_nested_tensors_are_refused(typical, ids):
     ):
         with pytest.raises(ValueError, match=r"got .*nested tensor"):
             typical(**given)
-
-
-@pytest.mark.parametrize(
-    "head", [GenericForSequenceClassification, GenericForTokenClassification, GenericForQuestionAnswering]
-)
-@torch.no_grad()
-def test_the_heads_of_transformers(typical, ids, mask, head):
-    name = head.__name__.replace("Generic", "OSN")  # transformers finds the loss by it
-    model_class = type(name, (head, OSNPreTrainedModel), {})
-    config = copy.deepcopy(typical.config)
-    config.num_labels = 3
-    model = model_class(config).eval()
-    model.model.load_state_dict(typical.model.state_dict())
-    out = model(ids * mask, mask, position_ids=counted(mask, 0), output_hidden_states=True)
-    expected = typical.model(ids * mask, mask).last_hidden_state
-    assert torch.equal(out.hidden_states[-1], expected)
-    if head is GenericForSequenceClassification:
-        torch.testing.assert_close(out.logits, model.score(expected)[:, -1])
-        assert model(ids, labels=torch.tensor([0, 1, 2])).loss.isfinite()
-    elif head is GenericForTokenClassification:
-        assert torch.equal(out.logits, model.score(expected))
-    else:
-        assert torch.equal(out.start_logits, model.qa_outputs(expected)[..., 0])

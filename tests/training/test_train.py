@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 import syncattn.training.loop as loop_module
 from syncattn.backends import tiled
-from syncattn.models import OSNConfig, OSNForCausalLM, TransformerBaselineConfig
+from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.training.checkpoints import find_checkpoint
 from syncattn.training.errors import Diverged, Interrupted, UserError
@@ -272,9 +272,7 @@ def test_couplings_and_bandwidths_can_have_a_learning_rate_of_their_own(
 
 
 def test_a_softmax_transformer_trains_without_densities(corpus, tokenizer, options, tmp_path):
-    config = TransformerBaselineConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, position="alibi"
-    )
+    config = TransformerConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, position="alibi")
     record = train(config, corpus, tokenizer, tmp_path / "run", replace(options, steps=4))
     assert record["result"]["density"] == [] and record["model_type"] == "syncattn_transformer"
     assert not any("density" in entry for entry in record["history"])

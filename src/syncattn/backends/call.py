@@ -11,6 +11,7 @@ from torch import Tensor
 from syncattn.values import readable
 
 FRAMES = ("absolute", "nearest")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Beyond these a coupling acts as the bound: kappa^3 and 1/kappa^2 stay normal float32 numbers. At the one,
 # nothing but equal frequencies locks; at the other, nothing but underflow unlocks.
 _WEAKEST, _STRONGEST = 1e-10, 1e15
@@ -82,6 +83,10 @@ def prepare(
     batch, heads, queries, _ = receive.shape
     keys = send.shape[-2]
     check_options(top_k, dropout_p, frame, power, edge, eps)
+    flags = {"is_causal": is_causal, "self_coupling": self_coupling, "return_weights": return_weights}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
     if keys < queries and (is_causal or not self_coupling):
         option = "is_causal=True" if is_causal else "self_coupling=False"
         raise ValueError(
@@ -122,6 +127,19 @@ def prepare(
     )
 
 
+def require_dense(name: str, tensor: Any) -> None:
+    """Raise unless the argument is a tensor with a number for every index: not a nested or a sparse one."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.is_nested:
+        raise ValueError(
+            f"{name} must be a dense tensor, in which shorter sequences are padded "
+            f"(torch.nested.to_padded_tensor) and a mask hides the padding, got a nested tensor"
+        )
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor (torch.strided), got layout {tensor.layout}")
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Arithmetic in the dtypes it is written in: autocast off (the meta device has none to switch off)."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
@@ -141,10 +159,10 @@ def _check_tensors(receive: Any, send: Any, value: Any, coupling: Any, bandwidth
         "bandwidth": bandwidth,
     }
     for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+        require_dense(name, tensor)
+        if tensor.dtype not in DTYPES:
+            dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"{name} must have a floating-point dtype ({dtypes}), got {tensor.dtype}")
         if tensor.device != receive.device:
             raise ValueError(
                 f"all tensors must be on one device: receive is on {receive.device}, "
@@ -162,6 +180,8 @@ def _check_tensors(receive: Any, send: Any, value: Any, coupling: Any, bandwidth
                 f"{name} must have receive's batch size {receive.shape[0]}, got {tensor.shape[0]} "
                 f"(shape {tuple(tensor.shape)})"
             )
+        if receive.shape[1] == 0:
+            raise ValueError(f"receive must have at least one head, got shape {tuple(receive.shape)}")
         if tensor.shape[1] == 0 or receive.shape[1] % tensor.shape[1]:
             raise ValueError(
                 f"the number of heads of {name}, {tensor.shape[1]}, must divide receive's, {receive.shape[1]}"
@@ -218,8 +238,7 @@ def _normalise_coupling(coupling: Tensor, batch: int, heads: int, queries: int) 
 
 
 def _normalise_mask(mask: Tensor, shape: tuple[int, int, int, int], receive: Tensor) -> Tensor:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"attn_mask must be a torch.Tensor, got {type(mask).__name__}")
+    require_dense("attn_mask", mask)
     if mask.device != receive.device:
         raise ValueError(f"attn_mask must be on receive's device {receive.device}, got {mask.device}")
     fits = mask.ndim <= 4 and all(

@@ -21,8 +21,14 @@ from syncattn.bench.checking import as_json
 from syncattn.bench.contenders import SDPA
 from syncattn.bench.plan import BACKWARD, FORWARD, Plan
 from syncattn.bench.session import Field, Job, Session, set_threads
-from syncattn.models import OSNCache, OSNConfig, OSNForCausalLM
-from syncattn.models.baseline import TransformerBaseline, match_parameters
+from syncattn.models import (
+    DecoderCache,
+    OSNConfig,
+    OSNForCausalLM,
+    TransformerConfig,
+    TransformerForCausalLM,
+    match_parameters,
+)
 from syncattn.nn import attention as attention_layer
 
 OSN = "osn"
@@ -72,9 +78,9 @@ def build(size: tuple[int, int, int], tokens: int, device: str) -> tuple[PreTrai
         num_attention_heads=heads,
         max_position_embeddings=tokens,
     )
-    ours, theirs = match_parameters(config, position="rotary")
+    ours, theirs = match_parameters(config, TransformerConfig.of_sizes(config, position="rotary"))
     torch.manual_seed(0)
-    models: list[Any] = [OSNForCausalLM(ours), TransformerBaseline(theirs)]
+    models: list[Any] = [OSNForCausalLM(ours), TransformerForCausalLM(theirs)]
     ours_there, theirs_there = (model.to(device) for model in models)
     return ours_there, theirs_there
 
@@ -186,7 +192,7 @@ def run_decode(session: Session, size: tuple[int, int, int], tokens: int, thread
     for each, model in models.items():
         model.eval()
         with torch.no_grad():
-            cache = OSNCache(model.config)
+            cache = DecoderCache(model.config)
             model(ids[:, :-1], past_key_values=cache)
             step = model(ids[:, -1:], past_key_values=cache).logits[:, -1]
             whole = model(ids, use_cache=False).logits[:, -1]
@@ -201,7 +207,7 @@ def run_decode(session: Session, size: tuple[int, int, int], tokens: int, thread
     session.measure(described, Field(runners, {n: as_json(e) for n, e in errors.items()}, wrong, {}))
 
 
-def _decode_runner(model: nn.Module, cache: OSNCache, last: Tensor) -> Callable[[], object]:
+def _decode_runner(model: nn.Module, cache: DecoderCache, last: Tensor) -> Callable[[], object]:
     def step() -> object:
         with torch.no_grad():
             return model(last, past_key_values=cache)

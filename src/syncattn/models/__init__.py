@@ -1,4 +1,4 @@
-"""Models in the conventions of transformers: an Oscillatory Synchronization Network and a softmax baseline.
+"""Models in the conventions of transformers: Oscillatory Synchronization Networks and softmax Transformers.
 
 Importing this registers them: `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` then load both kinds.
 """
@@ -8,37 +8,38 @@ try:
 except ImportError as error:
     raise ImportError("syncattn.models needs transformers: install syncattn with its 'hf' extra") from error
 
-from syncattn.models.baseline import (
-    SoftmaxAttention,
-    TransformerBaseline,
-    TransformerBaselineConfig,
-    TransformerBaselineModel,
-    count_parameters,
-    fit_parameters,
-    match_parameters,
+from syncattn.models.cache import DecoderCache
+from syncattn.models.configuration import DecoderConfig
+from syncattn.models.osn import OSNConfig, OSNForCausalLM, OSNModel, OSNPreTrainedModel
+from syncattn.models.parameters import count_parameters, fit_parameters, match_parameters
+from syncattn.models.softmax import SoftmaxAttention
+from syncattn.models.transformer import (
+    TransformerConfig,
+    TransformerForCausalLM,
+    TransformerModel,
+    TransformerPreTrainedModel,
 )
-from syncattn.models.cache import OSNCache
-from syncattn.models.configuration_osn import OSNConfig
-from syncattn.models.modeling_osn import OSNForCausalLM, OSNModel, OSNPreTrainedModel
 
 __all__ = [
-    "OSNCache",
+    "DecoderCache",
+    "DecoderConfig",
     "OSNConfig",
     "OSNForCausalLM",
     "OSNModel",
     "OSNPreTrainedModel",
     "SoftmaxAttention",
-    "TransformerBaseline",
-    "TransformerBaselineConfig",
-    "TransformerBaselineModel",
+    "TransformerConfig",
+    "TransformerForCausalLM",
+    "TransformerModel",
+    "TransformerPreTrainedModel",
     "count_parameters",
     "fit_parameters",
     "match_parameters",
 ]
 
 AutoConfig.register(OSNConfig.model_type, OSNConfig, exist_ok=True)
-AutoConfig.register(TransformerBaselineConfig.model_type, TransformerBaselineConfig, exist_ok=True)
+AutoConfig.register(TransformerConfig.model_type, TransformerConfig, exist_ok=True)
 AutoModel.register(OSNConfig, OSNModel, exist_ok=True)
-AutoModel.register(TransformerBaselineConfig, TransformerBaselineModel, exist_ok=True)
+AutoModel.register(TransformerConfig, TransformerModel, exist_ok=True)
 AutoModelForCausalLM.register(OSNConfig, OSNForCausalLM, exist_ok=True)
-AutoModelForCausalLM.register(TransformerBaselineConfig, TransformerBaseline, exist_ok=True)
+AutoModelForCausalLM.register(TransformerConfig, TransformerForCausalLM, exist_ok=True)

@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 from syncattn.nn import IncrementalState
 
 
-class OSNCacheLayer(CacheLayerMixin):
+class DecoderCacheLayer(CacheLayerMixin):
     """The cache of one attention layer. The layer itself appends to `state`; transformers only manages it.
 
     Attributes:
@@ -65,20 +65,20 @@ class OSNCacheLayer(CacheLayerMixin):
             TypeError: always.
         """
         raise TypeError(
-            "OSNCache has no update(): the attention layer appends frequencies and values to its state; "
-            "pass the cache to an OSN or TransformerBaseline model as past_key_values"
+            "DecoderCache has no update(): the attention layer appends frequencies and values to its state; "
+            "pass the cache to a model of syncattn.models as past_key_values"
         )
 
     def crop(self, tokens_to_remove: int) -> NoReturn:
-        """Refused, see `OSNCache.crop`.
+        """Refused, see `DecoderCache.crop`.
 
         Raises:
             ValueError: always.
         """
         raise ValueError(
-            f"OSNCache cannot be cropped (asked to remove {abs(tokens_to_remove)} tokens): the running order "
-            "parameter is a sum over the whole past. Before adding tokens that may have to be taken back, "
-            "copy the cache with copy.deepcopy()"
+            f"tokens_to_remove must be 0, got {tokens_to_remove}: a DecoderCache cannot be cropped, since "
+            "the running order parameter is a sum over the whole past. Before adding tokens that may have to "
+            "be taken back, copy the cache with copy.deepcopy()"
         )
 
     def offload(self) -> NoReturn:
@@ -87,10 +87,10 @@ class OSNCacheLayer(CacheLayerMixin):
         Raises:
             ValueError: always.
         """
-        raise ValueError("OSNCache cannot be offloaded: it stays on the device of the model that fills it")
+        raise ValueError("DecoderCache cannot be offloaded: it stays on the device of its model")
 
 
-class OSNCache(Cache):
+class DecoderCache(Cache):
     """Everything that cached decoding needs of the past, for every layer. Grows with the text.
 
     Pass it as `past_key_values`; `generate()` makes one by itself. Its size in bytes is `nbytes`: per layer
@@ -103,7 +103,7 @@ class OSNCache(Cache):
 
     for B sequences of M tokens, H heads, v bytes per number of the model's dtype and f = max(v, 4):
     frequencies and sums are kept in float32 at least. Without an order parameter there are no sums. A
-    `TransformerBaseline` keeps keys in place of frequencies: freq_dim = head_dim, f = v, and no sums.
+    `TransformerModel` keeps keys in place of frequencies: freq_dim = head_dim, f = v, and no sums.
 
     It cannot be cropped (the order parameter's sums cannot be un-summed), so assisted and prompt-lookup
     decoding are refused; `copy.deepcopy` keeps a state to come back to.
@@ -112,19 +112,19 @@ class OSNCache(Cache):
         config: the model's configuration; only `num_hidden_layers` is read.
 
     Example:
-        >>> cache = OSNCache(model.config)
+        >>> cache = DecoderCache(model.config)
         >>> first = model(prompt, past_key_values=cache)
         >>> then = model(next_token, past_key_values=cache)      # sees the whole prompt
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        own = [OSNCacheLayer() for _ in range(config.num_hidden_layers)]
+        own = [DecoderCacheLayer() for _ in range(config.num_hidden_layers)]
         super().__init__(layers=list(own))
 
     @property
     def states(self) -> list[IncrementalState]:
         """The layers' states, first layer first."""
-        return [layer.state for layer in self.layers if isinstance(layer, OSNCacheLayer)]
+        return [layer.state for layer in self.layers if isinstance(layer, DecoderCacheLayer)]
 
     @property
     def nbytes(self) -> int:

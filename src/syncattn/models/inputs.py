@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syncattn.models.cache import OSNCache
+from syncattn.models.cache import DecoderCache
 from syncattn.nn.tokens import positions
+from syncattn.values import readable, unwrapped
 
 # How transformers, its data collators, trl and others say that a row holds several texts.
 _PACKING = (
@@ -29,11 +30,10 @@ def check_ids(input_ids: Tensor, vocab_size: int) -> None:
     Raises:
         ValueError: they are not.
     """
-    if input_ids.is_nested:
-        raise ValueError("input_ids must be (B, N), padded, with an attention_mask, got a nested tensor")
-    if input_ids.ndim != 2 or input_ids.is_floating_point():
+    dense = not input_ids.is_nested and input_ids.ndim == 2
+    if not dense or input_ids.shape[1] == 0 or input_ids.is_floating_point():
         raise ValueError(
-            f"input_ids must be integer token ids (B, N), got {input_ids.dtype} {tuple(input_ids.shape)}"
+            f"input_ids must be integer token ids (B, N) of at least one token, got {_kind(input_ids)}"
         )
     ids = _readable(input_ids)
     if ids is not None and ids.numel():
@@ -45,6 +45,19 @@ def check_ids(input_ids: Tensor, vocab_size: int) -> None:
             )
 
 
+def check_embeddings(inputs_embeds: Tensor, hidden_size: int) -> None:
+    """Make sure that embeddings are (B, N, D), of at least one token.
+
+    Raises:
+        ValueError: they are not.
+    """
+    dense = not inputs_embeds.is_nested and inputs_embeds.ndim == 3
+    if not dense or inputs_embeds.shape[1] == 0 or inputs_embeds.shape[2] != hidden_size:
+        raise ValueError(
+            f"inputs_embeds must be (B, N, {hidden_size}), of at least one token, got {_kind(inputs_embeds)}"
+        )
+
+
 def check_keywords(given: Mapping[str, Any]) -> None:
     """Refuse keywords that would change which tokens see each other; pass others by, as transformers does.
 
@@ -53,12 +66,12 @@ def check_keywords(given: Mapping[str, Any]) -> None:
     """
     for name in _PACKING:
         if given.get(name) is not None:
-            raise ValueError(f"{name} is not supported, got {type(given[name]).__name__}: {_WAY_OUT}")
+            raise ValueError(f"{name} must be left out, got {type(given[name]).__name__}: {_WAY_OUT}")
     if given.get("is_causal") not in (None, True):
         raise ValueError(f"is_causal must be True or left out, got {given['is_causal']!r}")
 
 
-def padding(attention_mask: Any, hidden: Tensor, cache: OSNCache | None) -> Tensor | None:
+def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> Tensor | None:
     """The new tokens' part of `attention_mask` as a key padding mask: True = padding, (B, N).
 
     None where there is no padding, as far as that can be known without waiting for a device.
@@ -78,25 +91,26 @@ def padding(attention_mask: Any, hidden: Tensor, cache: OSNCache | None) -> Tens
     batch, tokens, _ = hidden.shape
     past = 0 if cache is None else cache.get_seq_length()
     if attention_mask.is_nested or attention_mask.shape != (batch, past + tokens):
-        shape = "a nested tensor" if attention_mask.is_nested else tuple(attention_mask.shape)
         raise ValueError(
             f"attention_mask must have shape (B, past + N) = ({batch}, {past + tokens}), 1 for real tokens "
-            f"and 0 for padding, got {shape}: who sees whom among real tokens cannot be chosen"
+            f"and 0 for padding, got {_kind(attention_mask)}: who sees whom among real tokens is not for "
+            "the mask to say"
         )
     real = _real(attention_mask)
     if past > 0:
         cached = None if cache is None else cache.states[0].mask
         alike = real[:, :past] if cached is None else real[:, :past] == cached
-        rule = "attention_mask disagrees with past_key_values about which of the cached tokens are padding"
-        if _failing(alike, rule, wait=True) is not None:
-            raise ValueError(rule)
+        rule = "attention_mask must say what past_key_values holds of the cached tokens: which are padding"
+        wrong = _failing(alike, rule, wait=True)
+        if wrong is not None:
+            raise ValueError(f"{rule}, got another mask of {int(wrong.any(-1).sum())} sequences")
     # Without padding the faster kernels apply.
     known = _readable(real)
     return None if known is not None and known.all() else ~real[:, past:]
 
 
 def check_positions(
-    position_ids: Any, hidden: Tensor, is_padding: Tensor | None, cache: OSNCache | None
+    position_ids: Any, hidden: Tensor, is_padding: Tensor | None, cache: DecoderCache | None
 ) -> None:
     """Make sure that given positions are those that the layers count themselves.
 
@@ -122,13 +136,12 @@ def check_positions(
     if not isinstance(position_ids, Tensor):
         raise TypeError(f"position_ids must be a tensor (B, N), got {type(position_ids).__name__}")
     batch, tokens, _ = hidden.shape
-    nested, dtype = position_ids.is_nested, position_ids.dtype
+    dtype = position_ids.dtype
     integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
-    if nested or not integers or position_ids.shape not in ((batch, tokens), (1, tokens)):
-        shape = "of a nested tensor" if nested else tuple(position_ids.shape)
+    if position_ids.is_nested or not integers or position_ids.shape not in ((batch, tokens), (1, tokens)):
         raise ValueError(
             f"position_ids must be integers of shape (B, N) = ({batch}, {tokens}) or (1, {tokens}), got "
-            f"{dtype} {shape}"
+            f"{_kind(position_ids)}"
         )
     real = None if is_padding is None else ~is_padding
     state = None if cache is None or not cache.is_initialized else cache.states[0]
@@ -155,6 +168,10 @@ def check_positions(
         raise ValueError(f"{rule}{detail}: {_WAY_OUT}")
 
 
+def _kind(tensor: Tensor) -> str:
+    return "a nested tensor" if tensor.is_nested else f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
 def _real(mask: Tensor) -> Tensor:
     """A mask of 0 and 1 as a boolean one."""
     if mask.dtype == torch.bool:
@@ -165,7 +182,7 @@ def _real(mask: Tensor) -> Tensor:
         known = known & real.any()
     rule = "attention_mask must hold 1 for real tokens and 0 for padding"
     if _failing(known, rule) is not None:
-        low, high = (x.item() for x in torch.func.debug_unwrap(mask).aminmax())
+        low, high = (x.item() for x in unwrapped(mask).aminmax())
         raise ValueError(
             f"{rule}, got {mask.dtype} from {low:g} to {high:g}: it is not additive (0 and -inf), and does "
             "not number texts that are packed into one row"
@@ -182,24 +199,13 @@ def _failing(condition: Tensor, rule: str, wait: bool = False) -> Tensor | None:
     held = _readable(condition, wait or condition.device.type != "cuda")
     if held is not None:
         return None if held.all() else ~held
-    held = condition if torch.compiler.is_compiling() else torch.func.debug_unwrap(condition)
+    held = condition if torch.compiler.is_compiling() else unwrapped(condition)
     torch._assert_async(held.all(), rule)
     return None
 
 
 def _readable(tensor: Tensor, wait: bool = False) -> Tensor | None:
-    """The tensor without what torch.func wraps it in; None if its values are not there, or only after a wait.
-
-    Args:
-        wait: for the device, where that is possible.
-    """
-    if torch.compiler.is_compiling():
-        return None
-    plain = torch.func.debug_unwrap(tensor)
-    if type(plain) not in (Tensor, torch.nn.Parameter):  # fake or distributed
-        return None
-    device = plain.device.type
-    if device == "cpu":
-        return plain
-    waits = wait and device != "meta" and not (device == "cuda" and torch.cuda.is_current_stream_capturing())
-    return plain if waits else None
+    """`readable` where that waits for no device, or, told to wait, wherever the device can be waited for."""
+    if wait and tensor.is_cuda and not torch.compiler.is_compiling():
+        wait = not torch.cuda.is_current_stream_capturing()
+    return readable(tensor, any_device=wait)

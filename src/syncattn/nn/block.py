@@ -16,41 +16,35 @@ from syncattn.nn.tokens import check_dense
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
-class OSNBlock(nn.Module):
-    """One block of an Oscillatory Synchronization Network: attention and feed-forward, each with a residual.
-
-    The constructor and `forward` are those of `nn.TransformerEncoderLayer`, so it goes into
-    `nn.TransformerEncoder` and into code that expects that layer.
+class Block(nn.Module):
+    """One block of a network: attention and feed-forward, each with a residual.
 
     Args:
-        d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
-            device, dtype: as in `nn.TransformerEncoderLayer`; activation may be "silu" too.
-        attn_dropout: dropout of the attention weights; None for `dropout`.
+        attention: (B, N, E) to (out (B, N, E), weights), with the `forward` of
+            `SelectiveSynchronizationAttention`; it becomes `self_attn`.
+        d_model, dim_feedforward, dropout, activation, layer_norm_eps, norm_first, bias, device, dtype: as in
+            `nn.TransformerEncoderLayer`; activation may be "silu" too.
         gated: the feed-forward layer multiplies its activation by a second linear map, W2 (f(W x) * V x);
             with "silu" that is SwiGLU (Shazeer 2020). linear1 then holds both maps, W first.
-        **attention: keyword arguments of `SelectiveSynchronizationAttention` (freq_dim, position, ...).
 
     Raises:
-        TypeError, ValueError: an argument is unknown or out of range.
+        ValueError: activation is unknown.
     """
 
     def __init__(
         self,
+        attention: nn.Module,
         d_model: int,
-        nhead: int,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         activation: str | Callable[[Tensor], Tensor] = F.relu,
         layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
         norm_first: bool = False,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        attn_dropout: float | None = None,
         gated: bool = False,
-        **attention: Any,
     ) -> None:
         super().__init__()
         if isinstance(activation, str):
@@ -60,17 +54,8 @@ class OSNBlock(nn.Module):
                 )
             activation = _ACTIVATIONS[activation]
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm_first = norm_first
-        self.self_attn = self.make_attention(
-            d_model,
-            nhead,
-            dropout=dropout if attn_dropout is None else attn_dropout,
-            bias=bias,
-            batch_first=batch_first,
-            **factory,
-            **attention,
-        )
-        self.gated = gated
+        self.norm_first, self.gated = norm_first, gated
+        self.self_attn = attention
         self.linear1 = nn.Linear(d_model, dim_feedforward * (2 if gated else 1), bias, **factory)
         self.linear2 = nn.Linear(dim_feedforward, d_model, bias, **factory)
         self.norm1 = nn.LayerNorm(d_model, layer_norm_eps, bias=bias, **factory)
@@ -79,10 +64,6 @@ class OSNBlock(nn.Module):
         self.dropout1 = nn.Dropout(dropout)
         self.dropout2 = nn.Dropout(dropout)
         self.activation = activation
-
-    def make_attention(self, embed_dim: int, num_heads: int, **arguments: Any) -> nn.Module:
-        """The block's attention; a subclass puts another kind in its place."""
-        return SelectiveSynchronizationAttention(embed_dim, num_heads, **arguments)
 
     def forward(
         self,
@@ -131,3 +112,56 @@ class OSNBlock(nn.Module):
         else:
             inner = self.activation(inner)
         return self.dropout2(self.linear2(self.dropout(inner)))
+
+
+class OSNBlock(Block):
+    """A `Block` of an Oscillatory Synchronization Network.
+
+    The constructor and `forward` are those of `nn.TransformerEncoderLayer`, so it goes into
+    `nn.TransformerEncoder` and into code that expects that layer.
+
+    Args:
+        d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
+            device, dtype: as in `nn.TransformerEncoderLayer`; activation may be "silu" too.
+        attn_dropout: dropout of the attention weights; None for `dropout`.
+        gated: see `Block`.
+        **attention: keyword arguments of `SelectiveSynchronizationAttention` (freq_dim, position, ...).
+
+    Raises:
+        TypeError, ValueError: an argument is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        attn_dropout: float | None = None,
+        gated: bool = False,
+        **attention: Any,
+    ) -> None:
+        layer = self.make_attention(
+            d_model,
+            nhead,
+            dropout=dropout if attn_dropout is None else attn_dropout,
+            bias=bias,
+            batch_first=batch_first,
+            device=device,
+            dtype=dtype,
+            **attention,
+        )
+        sizes = d_model, dim_feedforward, dropout, activation, layer_norm_eps, norm_first, bias, device, dtype
+        super().__init__(layer, *sizes, gated=gated)
+
+    def make_attention(self, embed_dim: int, num_heads: int, **arguments: Any) -> nn.Module:
+        """The block's attention; a subclass puts another kind in its place."""
+        return SelectiveSynchronizationAttention(embed_dim, num_heads, **arguments)

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from syncattn.models import OSNConfig
-from syncattn.models.baseline import match_parameters
+from syncattn.models import DecoderConfig, OSNConfig, TransformerConfig, count_parameters, match_parameters
 from syncattn.training.checkpoints import load_model
 from syncattn.training.data import Corpus, encode_corpus
 from syncattn.training.environment import command, machine, versions
@@ -28,7 +27,7 @@ from syncattn.training.once import train_once
 from syncattn.training.options import TrainingOptions
 from syncattn.training.settings import config_errors
 from syncattn.training.tokenizers import encode, token_labels
-from syncattn.training.train import check_start, parameter_count, quiet
+from syncattn.training.train import check_start, quiet
 
 RUNS = "runs"
 COMPARE_FILE = "compare.json"
@@ -46,7 +45,7 @@ class Contender:
 
     name: str
     title: str
-    config: PreTrainedConfig
+    config: DecoderConfig
     learning_rates: tuple[float, ...]
 
 
@@ -79,7 +78,8 @@ def contenders(
     for name in dict.fromkeys(baselines):
         # Position costs a Transformer no parameters, so the OSN that matches it is the same each time.
         with config_errors():
-            osn, matched = match_parameters(config, position=name, delay=baseline_delay)
+            other = TransformerConfig.of_sizes(config, position=name, delay=baseline_delay)
+            osn, matched = match_parameters(config, other)
         if not found:
             found.append(Contender("osn", "OSN", osn, rates))
         title = f"Transformer, {'ALiBi' if name == 'alibi' else name}" + (", delay" if baseline_delay else "")
@@ -250,7 +250,7 @@ def _prepare(out: Path, entrants: Sequence[Contender], options: TrainingOptions,
         shutil.rmtree(out / RUNS, ignore_errors=True)
         for name in (RESULTS_FILE, REPORT_FILE):
             (out / name).unlink(missing_ok=True)
-    largest = max(parameter_count(AutoModelForCausalLM.from_config(entrant.config)) for entrant in entrants)
+    largest = max(count_parameters(entrant.config) for entrant in entrants)
     prepare_output(out, 12 * 4 * largest + 10_000_000, overwrite=True)
     (out / RUNS).mkdir(exist_ok=True)
     write_json(out / COMPARE_FILE, {"format": 1, "command": command(), "options": options.as_dict()})

@@ -104,14 +104,14 @@ def model_of(
         UserError: no such model; a tokenizer that is given in place of its own, or needed and not given; a
             context that the model cannot have.
     """
-    from syncattn.models import OSNConfig, TransformerBaselineConfig
+    from syncattn.models import DecoderConfig
     from syncattn.training.checkpoints import load_config
     from syncattn.training.errors import UserError
     from syncattn.training.tokenizers import load_tokenizer, make_tokenizer
 
     config = load_config(folder)
     longest = getattr(config, "max_position_embeddings", None)
-    any_length = isinstance(config, OSNConfig | TransformerBaselineConfig)
+    any_length = isinstance(config, DecoderConfig)
     if "context" in given and longest is not None and not any_length and values["context"] > longest:
         raise UserError(
             f"--context must be at most {longest} for the model in {folder}, got {values['context']}"

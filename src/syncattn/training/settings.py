@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +54,7 @@ def make_config(
     if freq_dim is not None:
         fields["freq_dim"] = freq_dim
     # Not the fields that it inherits, such as id2label: they say nothing about an OSN.
-    known = {field.name for field in dataclass_fields(OSNConfig)} & inspect.get_annotations(OSNConfig).keys()
+    known = set(OSNConfig.own_fields())
     for setting in settings or []:
         name, equals, value = setting.partition("=")
         if not equals or name not in known:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 import tomllib
 from collections.abc import Collection, Sequence
@@ -11,8 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from syncattn.models import OSNConfig
-from syncattn.models.baseline import TransformerBaselineConfig, fit_parameters
+from syncattn.models import OSNConfig, TransformerConfig, count_parameters, fit_parameters
 from syncattn.training.errors import UserError
 from syncattn.training.options import TrainingOptions
 from syncattn.training.settings import config_errors
@@ -20,7 +18,7 @@ from syncattn.training.settings import config_errors
 KINDS = ("comparison", "ablation", "density", "stability", "size", "synthetic")
 """What the report does with a group."""
 
-MODELS: dict[str, Any] = {"osn": OSNConfig, "transformer": TransformerBaselineConfig}
+MODELS: dict[str, Any] = {"osn": OSNConfig, "transformer": TransformerConfig}
 TEXT = "text"
 BUILT_IN_TASKS: dict[str, dict[str, Any]] = {
     "stdlib": {"kind": TEXT, "text": ["stdlib"]},
@@ -43,6 +41,7 @@ _GROUP = {
 _VARIANT = {"name", "title", "model", "config", "training", "learning_rates", "tasks", "seeds"}
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _VARIED = {"learning_rate", "seed"}
+_CORPUS = {"vocab_size", "max_position_embeddings"}  # fields that the task decides
 _DEFAULTS = {"threads": 1, "device": "cpu"}
 """One thread a run: two runs on two cores are faster than one run on both."""
 
@@ -171,7 +170,7 @@ def build_config(run: Run, vocab_size: int, context: int) -> Any:
     try:
         with config_errors():
             config = MODELS[run.model](**{**run.sizes, **run.config}, **shared)
-            return fit_parameters(config, TransformerBaselineConfig(**run.sizes, **shared))
+            return fit_parameters(config, count_parameters(TransformerConfig(**run.sizes, **shared)))
     except UserError as error:
         raise UserError(f"{run.cell}: {error}") from error
 
@@ -193,7 +192,7 @@ def _group_runs(group: dict[str, Any], data: dict[str, Any], tasks: dict[str, An
         if model not in MODELS:
             raise UserError(f"{inside}: model must be one of {', '.join(MODELS)}, not {model!r}")
         config = variant.get("config", {})
-        _known(f"{inside}: config", config, _config_fields())
+        _known(f"{inside}: config", config, {*MODELS[model].own_fields()} - _CORPUS)
         seeds = _list(inside, "seeds", variant, group, data)
         rates = _list(inside, "learning_rates", variant, group, data)
         for task in _list(inside, "tasks", variant, group, data):
@@ -238,11 +237,6 @@ def _options(where: str, given: dict[str, Any], rate: float, seed: int) -> Train
         return options.for_tokens(given["tokens"]) if "tokens" in given else options
     except (UserError, TypeError) as error:
         raise UserError(f"{where}: training: {error}") from error
-
-
-def _config_fields() -> set[str]:
-    own = inspect.get_annotations(OSNConfig).keys() & {f.name for f in fields(OSNConfig)}
-    return own - {"vocab_size", "max_position_embeddings"}
 
 
 def _list(where: str, name: str, *places: dict[str, Any]) -> list[Any]:

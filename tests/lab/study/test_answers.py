@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("accelerate")
 pytest.importorskip("transformers")
 
-from syncattn.models import OSNConfig, OSNForCausalLM, TransformerBaselineConfig
+from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig
 from syncattn.training.errors import Diverged, Interrupted, UserError
 from syncattn.training.loop import Loop
 from syncattn.training.options import TrainingOptions
@@ -60,7 +60,7 @@ def test_a_seed_repeats_and_history_has_every_log_and_evaluation(tmp_path):
 
 
 def test_a_transformer_trains_too(tmp_path):
-    record, _ = train_on_answers(TransformerBaselineConfig(**SIZES), TASK, tmp_path, OPTIONS, evaluate=16)
+    record, _ = train_on_answers(TransformerConfig(**SIZES), TASK, tmp_path, OPTIONS, evaluate=16)
     assert record["result"]["density"] == []
     assert 0 <= record["result"]["test_accuracy"] <= 1
 

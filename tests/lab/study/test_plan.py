@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from syncattn.models import OSNConfig, OSNForCausalLM, TransformerBaseline, count_parameters
+from syncattn.models import count_parameters
 from syncattn.training.errors import UserError
 from syncattn_lab.study.plan import build_config, make_plan, read_plan
 
@@ -83,8 +83,7 @@ def test_every_model_has_as_many_parameters():
     counts = []
     for runs in plan.cells().values():
         config = build_config(runs[0], 256, 32)
-        osn = type(config) is OSNConfig
-        counts.append(count_parameters(OSNForCausalLM if osn else TransformerBaseline, config))
+        counts.append(count_parameters(config))
         assert config.max_position_embeddings == 32
     assert max(counts) < 1.01 * min(counts)
 
@@ -102,6 +101,7 @@ def test_every_model_has_as_many_parameters():
         ({"group__0__variant__0__model": "rnn"}, "model must be one of osn, transformer"),
         ({"group__0__variant__0__config": {"dely": 1}}, "config has no 'dely'; did you mean delay"),
         ({"group__0__variant__0__config": {"vocab_size": 3}}, "no 'vocab_size'"),
+        ({"group__0__variant__1__config": {"freq_dim": 3}}, "no 'freq_dim'"),
         ({"training": {"seed": 3}}, "training has no 'seed'"),
         ({"training": {"context": 1}}, "context must be at least 2"),
         ({"training": {"tokens": 0}}, "tokens must be positive"),

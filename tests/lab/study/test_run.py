@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from typer.testing import CliRunner
 
 from syncattn.cli import app
-from syncattn.models import OSNConfig, OSNForCausalLM, TransformerBaseline, TransformerBaselineConfig
+from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig, TransformerForCausalLM
 from syncattn.training.errors import UserError
 from syncattn_lab.study.lines import read_lines
 from syncattn_lab.study.plan import make_plan
@@ -109,7 +109,7 @@ def test_dead_heads_are_those_that_hear_one_token_only():
     with torch.no_grad():
         model.model.layers[1].self_attn.raw_coupling[0] = -20.0
     assert dead_heads(model, ids) == 1
-    assert dead_heads(TransformerBaseline(TransformerBaselineConfig(**SIZES)), ids) is None
+    assert dead_heads(TransformerForCausalLM(TransformerConfig(**SIZES)), ids) is None
 
 
 def test_losses_by_length_see_the_same_text():

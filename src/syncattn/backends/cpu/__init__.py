@@ -82,7 +82,9 @@ def _compute(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     order = torch.full((batch, heads, tokens), -1, dtype=torch.int32, device="cpu")
     if inputs.order.rows is not None:
         order[..., :queries], order[..., queries:] = inputs.order
-    return out[..., : value.shape[-1]].to(value.dtype).contiguous(), row_sum, base, sender, order
+    if out.shape[-1] != value.shape[-1]:  # else no view: autograd lets nobody change one in place
+        out = out[..., : value.shape[-1]].contiguous()
+    return out.to(value.dtype), row_sum, base, sender, order
 
 
 def _may_be_ordered(receive, send, value, coupling, bandwidth, mask, seed, is_causal, *_) -> bool:
@@ -115,6 +117,9 @@ def _backward(grad, out, row_sum, base, sender, order, *arguments):
     """The gradients of receive, send, value, coupling and bandwidth."""
     receive, send, value, coupling, bandwidth = arguments[:5]
     queries, columns = receive.shape[2], rounded(value.shape[-1])
+    # hooks on saved tensors may give them back in another dtype and layout
+    row_sum, base = row_sum.float().contiguous(), base.float().contiguous()
+    sender, order = sender.int().contiguous(), order.int().contiguous()
     ordered = order.numel() > 0 and int(order.view(-1)[0]) >= 0
     nowhere = order.new_empty(0)
     places = Order(

@@ -143,7 +143,7 @@ def plain(x: Tensor, columns: int) -> Tensor:
     x = x.float()
     if x.shape[-1] != columns:
         x = torch.nn.functional.pad(x, (0, columns - x.shape[-1]))
-    return x.contiguous()
+    return x.contiguous().resolve_neg()  # native code does not see the bit of a negated view
 
 
 def arrange(x: Tensor, order: Tensor) -> Tensor:
@@ -158,9 +158,11 @@ def put_back(x: Tensor, order: Tensor | None) -> Tensor:
     if order is None:
         return x
     batch, heads, tokens = order.shape
-    first = _numbers(batch, heads) * tokens
-    flat = x.reshape(batch * heads * tokens, -1)
-    return torch.empty_like(flat).index_copy_(0, (order + first).flatten(), flat).view(x.shape)
+    places = (order + _numbers(batch, heads) * tokens).flatten()
+    shape = batch * heads * tokens, -1
+    back = torch.empty_like(x, memory_format=torch.contiguous_format)
+    back.view(shape).index_copy_(0, places, x.reshape(shape))
+    return back
 
 
 def _numbers(batch: int, heads: int) -> Tensor:

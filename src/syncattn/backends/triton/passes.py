@@ -140,6 +140,8 @@ def backward(
     if row_sum.numel() == 0 or value.numel() == 0:
         return tuple(x.new_zeros(x.shape) for x in arguments[:5])  # type: ignore[return-value]
     p = Problem(arguments)
+    # hooks on saved tensors may give them back in another layout
+    row_sum, base, sender = (x.contiguous() for x in (row_sum, base, sender))
     # to the order in which p has the receivers, and grad_receive and the like back again
     grad, out = last_contiguous(p.sorted_rows(grad)), p.sorted_rows(out).contiguous()
     row_sum = p.sorted_rows(row_sum)

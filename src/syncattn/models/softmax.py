@@ -1,19 +1,15 @@
-"""The softmax Transformer to compare with: the same code, another attention, equally many parameters."""
+"""Multi-head softmax attention with the interface of `SelectiveSynchronizationAttention`."""
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from syncattn.models.configuration_osn import ATTENTION_OPTIONS, OSNConfig
-from syncattn.models.modeling_osn import OSNForCausalLM, OSNLayer, OSNModel
+from syncattn.models.fields import check_choice, check_flag, check_real
 from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
 from syncattn.nn.tokens import (
@@ -27,48 +23,7 @@ from syncattn.nn.tokens import (
     shift_by_one,
 )
 
-_Config = TypeVar("_Config", bound=OSNConfig)
 POSITIONS = ("rotary", "alibi")
-_OWN = ("position", "delay", "token_shift")
-_FOREIGN = tuple(name for name in ATTENTION_OPTIONS if name not in _OWN)
-_NOT_STORED = (*_FOREIGN, "attention_top_k")
-
-
-class TransformerBaselineConfig(OSNConfig):
-    """`OSNConfig` of the softmax baseline: sizes mean the same, and three of the attention options are left.
-
-    Args:
-        position: "rotary" (queries and keys turn with position) or "alibi" (a penalty linear in distance).
-        delay: fraction of the heads that read the key of the token before, as an OSN's delayed heads do.
-        token_shift: queries and keys, and values, are made of mixtures with the token before, as an OSN's
-            frequencies and values.
-        Everything else: as in `OSNConfig`; the options that only synchronization has are refused.
-
-    Raises:
-        TypeError, ValueError: as `OSNConfig`.
-    """
-
-    model_type = "syncattn_transformer"
-
-    position: str = "rotary"
-    delay: float = 0.0
-    token_shift: bool = False
-
-    def attention_options(self) -> dict[str, Any]:
-        """The keyword arguments that the attention layers are built with."""
-        return {name: getattr(self, name) for name in _OWN}
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, without the options that only synchronization has."""
-        return {name: value for name, value in super().to_dict().items() if name not in _NOT_STORED}
-
-    def _check_attention(self) -> None:
-        _check_options(self.head_dim, self.position, self.delay)
-        for name in _FOREIGN:
-            given = getattr(self, name)
-            given = tuple(given) if isinstance(given, list) else given
-            if given != getattr(OSNConfig, name):
-                raise ValueError(f"{name} has no meaning for softmax attention, got {given!r}: leave it out")
 
 
 class SoftmaxAttention(nn.Module):
@@ -113,7 +68,7 @@ class SoftmaxAttention(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
-        _check_options(self.head_dim, position, delay)
+        check_options(self.head_dim, position, delay, token_shift)
         self.dropout, self.batch_first, self.position, self.delay = dropout, batch_first, position, delay
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
@@ -145,11 +100,16 @@ class SoftmaxAttention(nn.Module):
             ValueError: key or value is not query, or a shape or mask is not as documented.
         """
         if any(x is not None and x is not query for x in (key, value)):
-            raise ValueError("SoftmaxAttention is self-attention: key and value must be None or query itself")
+            raise ValueError(
+                "key and value must be None or query itself, got another tensor: this is self-attention"
+            )
         if query.ndim != 3 or query.shape[-1] != self.embed_dim:
             raise ValueError(f"query must have shape (B, N, {self.embed_dim}), got {tuple(query.shape)}")
         if state is not None and (not is_causal or attn_mask is not None):
-            raise ValueError("state is for causal self-attention: it needs is_causal=True and no attn_mask")
+            masked = "no attn_mask" if attn_mask is None else "an attn_mask"
+            raise ValueError(
+                f"state must come with is_causal=True and no attn_mask, got is_causal={is_causal}, {masked}"
+            )
         x = query if self.batch_first else query.transpose(0, 1)
         batch, tokens, _ = x.shape
         real = real_tokens(key_padding_mask, batch, tokens)
@@ -231,111 +191,6 @@ class SoftmaxAttention(nn.Module):
         return penalty if mask is None else penalty.masked_fill(~mask, -torch.inf)
 
 
-class TransformerLayer(OSNLayer):
-    """`OSNLayer` with softmax attention."""
-
-    def make_attention(self, embed_dim: int, num_heads: int, **arguments: Any) -> nn.Module:
-        """The block's attention."""
-        return SoftmaxAttention(embed_dim, num_heads, **arguments)
-
-
-class TransformerBaselineModel(OSNModel):
-    """`OSNModel` of `TransformerLayer`s."""
-
-    config: TransformerBaselineConfig
-    config_class = TransformerBaselineConfig
-    _no_split_modules = ["TransformerLayer"]  # noqa: RUF012
-    layer_class: ClassVar[type[OSNLayer]] = TransformerLayer
-
-
-class TransformerBaseline(OSNForCausalLM):
-    """`OSNForCausalLM` with softmax attention: everything else is the same code.
-
-    Args:
-        config: sizes and options; `match_parameters` makes one that fits an OSN's.
-    """
-
-    config: TransformerBaselineConfig
-    config_class = TransformerBaselineConfig
-    _no_split_modules = ["TransformerLayer"]  # noqa: RUF012
-    model_class: ClassVar[type[OSNModel]] = TransformerBaselineModel
-
-
-def match_parameters(
-    config: OSNConfig, position: str = "alibi", delay: float = 0.0
-) -> tuple[OSNConfig, TransformerBaselineConfig]:
-    """Configurations of an OSN and of a softmax Transformer with equally many parameters, within 1 %.
-
-    The Transformer gets the sizes of `config`. Of the two, the model with fewer parameters gets a wider
-    feed-forward layer; with the default options that is the OSN, whose frequencies are narrower than keys.
-
-    Args:
-        config: the OSN's.
-        position, delay: of the Transformer, see `TransformerBaselineConfig`.
-
-    Returns:
-        (the OSN's configuration, the Transformer's); `config` itself is not changed.
-
-    Raises:
-        ValueError: the models are so small that one more feed-forward unit makes more than 1 % difference.
-
-    Example:
-        >>> osn, transformer = match_parameters(OSNConfig(hidden_size=128), position="rotary")
-        >>> osn.intermediate_size, transformer.intermediate_size
-        (380, 341)
-    """
-    osn = copy.deepcopy(config)
-    shared = {
-        field.name: getattr(osn, field.name)
-        for field in fields(osn)
-        if field.name not in (*ATTENTION_OPTIONS, "architectures")
-    }
-    transformer = TransformerBaselineConfig(**shared, position=position, delay=delay)
-    counts = _count(osn), _count(transformer)
-    if counts[0] < counts[1]:
-        osn = fit_parameters(osn, counts[1])
-    elif counts[0] > counts[1]:
-        transformer = fit_parameters(transformer, counts[0])
-    return osn, transformer
-
-
-def fit_parameters(config: _Config, count: int | OSNConfig) -> _Config:
-    """A copy of a configuration whose feed-forward layers make it a model of `count` parameters, within 1 %.
-
-    Args:
-        config: an OSN's or a `TransformerBaselineConfig`.
-        count: of parameters, or the configuration of another model that has as many.
-
-    Raises:
-        ValueError: no width gives that: the rest of the model has more, or one unit makes too much of a step.
-    """
-    count = _count(count) if isinstance(count, OSNConfig) else count
-    fitted = copy.deepcopy(config)
-    fitted.intermediate_size = 1
-    least = _count(fitted)
-    fitted.intermediate_size = 2
-    unit = _count(fitted) - least
-    fitted.intermediate_size = max(1, 1 + round((count - least) / unit))
-    found = _count(fitted)
-    if abs(found - count) > 0.01 * count:
-        raise ValueError(
-            f"config is too small to match parameters within 1 %: {count} were wanted, with "
-            f"intermediate_size={fitted.intermediate_size} it has {found}, and one more unit costs {unit}"
-        )
-    return fitted
-
-
-def count_parameters(model_class: type[PreTrainedModel], config: OSNConfig) -> int:
-    """Parameters of a model with this configuration, shared ones counted once; allocates none of them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in model_class(config).parameters())
-
-
-def _count(config: OSNConfig) -> int:
-    softmax = isinstance(config, TransformerBaselineConfig)
-    return count_parameters(TransformerBaseline if softmax else OSNForCausalLM, config)
-
-
 def _visible(
     queries: int,
     keys: int,
@@ -366,10 +221,14 @@ def _softmax_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(-1)
 
 
-def _check_options(head_dim: int, position: str, delay: float) -> None:
-    if position not in POSITIONS:
-        raise ValueError(f"position must be one of {POSITIONS}, got {position!r}")
+def check_options(head_dim: int, position: Any, delay: Any, token_shift: Any) -> None:
+    """Make sure that the options of the layer, or of a configuration, are in range.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+    check_choice("position", position, POSITIONS)
     if position == "rotary" and head_dim % 2:
         raise ValueError(f"position='rotary' needs an even head_dim (embed_dim / num_heads), got {head_dim}")
-    if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay <= 1:
-        raise ValueError(f"delay must be a fraction of the heads, from 0 to 1, got {delay!r}")
+    check_real("delay", delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
+    check_flag("token_shift", token_shift)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
-from syncattn.models import OSNCache, OSNConfig, OSNForCausalLM
+from syncattn.models import DecoderCache, OSNConfig, OSNForCausalLM
 from syncattn.training.tokenizers import byte_tokenizer
 
 
@@ -36,7 +36,7 @@ def test_greedy_is_the_most_likely_token_again_and_again(model, ids, use_cache):
     expected = greedy(model, ids, 6)
     out = generate(model, ids, use_cache=use_cache, return_dict_in_generate=True)
     assert torch.equal(out.sequences, expected)
-    assert isinstance(out.past_key_values, OSNCache) == use_cache
+    assert isinstance(out.past_key_values, DecoderCache) == use_cache
 
 
 def test_left_padding(model, ids):
@@ -83,7 +83,7 @@ def test_sampling_is_reproducible_and_the_cache_does_not_change_it(typical, ids)
 def test_going_on_from_a_cache(typical, ids):
     """A prompt's cache can be used for several continuations; texts can be continued turn by turn."""
     expected = generate(typical, ids)
-    cache = OSNCache(typical.config)
+    cache = DecoderCache(typical.config)
     with torch.no_grad():
         typical(ids[:, :10], past_key_values=cache)
     for _ in range(2):
@@ -107,13 +107,13 @@ def test_an_untouched_foreign_cache_is_replaced(typical, ids):
     assert torch.equal(generate(typical, ids, past_key_values=DynamicCache()), generate(typical, ids))
     filled = DynamicCache()
     filled.update(torch.zeros(3, 4, 2, 8), torch.zeros(3, 4, 2, 8), 0)
-    with pytest.raises(TypeError, match=r"must be a syncattn\.models\.OSNCache, got DynamicCache"):
+    with pytest.raises(TypeError, match=r"must be a syncattn\.models\.DecoderCache, got DynamicCache"):
         generate(typical, ids, past_key_values=filled)
 
 
 def test_a_cache_of_another_kind_is_refused_before_it_is_filled(typical, ids):
     for other in (DynamicCache(offloading=True), StaticCache(typical.config, max_cache_len=20)):
-        with pytest.raises(TypeError, match=r"must be a syncattn\.models\.OSNCache, got"):
+        with pytest.raises(TypeError, match=r"must be a syncattn\.models\.DecoderCache, got"):
             generate(typical, ids, past_key_values=other)
 
 
@@ -122,7 +122,8 @@ def test_the_growing_cache_may_be_asked_for_by_name(typical, ids):
     named = {"cache_implementation": "dynamic"}
     assert torch.equal(generate(typical, ids, **named), expected)
     assert torch.equal(generate(typical, ids, **named, use_cache=False), expected)
-    assert torch.equal(generate(typical, ids, **named, past_key_values=OSNCache(typical.config)), expected)
+    given = DecoderCache(typical.config)
+    assert torch.equal(generate(typical, ids, **named, past_key_values=given), expected)
     stored = GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0, **named)
     assert torch.equal(typical.generate(ids, generation_config=stored), expected)
     assert stored.cache_implementation == "dynamic"
@@ -155,9 +156,9 @@ def test_in_training_mode_with_checkpointing_it_has_a_cache(typical, ids, reentr
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     out = generate(model, ids, return_dict_in_generate=True)
     assert torch.equal(out.sequences, generate(typical, ids))
-    assert isinstance(out.past_key_values, OSNCache)
+    assert isinstance(out.past_key_values, DecoderCache)
     with torch.no_grad():
-        assert isinstance(model(ids, use_cache=True).past_key_values, OSNCache)
+        assert isinstance(model(ids, use_cache=True).past_key_values, DecoderCache)
         assert model(ids).past_key_values is None
 
 

@@ -1,4 +1,8 @@
-"""Oscillatory Synchronization Network: a causal language model in the conventions of transformers."""
+"""What every model here shares: embedding, blocks, initialisation, output layer, loss and generation.
+
+A kind of model is a `DecoderConfig` of its own and an attention layer: `OSNModel` and `TransformerModel`
+differ in these alone.
+"""
 
 from __future__ import annotations
 
@@ -14,49 +18,47 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from syncattn.models.cache import OSNCache
-from syncattn.models.configuration_osn import OSNConfig
-from syncattn.models.inputs import check_ids, check_keywords, check_positions, padding
-from syncattn.nn import OSNBlock, SelectiveSynchronizationAttention
+from syncattn.models.cache import DecoderCache
+from syncattn.models.configuration import DecoderConfig
+from syncattn.models.inputs import check_embeddings, check_ids, check_keywords, check_positions, padding
+from syncattn.nn.block import Block
 
 
-class OSNLayer(OSNBlock, GradientCheckpointingLayer):
-    """One `OSNBlock` as a configuration describes it; its activations can be checkpointed.
+class DecoderLayer(Block, GradientCheckpointingLayer):
+    """One block as a configuration describes it; its activations can be checkpointed.
 
     Args:
+        attention: (B, N, D) to (B, N, D), with the interface of `SelectiveSynchronizationAttention`.
         config: sizes and options.
     """
 
-    def __init__(self, config: OSNConfig) -> None:
+    def __init__(self, attention: nn.Module, config: DecoderConfig) -> None:
         assert config.intermediate_size is not None  # the configuration fills it in
         super().__init__(
+            attention,
             config.hidden_size,
-            config.num_attention_heads,
             config.intermediate_size,
             config.hidden_dropout,
             ACT2FN[config.hidden_act],
             config.layer_norm_eps,
-            batch_first=True,
-            norm_first=config.norm_first,
-            attn_dropout=config.attention_dropout,
+            config.norm_first,
             gated=config.gated,
-            **config.attention_options(),
         )
         # Branches that end in the residual stream start smaller: its variance then does not grow with depth.
         for branch in (self.self_attn.out_proj, self.linear2):
             branch.initializer_scale = (2 * config.num_hidden_layers) ** -0.5  # type: ignore
 
 
-class OSNPreTrainedModel(PreTrainedModel):
+class DecoderPreTrainedModel(PreTrainedModel):
     """What the models here share: configuration, initialisation, saving and loading (safetensors only)."""
 
-    config: OSNConfig
-    config_class = OSNConfig
+    config: DecoderConfig
+    config_class = DecoderConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["OSNLayer"]  # noqa: RUF012
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    # The cache cannot go back (see OSNCache.crop): transformers refuses assisted decoding with a clear error.
+    # The cache cannot go back (see DecoderCache.crop): transformers refuses assisted decoding in words.
     _is_stateful = True
 
     @torch.no_grad()
@@ -76,30 +78,13 @@ class OSNPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, SelectiveSynchronizationAttention):
-            self._calibrate(module)
-
-    def _calibrate(self, attention: SelectiveSynchronizationAttention) -> None:
-        """Give the frequencies, couplings, bandwidths and slopes the layer's own, calibrated start."""
-        own = dict(attention.named_parameters())
-        linear = ("value_proj.", "out_proj.")
-        kept = {
-            name: parameter.detach().clone()
-            for name, parameter in own.items()
-            if name.startswith(linear) or getattr(parameter, "_is_hf_initialized", False)
-        }
-        if len(kept) == len(own):
-            return
-        attention.reset_parameters()
-        for name, value in kept.items():
-            own[name].copy_(value)
 
 
-class OSNModel(OSNPreTrainedModel):
-    """Token embedding, a stack of causal OSN blocks and a final LayerNorm: hidden states, no output layer.
+class DecoderModel(DecoderPreTrainedModel):
+    """Token embedding, a stack of causal blocks and a final LayerNorm: hidden states, no output layer.
 
-    There is no table of positions: position is in the frequencies, and the layers count it from each
-    sequence's first real token. `position_ids` is there for code that passes it, and must say the same.
+    The layers count positions from each sequence's first real token. `position_ids` is there for code that
+    passes it, and must say the same.
 
     Args:
         config: sizes and options.
@@ -108,17 +93,22 @@ class OSNModel(OSNPreTrainedModel):
         TypeError, ValueError: the configuration is inconsistent.
     """
 
-    layer_class: ClassVar[type[OSNLayer]] = OSNLayer
+    attention_class: ClassVar[type[nn.Module]]
 
-    def __init__(self, config: OSNConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         config.check()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_dropout = nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleList(self.layer_class(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(self._make_layer() for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def _make_layer(self) -> DecoderLayer:
+        sizes = self.config.hidden_size, self.config.num_attention_heads, self.config.attention_dropout
+        attention = self.attention_class(*sizes, **self.config.attention_options())
+        return DecoderLayer(attention, self.config)
 
     @can_return_tuple
     def forward(
@@ -141,9 +131,9 @@ class OSNModel(OSNPreTrainedModel):
                 by nobody, and what the model returns for it means nothing.
             position_ids: (B or 1, N). Nothing is made of it: it is only checked against the layers' own
                 count, see `syncattn.models.inputs.check_positions`.
-            past_key_values: an `OSNCache`; this call's tokens are appended to it.
+            past_key_values: a `DecoderCache`; this call's tokens are appended to it.
             inputs_embeds: embeddings (B, N, D) instead of `input_ids`.
-            use_cache: make an `OSNCache` if none is given. None: `config.use_cache`, and never in training.
+            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training.
             output_attentions: also return each layer's weights (B, H, N, past + N): row-normalised, before
                 dropout.
             output_hidden_states: also return the embedding's output and each layer's; the last one is
@@ -159,18 +149,17 @@ class OSNModel(OSNPreTrainedModel):
                 none; a mask of another shape, of other values than 0 and 1, or one that disagrees with the
                 padding in the cache; positions that restart; a refused keyword; a cache of other sizes, or
                 any in training with checkpointing and gradients.
-            TypeError: `past_key_values` is not an `OSNCache`; a mask or positions that are no tensor.
+            TypeError: `past_key_values` is not a `DecoderCache`; a mask or positions that are no tensor.
         """
         check_keywords(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            given = "neither" if input_ids is None else "both"
+            raise ValueError(f"one of input_ids and inputs_embeds must be given, got {given}")
         if input_ids is not None:
             check_ids(input_ids, self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
         assert inputs_embeds is not None
-        if inputs_embeds.is_nested or inputs_embeds.ndim != 3 or 0 in inputs_embeds.shape[1:]:
-            shape = "a nested tensor" if inputs_embeds.is_nested else tuple(inputs_embeds.shape)
-            raise ValueError(f"expected at least one token: inputs_embeds (B, N, D), got {shape}")
+        check_embeddings(inputs_embeds, self.config.hidden_size)
         cache = self._cache(past_key_values, use_cache, inputs_embeds.shape[0])
         is_padding = padding(attention_mask, inputs_embeds, cache)
         check_positions(position_ids, inputs_embeds, is_padding, cache)
@@ -199,7 +188,7 @@ class OSNModel(OSNPreTrainedModel):
             attentions=all_weights if output_attentions else None,
         )
 
-    def _cache(self, given: Cache | None, use_cache: bool | None, batch: int) -> OSNCache | None:
+    def _cache(self, given: Cache | None, use_cache: bool | None, batch: int) -> DecoderCache | None:
         # Without gradients, as in generate(), checkpointing recomputes nothing.
         recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if given is None:
@@ -207,45 +196,41 @@ class OSNModel(OSNPreTrainedModel):
                 use_cache = self.config.use_cache and not self.training
             if not use_cache or recomputed:
                 return None
-            return OSNCache(self.config)
-        if not isinstance(given, OSNCache):
+            return DecoderCache(self.config)
+        if not isinstance(given, DecoderCache):
             raise TypeError(
-                f"past_key_values must be a syncattn.models.OSNCache, got {type(given).__name__}: this model "
-                "caches frequencies, not keys. Leave it out, or make one with OSNCache(model.config)"
+                "past_key_values must be a syncattn.models.DecoderCache, got "
+                f"{type(given).__name__}: leave it out, or make one with DecoderCache(model.config)"
             )
         if len(given) != len(self.layers):
             raise ValueError(
                 f"past_key_values must have as many layers as the model, {len(self.layers)}, got {len(given)}"
             )
         if given.batch_size not in (-1, batch):
-            raise ValueError(f"past_key_values holds {given.batch_size} sequences, the input has {batch}")
+            raise ValueError(
+                f"past_key_values must hold as many sequences as the input, {batch}, got {given.batch_size}"
+            )
         if recomputed:
             raise ValueError(
-                "past_key_values cannot be used in training with gradient checkpointing: the recomputation "
-                "would append the tokens twice"
+                "past_key_values must be None in training with gradient checkpointing, got a DecoderCache: "
+                "the recomputation would append the tokens twice"
             )
         return given
 
 
-class OSNForCausalLM(OSNPreTrainedModel, GenerationMixin):
-    """`OSNModel` with an output layer: next-token logits, the language-modelling loss, `generate()`.
+class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
+    """A `DecoderModel` with an output layer: next-token logits, the language-modelling loss, `generate()`.
 
     Args:
         config: sizes and options.
-
-    Example:
-        >>> model = OSNForCausalLM(OSNConfig(hidden_size=128, num_hidden_layers=2))
-        >>> ids = torch.randint(0, 256, (1, 32))
-        >>> model(ids, labels=ids).loss                      # a scalar to call backward() on
-        >>> model.generate(ids, max_new_tokens=20)           # cached decoding
     """
 
-    model_class: ClassVar[type[OSNModel]] = OSNModel
+    model_class: ClassVar[type[DecoderModel]]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     # Tells the Trainer that the loss is a sum divided by `num_items_in_batch`.
     accepts_loss_kwargs = True
 
-    def __init__(self, config: OSNConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         self.loss_type = "ForCausalLM"
         self.model = self.model_class(config)
@@ -262,48 +247,32 @@ class OSNForCausalLM(OSNPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, N, vocab_size) of each token's successor, and the loss if `labels` are given.
 
         Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as in
+                `DecoderModel.forward`.
             labels: token ids (B, N), usually `input_ids`: shifted here. -100 is left out of the loss.
             logits_to_keep: compute logits for the last so many tokens only (0: all), or for those at the
                 indices (n,) given as a tensor.
-            num_items_in_batch: divide the summed loss by this instead of by the number of labels, as the
-                Trainer does when it accumulates gradients.
-            return_dict: False returns a tuple.
-            **kwargs: as in `OSNModel.forward`; the loss function gets them, as in transformers' own models.
+            **kwargs: as in `DecoderModel.forward`, output_attentions and return_dict among them; the loss
+                function gets them, too, as in transformers' own models: with num_items_in_batch, which the
+                Trainer passes when it accumulates gradients, the summed loss is divided by that instead of by
+                the number of labels.
 
-        The other arguments and the errors are those of `OSNModel.forward`.
+        Raises:
+            TypeError, ValueError: as `DecoderModel.forward`.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            **kwargs,
-        )
+        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        outputs = self.model(*inputs, return_dict=True, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels,
-                vocab_size=self.config.vocab_size,
-                num_items_in_batch=num_items_in_batch,
-                **kwargs,
-            )
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -320,19 +289,19 @@ class OSNForCausalLM(OSNPreTrainedModel, GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> Any:
-        """Where `generate()` makes its cache: give it an `OSNCache`, refuse what this model cannot have."""
+        """Where `generate()` makes its cache: give it ours, refuse what these models cannot have."""
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):
             raise ValueError(
                 f"cache_implementation must be None or 'dynamic', got {implementation!r}: this model "
-                "generates with an OSNCache, which grows with the text"
+                "generates with a DecoderCache, which grows with the text"
             )
-        generation_config.cache_implementation = None  # an OSNCache is dynamic; transformers takes no two
+        generation_config.cache_implementation = None  # a DecoderCache is dynamic; transformers takes no two
         given = model_kwargs.get("past_key_values")
         # Wrappers pass an empty cache of the usual kind; `forward` refuses others, which somebody chose.
         usual = type(given) is DynamicCache and not given.offloading and given.get_seq_length() == 0
         if usual or (given is None and generation_config.use_cache):
-            model_kwargs["past_key_values"] = OSNCache(self.config)
+            model_kwargs["past_key_values"] = DecoderCache(self.config)
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
@@ -348,5 +317,5 @@ class OSNForCausalLM(OSNPreTrainedModel, GenerationMixin):
         """
         raise ValueError(
             "continuous batching (generate_batch, or cache_implementation='paged') is not supported: it "
-            "keeps keys in pages, and this model an OSNCache. Call generate() with a padded batch"
+            "keeps keys in pages, and this model a DecoderCache. Call generate() with a padded batch"
         )

@@ -1,12 +1,16 @@
-"""Cached decoding, padding and causality: what a token gives does not depend on how it came to the model."""
+"""Decoding, padding and causality: what a token gives does not depend on how it came to the model."""
 
 import copy
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 
-from syncattn.models import OSNCache, TransformerBaseline
+from syncattn.models import DecoderCache, OSNPreTrainedModel, TransformerPreTrainedModel
 from syncattn.nn import locked_density
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -25,7 +29,7 @@ def test_the_models_of_these_tests_lock_some_pairs_and_not_others(osn, ids):
 @pytest.mark.parametrize("chunks", [[1] * 13, [13], [7, 1, 1, 4], [1, 12]])
 @torch.no_grad()
 def test_cached_decoding_equals_the_full_forward(model, ids, chunks):
-    cache = OSNCache(model.config)
+    cache = DecoderCache(model.config)
     parts = [model(part, past_key_values=cache).logits for part in ids.split(chunks, dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), logits(model, ids), **TOLERANCE)
     assert cache.get_seq_length() == 13
@@ -54,7 +58,7 @@ def test_a_padded_batch_decodes_as_each_sequence_alone(model, ids):
     mask = torch.ones_like(ids)
     mask[1, :6] = 0
     mask[2, :12] = 0
-    cache = OSNCache(model.config)
+    cache = DecoderCache(model.config)
     parts = []
     for start, stop in [(0, 4), (4, 5), (5, 9), (9, 13)]:
         out = model(ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache)
@@ -99,7 +103,7 @@ def test_attention_weights(model, ids):
     torch.testing.assert_close(out.logits, logits(model, ids), **TOLERANCE)
     torch.testing.assert_close(model.lm_head(out.hidden_states[-1]), out.logits)
 
-    cache = OSNCache(model.config)
+    cache = DecoderCache(model.config)
     model(ids[:, :9], past_key_values=cache)
     last = model(ids[:, 9:], past_key_values=cache, output_attentions=True)
     for whole, part in zip(out.attentions, last.attentions):
@@ -107,86 +111,31 @@ def test_attention_weights(model, ids):
 
 
 @torch.no_grad()
-def test_the_cache_takes_the_documented_bytes(model, ids):
-    config, (batch, tokens) = model.config, ids.shape
-    heads, head_dim = config.num_attention_heads, config.head_dim
-    cache = model(ids, use_cache=True).past_key_values
-    if isinstance(model, TransformerBaseline):
-        freq_dim, sums = head_dim, 0
-    else:
-        freq_dim = config.freq_dim or min(16, head_dim)
-        sums = 2 * config.phase_dim if config.order_parameter else 0
-    numbers = batch * tokens * heads * (freq_dim + head_dim) + batch * heads * (freq_dim + sums)
-    numbers += batch * config.hidden_size * config.token_shift
-    assert cache.nbytes == config.num_hidden_layers * (4 * numbers + 8 * batch)
-    padded = model(ids, attention_mask=(torch.arange(tokens) > 2).expand(batch, -1), use_cache=True)
-    assert padded.past_key_values.nbytes == cache.nbytes + config.num_hidden_layers * batch * tokens
-
-
-@torch.no_grad()
-def test_the_cache_can_be_copied_selected_repeated_and_reset(typical, ids):
-    cache = OSNCache(typical.config)
-    assert (cache.batch_size, cache.is_initialized, cache.get_max_length()) == (-1, False, -1)
-    typical(ids[:, :12], past_key_values=cache)
-    assert (cache.batch_size, cache.is_initialized, cache.get_mask_sizes(2, 0)) == (3, True, (14, 0))
-    expected = logits(typical, ids)[:, -1]
-    for change, rows in (
-        (lambda c: c.reorder_cache(torch.tensor([2, 0, 0])), [2, 0, 0]),
-        (lambda c: c.batch_select_indices(torch.tensor([1])), [1]),
-        (lambda c: c.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
-    ):
-        own = copy.deepcopy(cache)
-        change(own)
-        out = typical(ids[rows, 12:], past_key_values=own).logits[:, 0]
-        torch.testing.assert_close(out, expected[rows], **TOLERANCE)
-    cache.reset()
-    assert cache.nbytes == 0
-    torch.testing.assert_close(typical(ids, past_key_values=cache).logits, logits(typical, ids), **TOLERANCE)
-
-
-@torch.no_grad()
-def test_what_the_cache_refuses(typical, ids):
-    cache = OSNCache(typical.config)
-    assert not cache.is_compileable and not cache.is_croppable
-    typical(ids, past_key_values=cache)
-    with pytest.raises(ValueError, match=r"cannot be cropped \(asked to remove 2 tokens\)"):
-        cache.crop(-2)
-    with pytest.raises(TypeError, match="OSNCache has no update"):
-        cache.update(ids, ids, 0)
-    with pytest.raises(ValueError, match="cannot be offloaded"):
-        cache.offload(0)
-    with pytest.raises(ValueError, match="past_key_values holds 3 sequences, the input has 1"):
-        typical(ids[:1], past_key_values=cache)
-    with pytest.raises(
-        TypeError, match=r"past_key_values must be a syncattn.models.OSNCache, got DynamicCache"
-    ):
-        typical(ids, past_key_values=DynamicCache())
-    three = copy.deepcopy(typical.config)
-    three.num_hidden_layers = 3
-    with pytest.raises(ValueError, match="as many layers as the model, 2, got 3"):
-        typical(ids, past_key_values=OSNCache(three))
-    assert cache.get_seq_length() == 13
-
-
-@torch.no_grad()
 def test_bad_input(typical, ids):
     for arguments, message in (
-        ({}, "exactly one of input_ids and inputs_embeds"),
-        ({"input_ids": ids, "inputs_embeds": torch.zeros(3, 13, 32)}, "exactly one of"),
-        ({"input_ids": ids[:, :0]}, "at least one token"),
-        ({"input_ids": ids[0]}, r"integer token ids \(B, N\), got torch.int64 \(13,\)"),
+        ({}, "one of input_ids and inputs_embeds must be given, got neither"),
+        ({"input_ids": ids, "inputs_embeds": torch.zeros(3, 13, 32)}, "must be given, got both"),
+        ({"input_ids": ids[:, :0]}, r"at least one token, got torch.int64 \(3, 0\)"),
+        ({"input_ids": ids[0]}, r"integer token ids \(B, N\) .* got torch.int64 \(13,\)"),
+        (
+            {"inputs_embeds": torch.zeros(3, 13, 31)},
+            r"must be \(B, N, 32\), .* got torch.float32 \(3, 13, 31\)",
+        ),
         ({"input_ids": ids.float()}, "integer token ids"),
         ({"input_ids": ids + 39}, "below vocab_size = 40 .* tokenizer"),
         ({"input_ids": -ids}, "not negative"),
-        ({"input_ids": ids, "attention_mask": ids[:, 1:]}, r"\(B, past \+ N\) = \(3, 13\).*got \(3, 12\)"),
+        (
+            {"input_ids": ids, "attention_mask": ids[:, 1:]},
+            r"\(B, past \+ N\) = \(3, 13\).*got torch.int64 \(3, 12\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             typical(**arguments)
-    cache = OSNCache(typical.config)
+    cache = DecoderCache(typical.config)
     typical(ids[:, :12], past_key_values=cache)
-    with pytest.raises(ValueError, match=r"\(3, 13\).*got \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"\(3, 13\).*got torch.float32 \(3, 1\)"):
         typical(ids[:, 12:], attention_mask=torch.ones(3, 1), past_key_values=cache)
-    with pytest.raises(ValueError, match="disagrees with past_key_values"):
+    with pytest.raises(ValueError, match=r"what past_key_values holds .* got another mask of 3 sequences"):
         typical(ids[:, 12:], attention_mask=(torch.arange(13) > 0).expand(3, -1), past_key_values=cache)
     assert cache.get_seq_length() == 12
 
@@ -213,3 +162,27 @@ def test_longer_than_what_it_was_trained_on(typical):
     config = copy.deepcopy(typical.config)
     config.max_position_embeddings = 8
     assert logits(typical, ids).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "head", [GenericForSequenceClassification, GenericForTokenClassification, GenericForQuestionAnswering]
+)
+@torch.no_grad()
+def test_the_heads_of_transformers(typical, ids, mask, head):
+    name = head.__name__.replace("Generic", "Our")  # transformers finds the loss by it
+    kind = OSNPreTrainedModel if isinstance(typical, OSNPreTrainedModel) else TransformerPreTrainedModel
+    model_class = type(name, (head, kind), {})
+    config = copy.deepcopy(typical.config)
+    config.num_labels = 3
+    model = model_class(config).eval()
+    model.model.load_state_dict(typical.model.state_dict())
+    out = model(ids * mask, mask, position_ids=torch.arange(13)[None], output_hidden_states=True)
+    expected = typical.model(ids * mask, mask).last_hidden_state
+    assert torch.equal(out.hidden_states[-1], expected)
+    if head is GenericForSequenceClassification:
+        torch.testing.assert_close(out.logits, model.score(expected)[:, -1])
+        assert model(ids, labels=torch.tensor([0, 1, 2])).loss.isfinite()
+    elif head is GenericForTokenClassification:
+        assert torch.equal(out.logits, model.score(expected))
+    else:
+        assert torch.equal(out.start_logits, model.qa_outputs(expected)[..., 0])

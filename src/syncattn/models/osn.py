@@ -1,0 +1,184 @@
+"""Oscillatory Synchronization Network: its configuration, and causal language models of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from syncattn.backends.call import FRAMES
+from syncattn.models.configuration import DecoderConfig
+from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
+from syncattn.models.fields import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_heads,
+    check_real,
+    checked_range,
+)
+from syncattn.nn import SelectiveSynchronizationAttention
+from syncattn.nn.attention import STRENGTHS
+from syncattn.nn.convert import published
+from syncattn.nn.frequency import POSITIONS
+
+
+class OSNConfig(DecoderConfig):
+    """Sizes and options of an `OSNModel` or `OSNForCausalLM`. The defaults are the trainable form.
+
+    `OSNConfig.paper()` gives the published formulation instead.
+
+    Args:
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, gated, hidden_act,
+            hidden_dropout, attention_dropout, layer_norm_eps, initializer_range, max_position_embeddings,
+            norm_first, tie_word_embeddings, use_cache, bos_token_id, eos_token_id, pad_token_id: as in
+            `syncattn.models.DecoderConfig`. Whatever initializer_range is, frequencies, bandwidths, couplings
+            and slopes keep the layer's calibrated start.
+        freq_dim, phase_dim, directed, position, window_range, delay, detuning, token_shift, self_coupling,
+            frame, power, edge, eps, top_k, order_parameter, density_range, sharpness, strength, freq_bias: as
+            in `syncattn.nn.SelectiveSynchronizationAttention`.
+
+    The defaults and what speaks for each: by how much the validation loss on WikiText-2 rises, in nats per
+    byte, when it alone is changed (117,000 parameters, one seed, where seeds differ by .006;
+    docs/results/quality.md):
+        gated, hidden_act: SwiGLU; GELU +.021.
+        position, window_range: drift in the content's coordinates; one of its own +.007, rotary +.038, none
+            +.307; windows from 2 to 128 +.003.
+        frame, self_coupling: nearest frame +.025 better than absolute, +.034 if self is kept in that one;
+            self kept in the nearest frame +.015.
+        power: 2; the published 1 +.025.
+        delay: on half of the heads; on none +.018, on all no difference.
+        token_shift: without +.010.
+        freq_dim: 16; 8 +.014, 2 +.011.
+        density_range, sharpness: denser start (.3 to .95) +.010; sharpness 10 +.009.
+        eps: a weight of 1 for nobody +.009.
+        directed, detuning: both +.005; detuning alone within the spread over three seeds, so left out.
+        order_parameter: off +.003, within the spread: kept since it is the paper's.
+
+    Raises:
+        TypeError, ValueError: as `DecoderConfig`.
+    """
+
+    model_type = "osn"
+    # transformers takes a stored `top_k` for an option of sampling and would generate with it.
+    stored_as: ClassVar[dict[str, str]] = {"top_k": "attention_top_k"}
+
+    freq_dim: int | None = None
+    phase_dim: int = 1
+    directed: bool = False
+    position: str = "drift"
+    window_range: Sequence[float] = (4.0, 64.0)
+    delay: float = 0.5
+    detuning: bool = False
+    token_shift: bool = True
+    self_coupling: bool = False
+    frame: str = "nearest"
+    power: float = 2
+    edge: float = 0.0
+    eps: float = 1e-8
+    top_k: int | None = None
+    order_parameter: bool = True
+    density_range: Sequence[float] | None = (0.05, 0.5)
+    sharpness: float = 100.0
+    strength: str = "log"
+    freq_bias: bool = False
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> OSNConfig:
+        """The published formulation (Hays 2026, arXiv 2602.14445), made causal; `overrides` are any fields.
+
+        Symmetric frequencies and phases as wide as the head, with biases; no position; the token itself takes
+        part; the absolute frame and S itself as the weight; one coupling for all heads through softplus. It
+        starts as published, too: no two different tokens lock, so that attention is the identity and the
+        frequencies get no gradient.
+        """
+        hidden = overrides.get("hidden_size", cls.hidden_size)
+        heads = overrides.get("num_attention_heads", cls.num_attention_heads)
+        check_heads(hidden, heads)
+        feed_forward = {"gated": False, "hidden_act": "gelu"}
+        return cls(**{**published(hidden // heads), **feed_forward, **overrides})
+
+    def check(self) -> None:
+        """As `DecoderConfig.check`, and the options of synchronization."""
+        super().check()
+        check_count("phase_dim", self.phase_dim)
+        for name in ("freq_dim", "top_k"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        for name in ("directed", "detuning", "token_shift", "self_coupling", "order_parameter", "freq_bias"):
+            check_flag(name, getattr(self, name))
+        check_choice("position", self.position, POSITIONS)
+        check_choice("frame", self.frame, FRAMES)
+        check_choice("strength", self.strength, STRENGTHS)
+        check_real("delay", self.delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
+        for name in ("edge", "eps"):
+            check_real(name, getattr(self, name), "at least 0 and finite", lambda x: 0 <= x < math.inf)
+        for name in ("power", "sharpness"):
+            check_real(name, getattr(self, name), "positive and finite", lambda x: 0 < x < math.inf)
+        self.window_range = checked_range("window_range", self.window_range, math.inf)
+        if self.density_range is not None:
+            self.density_range = checked_range("density_range", self.density_range, 1.0)
+
+
+class OSNPreTrainedModel(DecoderPreTrainedModel):
+    """What the models of an OSN share: the configuration, and the calibrated start of their attention."""
+
+    config: OSNConfig
+    config_class = OSNConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, SelectiveSynchronizationAttention):
+            _calibrate(module)
+        else:
+            super()._init_weights(module)
+
+
+class OSNModel(OSNPreTrainedModel, DecoderModel):
+    """Token embedding, a stack of causal OSN blocks and a final LayerNorm: hidden states, no output layer.
+
+    There is no table of positions: position is in the frequencies.
+
+    Args:
+        config: sizes and options.
+
+    Raises:
+        TypeError, ValueError: the configuration is inconsistent.
+    """
+
+    attention_class = SelectiveSynchronizationAttention
+
+
+class OSNForCausalLM(OSNPreTrainedModel, DecoderForCausalLM):
+    """`OSNModel` with an output layer: next-token logits, the language-modelling loss, `generate()`.
+
+    Args:
+        config: sizes and options.
+
+    Example:
+        >>> model = OSNForCausalLM(OSNConfig(hidden_size=128, num_hidden_layers=2))
+        >>> ids = torch.randint(0, 256, (1, 32))
+        >>> model(ids, labels=ids).loss                      # a scalar to call backward() on
+        >>> model.generate(ids, max_new_tokens=20)           # cached decoding
+    """
+
+    model_class = OSNModel
+
+
+def _calibrate(attention: SelectiveSynchronizationAttention) -> None:
+    """Give the frequencies, couplings, bandwidths and slopes the layer's own, calibrated start."""
+    own = dict(attention.named_parameters())
+    linear = ("value_proj.", "out_proj.")
+    kept = {
+        name: parameter.detach().clone()
+        for name, parameter in own.items()
+        if name.startswith(linear) or getattr(parameter, "_is_hf_initialized", False)
+    }
+    if len(kept) == len(own):
+        return
+    attention.reset_parameters()
+    for name, value in kept.items():
+        own[name].copy_(value)

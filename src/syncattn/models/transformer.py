@@ -1,0 +1,67 @@
+"""The softmax Transformer to compare an OSN with: the same code, another attention."""
+
+from __future__ import annotations
+
+from syncattn.models.configuration import DecoderConfig
+from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
+from syncattn.models.softmax import SoftmaxAttention, check_options
+
+
+class TransformerConfig(DecoderConfig):
+    """Sizes and options of a `TransformerModel` or `TransformerForCausalLM`.
+
+    Args:
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, gated, hidden_act,
+            hidden_dropout, attention_dropout, layer_norm_eps, initializer_range, max_position_embeddings,
+            norm_first, tie_word_embeddings, use_cache, bos_token_id, eos_token_id, pad_token_id: as in
+            `syncattn.models.DecoderConfig`.
+        position: "rotary" (queries and keys turn with position) or "alibi" (a penalty linear in distance).
+        delay: fraction of the heads that read the key of the token before, as an OSN's delayed heads do.
+        token_shift: queries and keys, and values, are made of mixtures with the token before, as an OSN's
+            frequencies and values.
+
+    Raises:
+        TypeError, ValueError: as `DecoderConfig`.
+    """
+
+    model_type = "syncattn_transformer"
+
+    position: str = "rotary"
+    delay: float = 0.0
+    token_shift: bool = False
+
+    def check(self) -> None:
+        """As `DecoderConfig.check`, and the options of softmax attention."""
+        super().check()
+        check_options(self.head_dim, **self.attention_options())
+
+
+class TransformerPreTrainedModel(DecoderPreTrainedModel):
+    """What the models of a softmax Transformer share."""
+
+    config: TransformerConfig
+    config_class = TransformerConfig
+
+
+class TransformerModel(TransformerPreTrainedModel, DecoderModel):
+    """Token embedding, a stack of causal softmax blocks and a final LayerNorm, without an output layer.
+
+    Args:
+        config: sizes and options.
+
+    Raises:
+        TypeError, ValueError: the configuration is inconsistent.
+    """
+
+    attention_class = SoftmaxAttention
+
+
+class TransformerForCausalLM(TransformerPreTrainedModel, DecoderForCausalLM):
+    """`TransformerModel` with an output layer: next-token logits, the language-modelling loss, `generate()`.
+
+    Args:
+        config: sizes and options; `TransformerConfig.of_sizes` takes the sizes of an OSN's, and
+            `syncattn.models.match_parameters` gives both as many parameters.
+    """
+
+    model_class = TransformerModel

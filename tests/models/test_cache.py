@@ -1,0 +1,78 @@
+"""The cache of decoding: what it takes, what can be done with it, what it refuses."""
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from syncattn.models import DecoderCache, TransformerForCausalLM
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(ids, use_cache=False).logits
+
+
+@torch.no_grad()
+def test_the_cache_takes_the_documented_bytes(model, ids):
+    config, (batch, tokens) = model.config, ids.shape
+    heads, head_dim = config.num_attention_heads, config.head_dim
+    cache = model(ids, use_cache=True).past_key_values
+    if isinstance(model, TransformerForCausalLM):
+        freq_dim, sums = head_dim, 0
+    else:
+        freq_dim = config.freq_dim or min(16, head_dim)
+        sums = 2 * config.phase_dim if config.order_parameter else 0
+    numbers = batch * tokens * heads * (freq_dim + head_dim) + batch * heads * (freq_dim + sums)
+    numbers += batch * config.hidden_size * config.token_shift
+    assert cache.nbytes == config.num_hidden_layers * (4 * numbers + 8 * batch)
+    padded = model(ids, attention_mask=(torch.arange(tokens) > 2).expand(batch, -1), use_cache=True)
+    assert padded.past_key_values.nbytes == cache.nbytes + config.num_hidden_layers * batch * tokens
+
+
+@torch.no_grad()
+def test_the_cache_can_be_copied_selected_repeated_and_reset(typical, ids):
+    cache = DecoderCache(typical.config)
+    assert (cache.batch_size, cache.is_initialized, cache.get_max_length()) == (-1, False, -1)
+    typical(ids[:, :12], past_key_values=cache)
+    assert (cache.batch_size, cache.is_initialized, cache.get_mask_sizes(2, 0)) == (3, True, (14, 0))
+    expected = logits(typical, ids)[:, -1]
+    for change, rows in (
+        (lambda c: c.reorder_cache(torch.tensor([2, 0, 0])), [2, 0, 0]),
+        (lambda c: c.batch_select_indices(torch.tensor([1])), [1]),
+        (lambda c: c.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
+    ):
+        own = copy.deepcopy(cache)
+        change(own)
+        out = typical(ids[rows, 12:], past_key_values=own).logits[:, 0]
+        torch.testing.assert_close(out, expected[rows], **TOLERANCE)
+    cache.reset()
+    assert cache.nbytes == 0
+    torch.testing.assert_close(typical(ids, past_key_values=cache).logits, logits(typical, ids), **TOLERANCE)
+
+
+@torch.no_grad()
+def test_what_the_cache_refuses(typical, ids):
+    cache = DecoderCache(typical.config)
+    assert not cache.is_compileable and not cache.is_croppable
+    typical(ids, past_key_values=cache)
+    with pytest.raises(ValueError, match=r"tokens_to_remove must be 0, got -2: .*cannot be cropped"):
+        cache.crop(-2)
+    with pytest.raises(TypeError, match="DecoderCache has no update"):
+        cache.update(ids, ids, 0)
+    with pytest.raises(ValueError, match="cannot be offloaded"):
+        cache.offload(0)
+    with pytest.raises(ValueError, match="as many sequences as the input, 1, got 3"):
+        typical(ids[:1], past_key_values=cache)
+    with pytest.raises(
+        TypeError, match=r"past_key_values must be a syncattn.models.DecoderCache, got DynamicCache"
+    ):
+        typical(ids, past_key_values=DynamicCache())
+    three = copy.deepcopy(typical.config)
+    three.num_hidden_layers = 3
+    with pytest.raises(ValueError, match="as many layers as the model, 2, got 3"):
+        typical(ids, past_key_values=DecoderCache(three))
+    assert cache.get_seq_length() == 13

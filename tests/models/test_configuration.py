@@ -1,0 +1,88 @@
+"""The configurations: checked where they are made, exact through JSON."""
+
+import copy
+import json
+
+import pytest
+from transformers import AutoConfig
+
+from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OSNConfig(),
+        OSNConfig(top_k=3, window_range=(2, 8), density_range=None, eos_token_id=[1, 2], norm_first=False),
+        OSNConfig.paper(hidden_size=64),
+        TransformerConfig(position="alibi", delay=0.5, tie_word_embeddings=False),
+    ],
+)
+def test_json_round_trip(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert type(again) is type(config)
+    assert again.to_dict() == config.to_dict() | {"_name_or_path": str(tmp_path)}
+    assert again.attention_options() == config.attention_options()
+    assert copy.deepcopy(config).attention_options() == config.attention_options()
+
+
+def test_a_stored_model_does_not_depend_on_the_defaults(tmp_path):
+    assert {"gated", "vocab_size", "freq_dim", "top_k"} < set(OSNConfig.own_fields())
+    OSNConfig().save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for name in OSNConfig.own_fields():
+        assert ("attention_top_k" if name == "top_k" else name) in stored
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error", "message"),
+    [
+        ("vocab_size", 0, ValueError, "vocab_size must be at least 1, got 0"),
+        ("hidden_size", 30, ValueError, "num_attention_heads = 8 and hidden_size = 30"),
+        ("num_hidden_layers", 2.0, TypeError, "num_hidden_layers must be an integer, got 2.0"),
+        ("num_attention_heads", True, TypeError, "num_attention_heads must be an integer"),
+        ("intermediate_size", -1, ValueError, "intermediate_size must be at least 1"),
+        ("hidden_act", "sofplus", ValueError, "hidden_act must be one of .*gelu"),
+        ("hidden_dropout", 1.0, ValueError, r"hidden_dropout must be in \[0, 1\), got 1.0"),
+        ("attention_dropout", "none", TypeError, "attention_dropout must be a number, got 'none'"),
+        ("layer_norm_eps", 0.0, ValueError, "layer_norm_eps must be positive"),
+        ("initializer_range", float("nan"), ValueError, "initializer_range must be positive and finite"),
+        ("norm_first", 1, TypeError, "norm_first must be True or False, got 1"),
+        ("pad_token_id", 256, ValueError, "pad_token_id must be None or an id below vocab_size = 256"),
+        ("eos_token_id", [3, -1], ValueError, "eos_token_id must be .* got -1"),
+        ("freq_dim", 0, ValueError, "freq_dim must be at least 1"),
+        ("top_k", 0, ValueError, "top_k must be at least 1"),
+        ("position", "alibi", ValueError, "position must be one of 'drift', .* got 'alibi'"),
+        ("frame", "far", ValueError, "frame must be one of"),
+        ("strength", "exp", ValueError, "strength must be one of"),
+        (
+            "window_range",
+            (8, 4),
+            ValueError,
+            r"window_range must be two numbers, 0 < low <= high, got \(8, 4\)",
+        ),
+        ("window_range", 4, TypeError, "window_range must be two numbers"),
+        ("density_range", (0.1, 1.5), ValueError, "density_range must be two numbers, 0 < low <= high <= 1"),
+        ("density_range", [0.0, 0.5], ValueError, "density_range"),
+        ("delay", 1.5, ValueError, r"delay must be a fraction of the heads, in \[0, 1\], got 1.5"),
+        ("power", 0, ValueError, "power must be positive"),
+        ("edge", -0.1, ValueError, "edge must be at least 0"),
+        ("sharpness", 0, ValueError, "sharpness must be positive"),
+        ("directed", "yes", TypeError, "directed must be True or False"),
+        ("hidden_size", 2**21, ValueError, "hidden_size must be at most 1048576, got 2097152"),
+        ("top_k", 2**80, ValueError, "top_k must be at most 2147483647, got 12089"),
+        ("freqdim", 8, TypeError, "OSNConfig has no field 'freqdim'; did you mean 'freq_dim'?"),
+        ("hidden_sizes", 8, TypeError, "did you mean 'hidden_size'?"),
+    ],
+)
+def test_a_bad_field_is_named(field, value, error, message):
+    with pytest.raises(error, match=message):
+        OSNConfig(**{field: value})
+
+
+def test_a_field_assigned_later_is_checked_when_the_model_is_built():
+    config = OSNConfig()
+    config.num_attention_heads = 7
+    with pytest.raises(ValueError, match="num_attention_heads = 7"):
+        OSNForCausalLM(config)

@@ -1,0 +1,100 @@
+"""The OSN's configuration, and how its models start."""
+
+import inspect
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from syncattn.models import OSNConfig, OSNForCausalLM, OSNModel
+from syncattn.nn import SelectiveSynchronizationAttention, calibrate, locked_density
+
+
+def test_the_attention_options_are_the_layers_arguments_with_the_same_defaults():
+    parameters = inspect.signature(SelectiveSynchronizationAttention).parameters
+    keyword_only = {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    defaults = {name: each.default for name, each in keyword_only.items() if name not in ("device", "dtype")}
+    # a layer may stand where tokens have no order; in a language model they have one
+    assert OSNConfig().attention_options() == defaults | {"token_shift": True}
+
+
+def test_every_option_reaches_the_layer():
+    options = {
+        "freq_dim": 6,
+        "phase_dim": 3,
+        "directed": True,
+        "position": "rotary",
+        "window_range": (2.0, 9.0),
+        "delay": 0.25,
+        "detuning": True,
+        "token_shift": True,
+        "self_coupling": True,
+        "frame": "absolute",
+        "power": 1.5,
+        "edge": 0.1,
+        "eps": 0.2,
+        "top_k": 7,
+        "order_parameter": False,
+        "density_range": (0.2, 0.4),
+        "sharpness": 10.0,
+        "strength": "softplus",
+        "freq_bias": True,
+    }
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
+    config = OSNConfig(**sizes, attention_dropout=0.1, **options)
+    assert config.attention_options() == options
+    layer = OSNModel(config).layers[0].self_attn
+    frequency = layer.frequency
+    assert (layer.num_heads, layer.freq_dim, layer.dropout, layer.top_k) == (4, 6, 0.1, 7)
+    assert (layer.frame, layer.power, layer.edge, layer.self_coupling) == ("absolute", 1.5, 0.1, True)
+    assert (layer.density_range, layer.sharpness, layer.strength) == ((0.2, 0.4), 10.0, "softplus")
+    assert layer.phase_proj is None
+    assert (frequency.position, frequency.window_range, frequency.delay) == ("rotary", (2.0, 9.0), 0.25)
+    assert frequency.send_proj is not None and frequency.detuning is not None
+    assert frequency.receive_proj.bias is not None
+
+
+def test_the_published_formulation():
+    config = OSNConfig.paper(hidden_size=512, num_hidden_layers=1)
+    assert (config.num_attention_heads, config.freq_dim, config.phase_dim) == (8, 64, 64)
+    assert (config.position, config.delay, config.frame, config.power) == ("none", 0.0, "absolute", 1)
+    assert config.self_coupling and config.order_parameter and config.freq_bias
+    assert config.intermediate_size == 2048 and config.layer_norm_eps == 1e-5 and config.hidden_act == "gelu"
+    assert sum(p.numel() for p in OSNModel(config).layers.parameters()) == 3_152_393
+    assert OSNConfig.paper(hidden_size=64, num_attention_heads=2, freq_dim=5).freq_dim == 5
+    with pytest.raises(ValueError, match="num_attention_heads must divide hidden_size"):
+        OSNConfig.paper(hidden_size=65)
+
+
+def test_the_frequencies_start_calibrated():
+    """Each layer's densities on normalised input are the ladder's, and models differ by their seed only."""
+    config = OSNConfig(vocab_size=60, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    torch.manual_seed(0)
+    model = OSNForCausalLM(config)
+    torch.manual_seed(0)
+    again = OSNForCausalLM(config)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+    x = torch.randn(4, 96, 64, generator=torch.Generator().manual_seed(3))
+    ladder = torch.tensor([0.05, 0.108, 0.232, 0.5])
+    for layer in model.model.layers:
+        found = layer.self_attn.locked_density(x, is_causal=True)
+        torch.testing.assert_close(found, ladder, rtol=0.35, atol=0.02)
+    ids = torch.randint(0, 60, (2, 96))
+    calibrate(model, ids, use_cache=False)
+    for found in locked_density(model, ids).values():
+        torch.testing.assert_close(found, ladder, rtol=0.02, atol=0.01)
+
+
+@torch.no_grad()
+def test_a_missing_frequency_is_calibrated_and_the_rest_is_as_saved(osn, ids, tmp_path):
+    """A checkpoint without one of the tensors: transformers warns, and fills it in as in a new model."""
+    osn.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    dropped = "model.layers.0.self_attn.frequency.receive_proj.weight"
+    shape = tensors.pop(dropped).shape
+    save_file(tensors, file, metadata={"format": "pt"})
+    loaded = OSNForCausalLM.from_pretrained(tmp_path).state_dict()
+    for name, tensor in osn.state_dict().items():
+        assert name == dropped or torch.equal(loaded[name], tensor), name
+    assert loaded[dropped].shape == shape and 0.01 < loaded[dropped].std() < 1.0
