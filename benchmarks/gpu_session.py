@@ -249,9 +249,9 @@ def _alarms(session: dict[str, Any], records: dict[str, Any]) -> Iterator[str]:
 
 def _target_rows(record: dict[str, Any]) -> list[list[str]]:
     try:
-        from syncattn.bench import gpu_targets
+        from syncattn_lab.targets import gpu
 
-        return gpu_targets.rows(record)
+        return gpu.rows(record)
     except Exception as error:  # the summary has to be written, whatever else is broken
         return [["no table", "", "", f"{type(error).__name__}: {error}", ""]]
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from syncattn.study.lines import LINES_FILE
-from syncattn.study.records import read_runs
 from syncattn.training.checkpoints import load_model
 from syncattn.training.train import quiet
+from syncattn_lab.study.lines import LINES_FILE
+from syncattn_lab.study.records import read_runs
 
 LETTERS, SEQUENCES, WARM_UP = 32, 8, 4
 

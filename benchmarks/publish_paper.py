@@ -14,9 +14,9 @@ import json
 import shutil
 from pathlib import Path
 
-from syncattn.paper.ledger import LEDGER_FILE
-from syncattn.paper.run import CLAIMS_FILE, RECORD_FILE
-from syncattn.paper.sections import NAMES, section
+from syncattn_lab.paper.ledger import LEDGER_FILE
+from syncattn_lab.paper.run import CLAIMS_FILE, RECORD_FILE
+from syncattn_lab.paper.sections import NAMES, section
 
 
 def main() -> None:

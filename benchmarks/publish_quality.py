@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from syncattn.study import figures, tables
-from syncattn.study.lines import LINES_FILE
-from syncattn.study.records import DEFAULT, PLAN_FILE, Line, read_runs, thin
-from syncattn.study.summary import Cell, Group, as_groups, lengths, missing, size_cells, tokens_per_step
-from syncattn.study.verdicts import verdicts
 from syncattn.training.errors import UserError
 from syncattn.training.figures import densities
 from syncattn.training.files import disk_errors, read_json, remove_staging, staged
+from syncattn_lab.study import figures, tables
+from syncattn_lab.study.lines import LINES_FILE
+from syncattn_lab.study.records import DEFAULT, PLAN_FILE, Line, read_runs, thin
+from syncattn_lab.study.summary import Cell, Group, as_groups, lengths, missing, size_cells, tokens_per_step
+from syncattn_lab.study.verdicts import verdicts
 
 PAGE = "quality.md"
 FOLDER = "quality"

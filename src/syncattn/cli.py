@@ -1,10 +1,12 @@
-"""The command line. What needs more than typer is imported by the commands, so that `--help` is quick."""
+"""The command line. What needs more than typer is imported by the commands, so that `--help` is quick.
+
+Other packages add commands by the entry points `syncattn.commands`, each a function that typer can call: so
+the library need not know its laboratory.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
 import typer
@@ -12,10 +14,9 @@ import typer
 from syncattn import __version__
 from syncattn.bench.command import bench_command
 from syncattn.doctor import doctor_command
-from syncattn.paper.command import paper_command
-from syncattn.starting import started
-from syncattn.study.command import study_command
+from syncattn.errors import user_errors
 from syncattn.training.command import compare_command, generate_command, train_command
+from syncattn.training.errors import UserError
 
 app = typer.Typer(
     name="syncattn",
@@ -46,31 +47,23 @@ app.command("train")(train_command)
 app.command("compare")(compare_command)
 app.command("generate")(generate_command)
 app.command("bench")(bench_command)
-app.command("paper")(paper_command)
-app.command("study")(study_command)
 app.command("doctor")(doctor_command)
 
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """What a user can mend becomes a line on stderr and exit code 1 (Ctrl-C: 130); bugs keep their trace."""
-    from syncattn.training.errors import Interrupted, UserError
-
-    started()
+def _add(entry: EntryPoint) -> None:
+    """Add a command that another package brings; one that cannot be loaded says so when it is called."""
     try:
-        yield
-    except UserError as error:
-        print(f"syncattn: {error}", file=sys.stderr)
-        raise typer.Exit(130 if isinstance(error, Interrupted) else 1) from None
-    except ModuleNotFoundError as error:
-        if not error.name or error.name.startswith("syncattn"):
-            raise
-        extra = "paper" if error.name.partition(".")[0] == "scipy" else "train"
-        print(
-            f"syncattn: this command needs '{error.name}': install syncattn with its '{extra}' extra",
-            file=sys.stderr,
-        )
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        print("syncattn: stopped", file=sys.stderr)
-        raise typer.Exit(130) from None
+        app.command(entry.name)(entry.load())
+    except (ImportError, AttributeError) as error:
+        reason = f"the command {entry.name!r}, {entry.value}, cannot be loaded: {error}"
+
+        context = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+        @app.command(entry.name, help="Cannot be loaded.", context_settings=context)
+        def broken() -> None:
+            with user_errors():
+                raise UserError(reason)
+
+
+for _entry in sorted(entry_points(group="syncattn.commands"), key=lambda entry: entry.name):
+    _add(_entry)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from syncattn import functional
 from syncattn.backends import eager, select, tiled
-from syncattn.bench import gpu_targets, memory, operators, targets
+from syncattn.bench import memory, operators, targets
 from syncattn.bench.contenders import backend_names
 from syncattn.bench.inputs import Case
 from syncattn.bench.plan import BACKWARD, FORWARD, SUITES
@@ -51,27 +51,33 @@ def test_all_suites(bench):
         path.name for path in out.iterdir()
     }
     page = (out / "bench.md").read_text()
-    for text in ("## Targets", "dense, symmetric", "training step", "published, ms", "growth"):
+    for text in ("dense, symmetric", "training step", "published, ms", "growth"):
         assert text in page
+
+
+def test_targets_come_from_outside(bench, monkeypatch):
+    def judge(found):
+        return {"rows": [["as fast", "1 thread", "<= 1", str(len(found["entries"])), "yes"]], "bounds": {}}
+
+    def entries(group):
+        assert group == "syncattn.targets"
+        return [types.SimpleNamespace(name=name, load=lambda: judge) for name in "ab"]
+
+    monkeypatch.setattr(targets, "entry_points", entries)
+    _, out = bench("table", densities=(0.2,))
+    found = record(out)
+    row = ["as fast", "1 thread", "<= 1", str(len(found["entries"])), "yes"]
+    assert found["targets"] == {"rows": [row, row], "bounds": {}}
+    page = (out / "bench.md").read_text()
+    assert page.count("| " + " | ".join(row) + " |") == 2 and "## Targets" in page
+    monkeypatch.setattr(targets, "entry_points", lambda group: [])
+    assert targets.judged(found) == {"rows": [], "bounds": {}}
 
 
 @pytest.mark.parametrize("suite", ["variants", "scaling"])
 def test_a_suite_alone_ends_well(suite, bench):
     status, out = bench(suite)
     assert status == 0 and record(out)["status"] == "complete"
-
-
-def test_the_targets_table_says_what_was_met(bench):
-    _, out = bench("table")
-    found = record(out)
-    assert targets.rows(found) == []  # stated for 4,096 tokens, d 64 and m 8 only
-    for entry in found["entries"]:
-        entry["case"] |= targets.SIZES
-        for result in entry["contenders"].values():
-            result["ratio"] = {"median": 0.5, "quartiles": [0.49, 0.51]}
-    rows = {row[0]: row[2:] for row in targets.rows(found)}
-    assert rows["dense, symmetric, forward"] == ["<= 0.55", "0.50 (0.49 to 0.51)", "yes"]
-    assert rows["dense, directed, forward+backward"][2] == "no"
 
 
 def prefer(monkeypatch, name, run):
@@ -223,29 +229,7 @@ def test_what_is_wrong_can_be_timed_all_the_same(bench, monkeypatch):
     found = record(out)
     assert all(entry["contenders"]["wrong"]["status"] == "wrong" for entry in found["entries"])
     assert all(entry["contenders"]["wrong"]["time"]["median"] > 0 for entry in found["entries"])
-    rows = gpu_targets.rows(found)
-    assert rows and all(row[3].startswith("WRONG, ") and row[4] == "no" for row in rows)
-
-
-def test_the_targets_of_the_gpu_are_of_the_faster_rival(bench):
-    _, out = bench("gpu-64", "gpu-decode", "gpu-memory")
-    found = record(out)
-    for entry in found["entries"]:
-        entry["case"]["tokens"] = 32768
-        entry["name"] = entry["name"].replace("window 16", "window 512")
-        for name, result in entry["contenders"].items():
-            seconds = {"sdpa": 2.0, "flash": 1.0}.get(name.removesuffix("+graph"), 0.5)
-            result |= {"status": "measured", "seconds": [seconds] * 3}
-    rows = {row[0]: row[2:] for row in gpu_targets.rows(found)}
-    assert rows["dense, d 64, N 32768, forward"] == ["<= 1", "0.5 (0.5 to 0.5) × flash", "yes"]
-    assert rows["25 % of the tiles, d 64, N 32768, forward+backward"][2] == "no"
-    assert rows["layer, window 512, d 64, N 32768, forward"][::2] == ["<= 0.08", "no"]
-    assert rows["dense, d 128, 64 cached, forward, CUDA graph"] == [
-        "<= 0.65",
-        "0.5 (0.5 to 0.5) × flash",
-        "yes",
-    ]
-    assert sum("peak memory from N 64 to 128" in name for name in rows) == 2
+    assert "WRONG" in (out / "bench.md").read_text()
 
 
 def test_a_first_call_on_a_gpu_says_nothing_about_the_next():

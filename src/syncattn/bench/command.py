@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from syncattn.errors import user_errors
 from syncattn.starting import loading
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ def bench_command(
 
     A wrong result gets no number, and the exit status is 1. Ctrl-C leaves what is done in bench.json.
     """
-    from syncattn.cli import user_errors
-
     with user_errors():
         with loading():
             from rich.console import Console
@@ -89,6 +88,7 @@ def run(plan: Plan, out: Path, console: Console, *, overwrite: bool = False) -> 
         from syncattn.bench import gpu, models, operators, tables
         from syncattn.bench.figures import write_figures
         from syncattn.bench.session import JSON_FILE, Session
+        from syncattn.bench.targets import judged
     from syncattn.training.files import check_output, disk_errors, remove_staging
 
     check_output(out, overwrite=overwrite)
@@ -120,6 +120,7 @@ def run(plan: Plan, out: Path, console: Console, *, overwrite: bool = False) -> 
         raise
     finally:
         torch.set_num_threads(before)
+        session.record["targets"] = judged(session.record)
         session.save()
         tables.write_markdown(session.record, out / tables.MARKDOWN_FILE)
     drawn = write_figures(session.record, out)

@@ -12,7 +12,6 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from syncattn.bench.contenders import PUBLISHED, SDPA, TILED
 from syncattn.bench.plan import BACKWARD, FORWARD
 from syncattn.bench.session import threads_text
-from syncattn.bench.targets import SIZES, TABLE
 from syncattn.drawing import canvas, png
 from syncattn.training.files import disk_errors, staged
 
@@ -60,8 +59,7 @@ def density(record: dict[str, Any]) -> bytes | None:
                 color=_SOFTMAX,
                 fontsize=9,
             )
-            if all(case[name] == size for name, size in SIZES.items()):
-                _mark_targets(axes, passes)
+            _mark_targets(axes, record.get("targets", {}).get("bounds", {}).get(passes, []))
             axes.set_xscale("log")
             axes.set_yscale("log")
             _density_ticks(axes, record["plan"]["densities"])
@@ -111,13 +109,10 @@ def _density_series(
     return found
 
 
-def _mark_targets(axes: Axes, passes: str) -> None:
-    for name, forward, backward in TABLE:
-        bound = forward if passes == FORWARD else backward
-        centre = 0.95 if name == "dense" else float(name.split()[0]) / 100 if name[0].isdigit() else None
-        if centre is not None:
-            label = "target" if name == "dense" else None
-            axes.plot([centre / 1.25, centre * 1.25], [bound] * 2, color="#26292e", lw=1.6, label=label)
+def _mark_targets(axes: Axes, bounds: list[list[float]]) -> None:
+    for number, (density, bound) in enumerate(bounds):
+        label = None if number else "target"
+        axes.plot([density / 1.25, density * 1.25], [bound] * 2, color="#26292e", lw=1.6, label=label)
 
 
 def tokens(record: dict[str, Any]) -> bytes | None:

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from syncattn.bench import targets
 from syncattn.bench.contenders import FLASH, FLEX, PUBLISHED, SDPA, TILED
 from syncattn.bench.models import OSN
 from syncattn.bench.plan import SUITES
 from syncattn.bench.session import threads_text
+from syncattn.bench.targets import HEADER
+from syncattn.bench.timing import spread_text
 from syncattn.training.files import write_text
 
 MARKDOWN_FILE = "bench.md"
@@ -40,7 +41,7 @@ def cell(result: dict[str, Any], reference: bool) -> str:
     if result["status"] != "measured":
         return "WRONG" if result["status"] == "wrong" else "left out"
     text = milliseconds(result["time"]["median"])
-    return text if reference or "ratio" not in result else f"{text} × {targets.spread_text(result['ratio'])}"
+    return text if reference or "ratio" not in result else f"{text} × {spread_text(result['ratio'])}"
 
 
 def entry_text(entry: dict[str, Any]) -> Text:
@@ -62,7 +63,7 @@ def entry_text(entry: dict[str, Any]) -> Text:
 
 def all_tables(record: dict[str, Any]) -> Tables:
     """(title, header, rows) of the targets and of every suite, times in ms."""
-    found: Tables = [("Targets", targets.HEADER, targets.rows(record))]
+    found: Tables = [("Targets", HEADER, record.get("targets", {}).get("rows", []))]
     for suite, about in SUITES.items():
         entries = [entry for entry in record["entries"] if entry["suite"] == suite]
         if suite == "scaling":
@@ -101,7 +102,7 @@ def _scaling_table(entries: list[dict[str, Any]]) -> tuple[str, list[str], list[
             if "ratio" in result:
                 scaled = {"median": result["ratio"]["median"] * first / tokens}
                 scaled["quartiles"] = [q * first / tokens for q in result["ratio"]["quartiles"]]
-                growth = targets.spread_text(scaled)
+                growth = spread_text(scaled)
             rows.append([entry["name"], str(tokens), entry["passes"], cell(result, True), growth])
     header = ["case", "N", "pass", "ms", "time over linear growth"]
     return f"scaling: {SUITES['scaling']}", header, rows

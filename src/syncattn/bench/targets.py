@@ -1,119 +1,28 @@
-"""The project's targets for the CPU kernel, and what a record says about them and about those for the GPU."""
+"""What somebody wants of a benchmark: targets come from outside, by the entry points `syncattn.targets`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Any
 
-from syncattn.bench import gpu_targets
-from syncattn.bench.contenders import PUBLISHED
-from syncattn.bench.models import OSN, STEP
-from syncattn.bench.plan import BACKWARD, FORWARD
-from syncattn.bench.session import threads_text
-from syncattn.bench.timing import ratios, spread
-
-# Time over SDPA's at N 4096, d 64, m 8: the name's beginning, forward, forward + backward.
-TABLE = (
-    ("dense", 0.55, 0.42),
-    ("25 %", 0.40, 0.35),
-    ("5 %", 0.20, 0.20),
-    ("1 %", 0.12, 0.12),
-    ("causal, window 128", 0.10, 0.10),
-)
-SIZES = {"tokens": 4096, "head_dim": 64, "freq_dim": 8}
-GROWTH, FASTER_THAN_PUBLISHED = 1.1, 40.0
 HEADER = ["target", "threads", "wanted", "measured", "met"]
 
 
-def rows(record: dict[str, Any]) -> list[list[str]]:
-    """One row per target and setting: what is wanted, what was measured (median, quartiles), whether met."""
-    ours = record["preferred"]
-    found = []
-    for entry in record["entries"]:
-        found += _operator_rows(entry, ours) if entry["suite"] == "table" else []
-    for entry in record["entries"]:
-        if entry["suite"] == "scaling" and entry["name"].endswith(f", {ours}"):
-            found += _growth_rows(entry)
-    found += _memory_rows(record, ours)
-    for entry in record["entries"]:
-        if entry["suite"] == "tokens" and PUBLISHED in entry["contenders"]:
-            found += _published_rows(entry, ours)
-        elif entry["passes"] == STEP:
-            found.append(_row(entry["name"], entry, "< 1", entry["contenders"][OSN], 1.0))
-        elif entry["suite"] == "decode":
-            name = OSN if OSN in entry["contenders"] else ours
-            title = entry["name"] if name == OSN else f"decoding, operator, {entry['name']}"
-            result = entry["contenders"].get(name, {"status": "absent"})
-            found.append(_row(title, entry, "<= 1", result, 1.0))
-    return found + gpu_targets.rows(record)
+def judged(record: dict[str, Any]) -> dict[str, Any]:
+    """What all targets say of a record, for the record itself.
 
+    An entry point names a function of the record that returns such a dictionary:
 
-def _operator_rows(entry: dict[str, Any], ours: str | None) -> list[list[str]]:
-    if any(entry["case"][name] != size for name, size in SIZES.items()):
-        return []  # the targets are stated for these sizes only
-    for name, forward, backward in TABLE:
-        if entry["name"] == name or entry["name"].startswith(name + ", "):
-            bound = {FORWARD: forward, BACKWARD: backward}[entry["passes"]]
-            result = entry["contenders"].get(str(ours), {"status": "absent"})
-            title = f"{entry['name']}, {entry['passes']}"
-            return [_row(title, entry, f"<= {bound:.2f}", result, bound)]
-    return []
-
-
-def _row(title: str, entry: dict[str, Any], wanted: str, result: dict[str, Any], bound: float) -> list[str]:
-    if result["status"] != "measured" or "ratio" not in result:
-        return [title, threads_text(entry["threads"]), wanted, result["status"], "no"]
-    ratio = result["ratio"]
-    return [title, threads_text(entry["threads"]), wanted, spread_text(ratio), _yes(ratio["median"] <= bound)]
-
-
-def _growth_rows(entry: dict[str, Any]) -> list[list[str]]:
-    tokens = list(entry["tokens"].values())
-    first, *_, last = entry["tokens"]
-    title = f"time from N {tokens[0]} to {tokens[-1]} over linear growth, {entry['passes']}"
-    result = entry["contenders"].get(last, {"status": "absent"})
-    if result["status"] != "measured" or entry["contenders"][first]["status"] != "measured":
-        return [[title, threads_text(entry["threads"]), f"<= {GROWTH}", result["status"], "no"]]
-    linear = tokens[-1] / tokens[0]
-    growth = spread([r / linear for r in ratios(result["seconds"], entry["contenders"][first]["seconds"])])
-    met = _yes(growth["median"] <= GROWTH)
-    return [[title, threads_text(entry["threads"]), f"<= {GROWTH}", spread_text(growth), met]]
-
-
-def _memory_rows(record: dict[str, Any], ours: str | None) -> list[list[str]]:
-    points = [
-        (each["tokens"], each["bytes"])
-        for each in record["memory"]
-        if each["suite"] == "scaling" and each["contender"] == ours and each["bytes"]
-    ]
-    if len(points) < 2:
-        return []
-    (few, small), (many, large) = points[0], points[-1]
-    growth = large / small / (many / few)
-    title = f"peak extra memory from N {few} to {many} over linear growth, {BACKWARD}"
-    measured = f"{growth:.2f} ({large / many / 1024:.1f} KiB a token at {many})"
-    return [[title, threads_text(1), f"<= {GROWTH}", measured, _yes(growth <= GROWTH)]]
-
-
-def _published_rows(entry: dict[str, Any], ours: str | None) -> list[list[str]]:
-    if entry["case"]["tokens"] != SIZES["tokens"]:
-        return []
-    title = f"published formulation's time over ours, N {SIZES['tokens']}, {entry['passes']}"
-    theirs, mine = entry["contenders"][PUBLISHED], entry["contenders"].get(str(ours), {"status": "absent"})
-    wanted = f">= {FASTER_THAN_PUBLISHED:g}"
-    for result in (theirs, mine):
-        if result["status"] != "measured":
-            return [[title, threads_text(entry["threads"]), wanted, result["status"], "no"]]
-    faster = spread(ratios(theirs["seconds"], mine["seconds"]))
-    met = _yes(faster["median"] >= FASTER_THAN_PUBLISHED)
-    return [[title, threads_text(entry["threads"]), wanted, spread_text(faster), met]]
-
-
-def spread_text(found: dict[str, Any]) -> str:
-    """A median with its quartiles: 0.53 (0.52 to 0.54)."""
-    low, high = found["quartiles"]
-    digits = 3 if found["median"] < 0.1 else 2 if found["median"] < 10 else 1
-    return f"{found['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _yes(met: bool) -> str:
-    return "yes" if met else "no"
+        rows: one per target and setting, as HEADER has them.
+        bounds: for the picture of time against density, by pass: [density, most time over SDPA's] each.
+    """
+    rows: list[list[str]] = []
+    bounds: dict[str, list[list[float]]] = {}
+    for entry in sorted(entry_points(group="syncattn.targets"), key=lambda entry: entry.name):
+        judge: Callable[[dict[str, Any]], dict[str, Any]] = entry.load()
+        found = judge(record)
+        rows += found["rows"]
+        for passes, points in found["bounds"].items():
+            bounds.setdefault(passes, []).extend(points)
+    return {"rows": rows, "bounds": bounds}

@@ -94,6 +94,13 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"median": median(values), "quartiles": [low, high], "count": len(values)}
 
 
+def spread_text(found: dict[str, Any]) -> str:
+    """A median with its quartiles: 0.53 (0.52 to 0.54)."""
+    low, high = found["quartiles"]
+    digits = 3 if found["median"] < 0.1 else 2 if found["median"] < 10 else 1
+    return f"{found['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def ratios(above: list[float | None], below: list[float | None]) -> list[float]:
     """Round by round, one contender's time over another's, where both were timed."""
     return [a / b for a, b in zip(above, below) if a is not None and b is not None]

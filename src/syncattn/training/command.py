@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from syncattn.errors import user_errors
 from syncattn.starting import loading
 from syncattn.terminal import fold
 from syncattn.training.flags import (
@@ -124,8 +125,6 @@ def train_command(
     quiet: Quiet = False,
 ) -> None:
     """Train an OSN on text; Ctrl-C leaves a checkpoint that --resume goes on from."""
-    from syncattn.cli import user_errors
-
     with user_errors():
         from syncattn.training.errors import UserError
 
@@ -251,8 +250,6 @@ def compare_command(
 
     Started again with the same options, it goes on where it stopped and repeats no finished run.
     """
-    from syncattn.cli import user_errors
-
     with user_errors():
         from syncattn.training.errors import UserError
         from syncattn.training.options import numbers
@@ -302,8 +299,6 @@ def generate_command(
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
 ) -> None:
     """Write text with a trained model."""
-    from syncattn.cli import user_errors
-
     with user_errors():
         with loading():
             from syncattn.training.checkpoints import load_model

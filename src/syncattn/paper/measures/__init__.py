@@ -1,1 +1,0 @@
-"""What the sections measure with: published forms, counts, statistics, constructions."""

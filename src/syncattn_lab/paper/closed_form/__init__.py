@@ -1,0 +1,1 @@
+"""The closed form: one pass without an ODE."""

@@ -1,0 +1,1 @@
+"""Proposition 2, position in the natural frequency."""

@@ -1,0 +1,1 @@
+"""Theorem 1, universality: what is true of it."""

@@ -1,0 +1,155 @@
+"""The command `syncattn study`. Heavy imports are inside, so that `syncattn --help` is quick."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from syncattn.errors import user_errors
+from syncattn.starting import loading
+
+if TYPE_CHECKING:
+    from syncattn_lab.study.plan import Plan
+
+
+def study_command(
+    plan: Annotated[Path, typer.Argument(help="A plan: a TOML file, such as benchmarks/quality/plan.toml.")],
+    out: Annotated[Path, typer.Option(help="A folder for the runs and their lines, runs.jsonl.")] = Path(
+        "runs/quality"
+    ),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The folder with the text files that the plan names.", show_default="current"),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that share the work, each with the plan's threads.", min=1)
+    ] = 1,
+    group: Annotated[
+        list[str] | None,
+        typer.Option("--group", help="Only this group; can be given several times.", show_default="all"),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress within runs.")] = False,
+) -> None:
+    """Train the many small models of a plan; each leaves one JSON line, from which the report is made.
+
+    Ctrl-C stops; the same command goes on where it stopped. Started several times at once with the same
+    --out, the processes share the runs. benchmarks/publish_quality.py makes the report.
+    """
+    with user_errors():
+        with loading(quiet=quiet):
+            from rich.console import Console
+
+            from syncattn_lab.study.plan import read_plan
+            from syncattn_lab.study.queue import total_runs, work
+        from syncattn.training.files import write_json
+        from syncattn_lab.study.records import PLAN_FILE
+
+        whole = read_plan(plan)
+        chosen = whole.only(group or [])
+        prepare(chosen, out, data)
+        write_json(out / PLAN_FILE, [{"key": run.key, "first": run.first} for run in whole.runs])
+        console = Console()
+        if workers > 1:
+            console.print(f"{total_runs(chosen)} runs, {workers} processes, lines in {out}", highlight=False)
+            status = share(workers)
+            if status:
+                raise typer.Exit(status)
+        else:
+
+            def tell(line: dict[str, Any]) -> None:
+                console.print(sentence(line), highlight=False, soft_wrap=True)
+
+            work(chosen, out, data, None if quiet else console, tell)
+
+
+def prepare(plan: Plan, out: Path, data: Path | None) -> None:
+    """Everything that can be refused before the first run: texts, configs, the output folder.
+
+    Raises:
+        UserError: what cannot be used.
+    """
+    from syncattn.training.errors import UserError
+    from syncattn.training.files import disk_errors
+    from syncattn_lab.study.lines import LINES_FILE, read_lines
+    from syncattn_lab.study.plan import TEXT, build_config
+    from syncattn_lab.study.queue import open_runs
+    from syncattn_lab.study.records import PLAN_FILE
+    from syncattn_lab.study.run import text_of
+    from syncattn_lab.study.synthetic import make_task
+
+    sizes: dict[str, tuple[int, int | None]] = {}
+    for name, options in plan.tasks.items():
+        if options.get("kind") == TEXT:
+            text_of(name, tuple(options["text"]), options.get("test"), data or Path())
+            sizes[name] = (256, None)
+        else:
+            given = {key: value for key, value in options.items() if key != "kind"}
+            task = make_task(str(options.get("kind")), **given)
+            sizes[name] = (task.vocab_size, task.length)
+    for runs in plan.cells().values():
+        vocabulary, length = sizes[runs[0].task]
+        build_config(runs[0], vocabulary, length or runs[0].options.context)
+    known = (out / PLAN_FILE).is_file()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"the output folder {out} is a file: expected a new folder or a study's own")
+    if out.is_dir() and any(out.iterdir()) and not known:
+        raise UserError(f"the output folder {out} is not empty and has no study: choose another")
+    with disk_errors(f"cannot write to the output folder {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+    open_runs(plan, {line["key"]: line for line in read_lines(out / LINES_FILE)})
+
+
+def share(workers: int) -> int:
+    """The same command in several processes; the exit status: 0, or that of the first that failed.
+
+    Ctrl-C and SIGTERM reach all of them, and each stops after its current step with a checkpoint.
+    """
+    arguments = [sys.executable, "-m", "syncattn", *_without_workers(sys.argv[1:]), "--quiet"]
+    children = [subprocess.Popen(arguments, start_new_session=True) for _ in range(workers)]
+
+    def stop(number: int, frame: Any) -> None:
+        for child in children:
+            if child.poll() is None:
+                os.kill(child.pid, number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while any(child.poll() is None for child in children):
+            if any(child.poll() for child in children):
+                stop(signal.SIGINT, None)
+            time.sleep(0.2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return next((child.returncode for child in children if child.returncode), 0)
+
+
+def sentence(line: dict[str, Any]) -> str:
+    """A finished run in one line for the terminal."""
+    if line["outcome"] != "finished":
+        return f"{line['key']}: {line['message']}"
+    result = line["result"]
+    text = f"{line['key']}: validation {result['validation_loss']:.4f}, test {result['test_loss']:.4f}"
+    if result["test_accuracy"] is not None:
+        text += f", accuracy {result['test_accuracy']:.3f}"
+    heads = [value for layer in result["density"] for value in layer]
+    if heads:
+        text += f", density {sum(heads) / len(heads):.3f}"
+    return text + f", {line['parameters']:,} parameters, {result['wall_seconds']:.0f} s"
+
+
+def _without_workers(arguments: list[str]) -> list[str]:
+    kept, skip = [], False
+    for argument in arguments:
+        if skip or argument.startswith("--workers"):
+            skip = not skip and argument == "--workers"
+            continue
+        kept.append(argument)
+    return kept

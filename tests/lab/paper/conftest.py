@@ -1,0 +1,49 @@
+"""The sections are measured as `syncattn paper` measures most of them: with one thread."""
+
+import copy
+import random
+import time
+
+import pytest
+
+from syncattn_lab.paper.run import torch_threads
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    with torch_threads(1):
+        yield
+
+
+@pytest.fixture(scope="package", autouse=True)
+def a_clock_that_says_anything():
+    """By this clock whatever is timed takes from 2 ms to 20 s, at random. All sections' claims must be shown
+    all the same: what they hang on is counted. (As no call seems short, none is repeated within a round.)"""
+    now, drawn = time.perf_counter(), random.Random(0)
+
+    def read():
+        nonlocal now
+        now += 10 ** drawn.uniform(-2.7, 1.3)
+        return now
+
+    with pytest.MonkeyPatch.context() as patch:
+        for clock in ("perf_counter", "process_time"):
+            patch.setattr(time, clock, read)
+        yield
+
+
+@pytest.fixture
+def falls():
+    """Assert that with one number falsified its claim is not shown, and that all others are."""
+
+    def check(section, numbers, path, value, name):
+        false = copy.deepcopy(numbers)
+        place = false
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        shown = {claim.name: claim.shown for claim in section.claims(false)}
+        assert not shown.pop(name)
+        assert all(shown.values())
+
+    return check
