@@ -16,6 +16,7 @@ from syncattn.cli import app
 from syncattn.training.checkpoints import find_checkpoint, is_checkpoint, load_model
 from syncattn.training.errors import UserError
 from syncattn.training.files import fingerprints
+from syncattn.training.generate import Sampling, generate
 from syncattn.training.loop import Loop
 from syncattn.training.train import resume
 
@@ -155,8 +156,6 @@ MODEL = {
     "list to generate": (content(GENERATION, "[1]"), GENERATION),
     "garbage to generate": (content(GENERATION, "{"), GENERATION),
     "nowhere to generate": (replaced(GENERATION, lambda path: path.symlink_to("nowhere")), GENERATION),
-    "beams": (fields(GENERATION, num_beams=10**6), "num_beams"),
-    "cache": (fields(GENERATION, cache_implementation="x"), "cache_implementation"),
     "end token": (fields(GENERATION, eos_token_id="x"), "eos_token_id"),
     # The tokeniser
     "truncated tokenizer": (halved("tokenizer.json"), "tokenizer.json"),
@@ -190,7 +189,14 @@ def test_a_damaged_model_is_told_in_one_line(damage, trained, copied):
 
 def test_what_changes_nothing_is_allowed(trained, copied):
     folder = copied(trained)
+    fields(GENERATION, num_beams=10**6, cache_implementation="x", do_sample=5, eos_token_id=[3, 7])(folder)
+    model, tokenizer = load_model(folder)
+    assert model.generation_config.eos_token_id == [3, 7]
+    text = generate(model, tokenizer, "the", Sampling(5))  # what is stored on sampling is for others
     (folder / GENERATION).unlink()
+    model, tokenizer = load_model(folder)
+    assert model.generation_config.eos_token_id is None
+    assert generate(model, tokenizer, "the", Sampling(5))[: len(text)] == text
     (folder / "README.md").write_text("mine")
     config(max_position_embeddings=10**9, _name_or_path="x", dtype="bfloat16")(folder)
     model, _ = load_model(folder)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -54,8 +55,6 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FLAGS = ("output_attentions", "output_hidden_states", "use_cache", "return_dict")
 _INHERITED = {"architectures", "dtype", "transformers_version", "_name_or_path", *_FLAGS}
 """What transformers stores beside an OSN's own fields."""
-_GENERATION = {"_from_model_config", "transformers_version", *_FLAGS, *_TOKENS}
-"""What training leaves in generation_config.json."""
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -161,7 +160,7 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
         )
     config = load_config(folder)
     check_weights(folder, config)
-    _check_generation(folder / GENERATION, config)
+    special_tokens = _special_tokens(folder / GENERATION, config)
     tokenizer = load_tokenizer(folder)
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= config.vocab_size:
@@ -172,6 +171,7 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
+            generation_config=special_tokens,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -274,33 +274,22 @@ def _check_fields(path: Path, fields: dict[str, Any], config_class: type[PreTrai
             continue
         if name not in _INHERITED and hasattr(config_class, name):
             raise UserError(f"{path}: {name} means nothing to this model, got {value!r}: leave it out")
-    _check_flags(path, fields)
+    for name in _FLAGS:
+        if not isinstance(fields.get(name, False), bool):
+            raise UserError(f"{path}: {name} must be true or false, got {fields[name]!r}")
     if (dtype := fields.get("dtype")) is not None and dtype not in _DTYPES:
         raise UserError(f"{path}: dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
 
 
-def _check_flags(path: Path, fields: dict[str, Any]) -> None:
-    for name in _FLAGS:
-        if not isinstance(fields.get(name, False), bool):
-            raise UserError(f"{path}: {name} must be true or false, got {fields[name]!r}")
-
-
-def _check_generation(path: Path, config: PreTrainedConfig) -> None:
-    """How the next token is chosen is for the caller to say, so nothing about it may be stored."""
-    if not path.exists() and not path.is_symlink():
-        return
-    fields = read_object(path, _LARGEST_CONFIG)
-    _check_flags(path, fields)
-    for name, value in fields.items():
-        if value is not None and name not in _GENERATION:
-            raise UserError(
-                f"{path}: {name} must not be there, got {value!r}: how tokens are chosen is not stored"
-            )
-    for name in _TOKENS:
-        value = fields.get(name)
+def _special_tokens(path: Path, config: PreTrainedConfig) -> GenerationConfig:
+    """What is taken from generation_config.json: how the next token is chosen is for the caller to say."""
+    fields = read_object(path, _LARGEST_CONFIG) if path.exists() or path.is_symlink() else config.to_dict()
+    tokens = {name: fields.get(name) for name in _TOKENS}
+    for name, value in tokens.items():
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (type(token) is int and 0 <= token < config.vocab_size):
                 raise UserError(f"{path}: {name} must be an id below {config.vocab_size}, got {value!r}")
+    return GenerationConfig(**tokens)
 
 
 def _check_speech(folder: Path, model: PreTrainedModel) -> None:
