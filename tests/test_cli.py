@@ -1,7 +1,9 @@
 """The command line, as a user meets it."""
 
+import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,9 +16,13 @@ pytest.importorskip("accelerate")
 
 from typer.testing import CliRunner
 
+from syncattn import __version__
+from syncattn.__main__ import main
 from syncattn.cli import app
+from syncattn.training.errors import UserError
 
 runner = CliRunner()
+BOM = b"\xef\xbb\xbf"
 TINY = ["--hidden-size", "16", "--layers", "1", "--heads", "2", "--context", "16", "--batch-size", "4"]
 TINY += ["--steps", "4", "--threads", "1", "--device", "cpu", "--final-eval-tokens", "64"]
 
@@ -94,7 +100,9 @@ def test_compare_ends_with_a_table_samples_and_a_report(text, tmp_path, monkeypa
         (["--set", "nonsense=1"], "a field of OSNConfig"),
         (["--tokenizer", "gpt2"], "no tokenizer at gpt2"),
         (["--context", "100000"], "the text is shorter than the context needs"),
-        (["--tokens", "0"], "tokens must be positive"),
+        (["--tokens", "100"], "--steps and --tokens exclude each other"),
+        (["--encoding", "utf8x"], "encoding must be the name of a text encoding"),
+        (["--validation", "nowhere"], "no file or folder named 'nowhere'"),
         (["--precision", "int8"], "precision must be"),
         (["--weight-decay", "nan"], "weight_decay must be"),
         (["--weight-decay", "inf"], "weight_decay must be"),
@@ -102,7 +110,6 @@ def test_compare_ends_with_a_table_samples_and_a_report(text, tmp_path, monkeypa
         (["--seed", "-1"], "seed must be from 0 to 4294967295"),
         (["--seed", "4294967296"], "seed must be from 0 to 4294967295"),
         (["--warmup", "4"], "warmup must be 0 or more and below the number of steps, 4"),
-        (["--tokens", "128", "--warmup", "2"], "below the number of steps, 2"),
         (["--set", "id2label=1"], "a field of OSNConfig"),
     ],
 )
@@ -123,25 +130,32 @@ def test_bad_texts_are_told_in_one_line(tmp_path):
     ):
         fails_with(run("train", tmp_path / name, "--out", tmp_path / "run"), message)
         fails_with(run("compare", tmp_path / name, "--out", tmp_path / "run"), message)
+    both = run("train", tmp_path / "latin", tmp_path / "binary", "--out", tmp_path / "run")
+    assert both.exit_code == 1 and "--encoding NAME" in both.stderr and "--skip-undecodable" in both.stderr
+    assert [line[:2] for line in both.stderr.splitlines()] == ["sy", "  ", "  "]
     fails_with(run("train", "--out", tmp_path / "run"), "no text given")
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("content", [b"short\n", b"x", b"\xef\xbb\xbf", b" \n\n", b"\n"])
+@pytest.mark.parametrize("content", [b"short\n", b"x", b"\xef\xbb\xbfy", b" \n\n", b"\n"])
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_a_text_that_is_too_short_leaves_nothing_behind(command, content, tmp_path):
     (tmp_path / "short.txt").write_bytes(content)
     result = run(command, tmp_path / "short.txt", "--out", tmp_path / "out", *TINY)
-    fails_with(result, f"has {len(content)} tokens")
+    fails_with(result, f"has {len(content.removeprefix(BOM))} tokens")
     assert "each part needs at least 16" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_a_warm_up_longer_than_the_default_run_fits_a_budget():
-    from syncattn.cli import _options
+    from syncattn.training.given import training_options
 
-    options = _options(10_000_000, context=128, batch_size=16, warmup=2000)
+    values = {"tokens": 10_000_000, "context": 128, "batch_size": 16, "warmup": 2000, "quiet": True}
+    options = training_options(values, {})
     assert options.warmup == 2000 < options.steps
+    for changed, message in (({"tokens": 0}, "tokens must be positive"), ({"tokens": 4096}, "of steps, 2")):
+        with pytest.raises(UserError, match=message):
+            training_options(values | changed, {})
 
 
 def test_bad_output_folders_are_told_in_one_line(trained, text, tmp_path):
@@ -181,6 +195,8 @@ def test_bad_resumptions_are_told_in_one_line(trained, text, tmp_path):
     fails_with(run("train", "--resume", tmp_path), "holds no checkpoint")
     fails_with(run("train", "--resume", tmp_path / "gone"), "no such folder")
     fails_with(run("train", text, "--resume", out), "leave out TEXT")
+    ignored = run("train", "--resume", out, "--steps", "9", "--lr", "1", "--no-calibrate", "--quiet")
+    fails_with(ignored, "--resume goes on with a run as it was begun: leave out --steps, --lr, --calibrate")
 
 
 def test_bad_models_are_told_in_one_line(trained, tmp_path):
@@ -222,8 +238,80 @@ def test_a_missing_library_is_named(text, tmp_path, monkeypatch):
 def test_doctor_shows_versions_machine_and_backends():
     result = run("doctor")
     assert result.exit_code == 0
-    for expected in ("torch", "transformers", "processor", "threads", "eager", "tiled"):
+    for expected in ("torch", "transformers", "processor", "waiting threads", "eager", "tiled"):
         assert expected in result.stdout
+
+
+def test_doctor_and_version_need_pytorch_alone(monkeypatch, capsys):
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("typer", "click", "rich", "transformers", "tokenizers", "safetensors"):
+            monkeypatch.setitem(sys.modules, name, None)
+    for name in ("cli", "doctor", "training.environment", "training.show", "training.command"):
+        monkeypatch.delitem(sys.modules, f"syncattn.{name}", raising=False)
+    for arguments, expected in ((["doctor"], "a causal layer on cpu uses"), (["--version"], __version__)):
+        monkeypatch.setattr(sys, "argv", ["syncattn", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code is None
+        out, errors = capsys.readouterr()
+        assert expected in out and not errors
+    monkeypatch.setattr(sys, "argv", ["syncattn", "train"])
+    with pytest.raises(SystemExit, match=r"the command line needs 'typer': install .* 'train' extra"):
+        main()
+
+
+def test_version():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"syncattn {__version__}\n")
+
+
+def test_training_goes_on_from_a_model(trained, text, tmp_path):
+    out, _ = trained
+    more = TINY[6:]  # all but what the model decides
+    result = run("train", text, "--init-from", out, "--out", tmp_path / "more", *more)
+    assert result.exit_code == 0, result.output
+    assert f"weights, shape and tokenizer of {out}; context 16" in result.stdout
+    before, after = (json.loads((p / "training.json").read_text()) for p in (out, tmp_path / "more"))
+    assert after["config"] == before["config"] and after["options"]["init_from"] == str(out)
+    assert after["history"][0]["density"] == before["result"]["density"]  # its couplings are kept
+    assert after["history"][1]["validation_loss"] < before["history"][1]["validation_loss"]
+    cases = [
+        (["--hidden-size", "16"], "--init-from takes the model as it is: leave out --hidden-size"),
+        (["--set", "delay=0", "--paper", "--freq-dim", "2"], "leave out --set, --paper, --freq-dim"),
+        (["--heads", "2", "--layers", "1", "--calibrate"], "leave out --heads, --layers, --calibrate"),
+        (["--tokenizer", "byte"], "takes the tokenizer in"),
+        (["--validation", text], "is given twice"),
+    ]
+    for extra, message in cases:
+        fails_with(run("train", text, "--init-from", out, "--out", tmp_path / "bad", *more, *extra), message)
+    fails_with(run("train", text, "--init-from", out, "--out", out, "--overwrite"), "are the same folder")
+    fails_with(
+        run("train", text, "--init-from", "no", "--out", "x"), "must be the folder of a model, got 'no'"
+    )
+    bare = tmp_path / "bare"  # as save_pretrained leaves a model alone
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((out / name).read_bytes())
+    again = ["train", text, "--init-from", bare, "--out", tmp_path / "bad", *more]
+    fails_with(run(*again), "no tokenizer in")
+    fails_with(run(*again, "--tokenizer", "char"), "no tokenizer in")
+    assert not (tmp_path / "bad").exists()
+    result = run(*again, "--tokenizer", "byte", "--no-calibrate", "--quiet")
+    assert result.exit_code == 0, result.output
+    repeated = json.loads((tmp_path / "bad" / "training.json").read_text())
+    assert repeated["result"]["test_loss"] == after["result"]["test_loss"]
+
+
+def test_characters_that_a_tokenizer_does_not_know_are_named():
+    from syncattn.training.data import Corpus
+    from syncattn.training.given import unknown_characters
+    from syncattn.training.tokenizers import byte_tokenizer, char_tokenizer
+
+    corpus = Corpus("cab", "é", "aü", ("x",))
+    (note,) = unknown_characters(char_tokenizer("abc"), corpus)
+    assert note == "2 characters are unknown to the tokenizer, and are all read as one: 'é' 'ü'"
+    assert not unknown_characters(byte_tokenizer(), corpus)
+    assert not unknown_characters(char_tokenizer("abcéü"), corpus)
 
 
 def python(*arguments, **keywords):
@@ -238,8 +326,11 @@ def python(*arguments, **keywords):
     )
 
 
-def test_help_does_not_wait_for_the_models():
-    code = "import sys, syncattn.cli; print([m for m in ('transformers', 'matplotlib') if m in sys.modules])"
+def test_help_does_not_wait_for_pytorch():
+    code = (
+        "import sys, syncattn.__main__, syncattn.cli\n"
+        "print([m for m in ('torch', 'numpy', 'transformers', 'matplotlib') if m in sys.modules])"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
     result = run("--help")
@@ -259,7 +350,30 @@ def test_ctrl_c_leaves_a_checkpoint_that_resume_goes_on_from(text, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     (line,) = errors.strip().splitlines()
-    assert "stopped at step" in line and f"syncattn train --resume {out}" in line
+    assert "stopped at step" in line and f"syncattn train --resume {shlex.quote(str(out))}" in line
     (checkpoint,) = out.glob("checkpoints/checkpoint-*")
     assert line.split("checkpoint of step ")[1].split()[0] == checkpoint.name.rpartition("-")[2]
     fails_with(run("generate", out, "--prompt", "the"), "is not finished")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal and a POSIX signal")
+def test_a_line_on_the_screen_and_ctrl_c_while_pytorch_is_loaded(text, tmp_path):
+    """No traceback from within somebody's import, nothing written, the status of an interrupted command."""
+    screen, stderr = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "syncattn", "train", text, "--out", tmp_path / "run"],
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    os.close(stderr)
+    said = os.read(screen, 1000).decode()
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal, on Linux
+        while found := os.read(screen, 1000):
+            said += found.decode()
+    assert process.wait(timeout=60) == 130
+    os.close(screen)
+    first, second = said.splitlines()
+    assert first == "loading the text and PyTorch ..." and second.startswith("syncattn: stopped")
+    assert not (tmp_path / "run").exists()

@@ -1,12 +1,17 @@
 """What the package offers, and what importing it costs."""
 
 import inspect
+import os
+import pickle
 import subprocess
 import sys
+
+import pytest
 
 import syncattn
 import syncattn.backends
 import syncattn.nn
+from syncattn.starting import WAITING, how_threads_wait, let_waiting_threads_sleep
 
 
 def test_names():
@@ -32,6 +37,39 @@ def test_names():
         assert all(hasattr(module, name) for name in module.__all__)
         assert all(inspect.getdoc(getattr(module, name)) for name in module.__all__)
     assert syncattn.__version__.count(".") == 2
+
+
+def test_names_that_are_imported_when_used_are_ordinary():
+    namespace: dict = {}
+    exec("from syncattn import *", namespace)
+    assert set(syncattn.__all__) <= namespace.keys() and set(syncattn.__all__) <= set(dir(syncattn))
+    assert namespace["nn"] is syncattn.nn is sys.modules["syncattn.nn"]
+    for name in ("order_parameter", "selective_synchronization_attention", "use_backend"):
+        function = getattr(syncattn, name)
+        assert pickle.loads(pickle.dumps(function)) is function and function is namespace[name]
+        assert getattr(sys.modules[function.__module__], name) is function
+    with pytest.raises(AttributeError, match="'syncattn' has no attribute 'attention'"):
+        syncattn.attention  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'attention'"):
+        from syncattn import attention  # noqa: F401
+
+
+def test_how_threads_wait_is_the_users_word_and_never_changed_too_late(monkeypatch):
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("syncattn.starting._by_us", False)
+    let_waiting_threads_sleep()  # PyTorch is there
+    assert "OMP_WAIT_POLICY" not in os.environ and "PyTorch was loaded before" in how_threads_wait()
+    monkeypatch.setitem(sys.modules, "torch", sys.modules["torch"])
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    let_waiting_threads_sleep()
+    assert "OMP_WAIT_POLICY" not in os.environ and "(GOMP_SPINCOUNT=5)" in how_threads_wait()
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # is put back as it was, even where the next line sets it
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    let_waiting_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive" and "set by syncattn" in how_threads_wait()
 
 
 def test_the_operator_is_called_as_documented():
@@ -73,14 +111,21 @@ def test_public_functions_say_what_they_take():
 
 def test_importing_needs_torch_only():
     code = (
-        "import sys, syncattn, syncattn.nn, syncattn.backends\n"
+        "import os, sys, syncattn\n"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'numpy')])\n"
+        "print(os.environ['OMP_WAIT_POLICY'])\n"
+        "import syncattn.nn, syncattn.backends\n"
         "optional = ('transformers', 'safetensors', 'tokenizers', 'accelerate', 'tensorboard', 'rich',\n"
         "            'matplotlib', 'scipy', 'typer', 'hypothesis', 'pytest')\n"
         "print([name for name in optional if name in sys.modules])\n"
         "print([name for name in sys.modules if name.startswith('syncattn.')])\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded, ours = result.stdout.splitlines()
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    at_once, policy, loaded, ours = result.stdout.splitlines()
+    assert at_once == "[]" and policy == "passive"  # PyTorch only when something is used; then threads sleep
     assert loaded == "[]" and result.stderr == ""
     for extra in ("models", "training", "cli", "paper", "kuramoto"):
         assert f"'syncattn.{extra}'" not in ours

@@ -1,8 +1,14 @@
 """Selective Synchronization Attention for PyTorch: tokens are oscillators, pairs that phase-lock attend."""
 
-from syncattn import backends, locking, nn
-from syncattn.backends import use_backend
-from syncattn.functional import order_parameter, selective_synchronization_attention
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from syncattn.starting import let_waiting_threads_sleep
+
+if TYPE_CHECKING:
+    from syncattn import backends, locking, nn
+    from syncattn.backends import use_backend
+    from syncattn.functional import order_parameter, selective_synchronization_attention
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,3 +19,27 @@ __all__ = [
     "selective_synchronization_attention",
     "use_backend",
 ]
+_MODULE_OF = {
+    "order_parameter": "syncattn.functional",
+    "selective_synchronization_attention": "syncattn.functional",
+    "use_backend": "syncattn.backends",
+}
+"""Where what is no module itself is defined."""
+
+let_waiting_threads_sleep()  # before anything below imports PyTorch
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the command line speaks before PyTorch is there."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULE_OF:
+        found = getattr(import_module(_MODULE_OF[name]), name)
+    else:
+        found = import_module(f"{__name__}.{name}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,36 +1,49 @@
-"""The command `syncattn doctor`. Heavy imports are inside, so that `syncattn --help` is quick."""
+"""The command `syncattn doctor`: works with PyTorch alone, for those whose install is not complete."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+from syncattn.starting import how_threads_wait, loading
+from syncattn.terminal import fold, width
 
 
 def doctor_command() -> None:
     """Show versions, devices, and which backends can run here."""
+    with loading():
+        report()
+
+
+def report() -> None:
+    """Print what `syncattn doctor` shows, folded where stdout is a terminal."""
     import torch
-    from rich.console import Console
-    from rich.table import Table
 
     from syncattn.backends import availability, explain
     from syncattn.backends.cpu.library import instances
     from syncattn.training.environment import machine, versions
 
-    console = Console()
-    table = Table("package", "version", title="versions", title_justify="left")
-    for name, version in versions().items():
-        table.add_row(name, version)
-    console.print(table)
-    table = Table("", "", title="machine", title_justify="left", show_header=False)
-    for name, value in machine().items():
-        table.add_row(name, ", ".join(value) or "none" if isinstance(value, list) else str(value))
-    console.print(table)
-    table = Table("backend", "can run here", "why not", title="backends", title_justify="left")
-    for name, reason in availability().items():
-        table.add_row(name, "yes" if reason is None else "no", reason or "")
-    console.print(table)
-    if found := instances():
-        console.print(f"the cpu kernel uses {found[-1]} instructions", highlight=False)
+    columns = width()
+    _show("versions", versions(), columns)
+    found = {name: ", ".join(x) or "none" if isinstance(x, list) else str(x) for name, x in machine().items()}
+    _show("machine", found | {"waiting threads": how_threads_wait()}, columns)
+    reasons = {name: f"no: {reason}" if reason else "yes" for name, reason in availability().items()}
+    _show("backends that can run here", reasons, columns)
+    lines = [f"the cpu kernel uses {name} instructions" for name in instances()[-1:]]
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         tokens, head = torch.ones(1, 1, 32, 16, device=device), torch.ones(1, device=device)
         chosen = explain(
             tokens, tokens, tokens, head, head, is_causal=True, self_coupling=False, frame="nearest", power=2
         )
-        console.print(f"a causal layer on {device} uses {chosen}", highlight=False)
+        lines += f"a causal layer on {device} uses {chosen}".splitlines()
+    for line in lines:
+        print(fold(line.split(), columns, between=" "))
+
+
+def _show(title: str, values: Mapping[str, str], columns: int | None) -> None:
+    """A heading, and below it each name with its value, which goes on below itself where it is long."""
+    print(title)
+    indent = max(map(len, values)) + 4
+    for name, value in values.items():
+        first, *rest = value.split()
+        print(fold([f"  {name}".ljust(indent) + first, *rest], columns, indent=" " * indent, between=" "))
+    print()

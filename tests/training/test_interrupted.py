@@ -61,13 +61,14 @@ def test_ctrl_c_twice_stops_at_once(config, corpus, tokenizer, options, tmp_path
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("kind", ["osn", "syncattn_transformer"])
+@pytest.mark.parametrize("kind", ["osn", "syncattn_transformer", "from another model"])
 def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on_from_its_start(
-    kind, config, corpus, tokenizer, options, tmp_path, stop_at, without_times
+    kind, config, corpus, tokenizer, options, tmp_path, finished, stop_at, without_times
 ):
-    if kind != "osn":
+    if kind == "syncattn_transformer":
         config = TransformerBaselineConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    options = replace(options, steps=6)
+    init_from = str(finished[1]) if kind == "from another model" else None
+    options = replace(options, steps=6, init_from=init_from)
     whole, left = tmp_path / "whole", tmp_path / "left"
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 3, lambda: shutil.copytree(whole, left))  # as a kill leaves it
@@ -125,7 +126,7 @@ def test_ctrl_c_while_a_run_is_taken_up(unfinished, copied, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("syncattn.training.train.load_corpus", interrupt)
+    monkeypatch.setattr("syncattn.training.train.reload_corpus", interrupt)
     with pytest.raises(Interrupted, match=r"^stopped; the checkpoint of step 3 .*--resume"):
         resume(copied(unfinished))
 

@@ -3,10 +3,12 @@
 import math
 
 import pytest
+import torch
 
+from syncattn.models import OSNForCausalLM
 from syncattn.training.errors import UserError
 from syncattn.training.options import TrainingOptions, numbers
-from syncattn.training.settings import make_config
+from syncattn.training.settings import first_model, make_config
 from syncattn.training.tokenizers import byte_tokenizer
 
 
@@ -97,3 +99,24 @@ def test_bad_settings_are_refused(settings, message):
 def test_a_bad_model_shape_is_refused():
     with pytest.raises(UserError, match="num_attention_heads must divide hidden_size"):
         make_config(byte_tokenizer(), 64, 30, 2, 4)
+
+
+def test_a_run_begins_with_the_weights_of_a_model(tmp_path):
+    config = make_config(byte_tokenizer(), 16, 16, 1, 2)
+    saved = OSNForCausalLM(config).bfloat16()
+    saved.save_pretrained(tmp_path)
+    assert TrainingOptions().calibrates and not TrainingOptions(init_from="x").calibrates
+    model, options = first_model(config, TrainingOptions(init_from=str(tmp_path)), None)
+    assert model.training and len(options.init_sha256) == 64
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32 and torch.equal(parameter, saved.get_parameter(name).float())
+    assert first_model(config, options, None)[1] == options
+    gone = TrainingOptions(init_from=str(tmp_path / "gone"))
+    assert first_model(config, gone, tmp_path)[1] == gone  # a checkpoint has the weights
+    with pytest.raises(UserError, match=r"no folder .*gone"):
+        first_model(config, gone, None)
+    with pytest.raises(UserError, match="the config differs from that of the model in init_from, got"):
+        first_model(make_config(byte_tokenizer(), 16, 32, 1, 2), options, None)
+    OSNForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="are no longer those that the run began with"):
+        first_model(config, options, None)

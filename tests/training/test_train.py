@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from syncattn.backends import tiled
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerBaselineConfig
 from syncattn.nn import SelectiveSynchronizationAttention
-from syncattn.training.data import EvaluationWindows
 from syncattn.training.errors import Diverged, UserError
 from syncattn.training.logs import has_tensorboard
 from syncattn.training.loop import Loop, has_diverged
 from syncattn.training.tokenizers import encode
 from syncattn.training.train import train
+from syncattn.training.windows import EvaluationWindows
 
 
 def test_a_run_leaves_a_model_that_the_auto_classes_load(finished, corpus):

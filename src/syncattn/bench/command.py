@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from syncattn.starting import loading
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -49,10 +51,11 @@ def bench_command(
     from syncattn.cli import user_errors
 
     with user_errors():
-        from rich.console import Console
+        with loading():
+            from rich.console import Console
 
-        from syncattn.bench.plan import Plan, chosen_suites
-        from syncattn.bench.plan import quick as smaller
+            from syncattn.bench.plan import Plan, chosen_suites
+            from syncattn.bench.plan import quick as smaller
         from syncattn.training.options import numbers
 
         counts = tuple(numbers("--threads", threads, int))
@@ -80,11 +83,12 @@ def run(plan: Plan, out: Path, console: Console, *, overwrite: bool = False) -> 
     Raises:
         UserError: `out` cannot be used.
     """
-    import torch
+    with loading():
+        import torch
 
-    from syncattn.bench import gpu, models, operators, tables
-    from syncattn.bench.figures import write_figures
-    from syncattn.bench.session import JSON_FILE, Session
+        from syncattn.bench import gpu, models, operators, tables
+        from syncattn.bench.figures import write_figures
+        from syncattn.bench.session import JSON_FILE, Session
     from syncattn.training.files import check_output, disk_errors, remove_staging
 
     check_output(out, overwrite=overwrite)

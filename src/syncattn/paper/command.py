@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from syncattn.starting import loading
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -46,10 +48,11 @@ def paper_command(
     from syncattn.cli import user_errors
 
     with user_errors():
-        from rich.console import Console
+        with loading():
+            from rich.console import Console
 
-        from syncattn.paper.section import Plan
-        from syncattn.paper.sections import NAMES
+            from syncattn.paper.section import Plan
+            from syncattn.paper.sections import NAMES
         from syncattn.training.errors import UserError
 
         names = tuple(dict.fromkeys(section or NAMES))
@@ -81,9 +84,10 @@ def work(
     Raises:
         UserError: `out` cannot be used.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    with loading():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from syncattn.paper.run import run
+        from syncattn.paper.run import run
     from syncattn.training.files import check_output, disk_errors, remove_staging
 
     check_output(out, overwrite=overwrite or resume)

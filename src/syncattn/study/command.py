@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from syncattn.starting import loading
+
 if TYPE_CHECKING:
     from syncattn.study.plan import Plan
 
@@ -42,10 +44,11 @@ def study_command(
     from syncattn.cli import user_errors
 
     with user_errors():
-        from rich.console import Console
+        with loading(quiet=quiet):
+            from rich.console import Console
 
-        from syncattn.study.plan import read_plan
-        from syncattn.study.queue import total_runs, work
+            from syncattn.study.plan import read_plan
+            from syncattn.study.queue import total_runs, work
         from syncattn.study.records import PLAN_FILE
         from syncattn.training.files import write_json
 

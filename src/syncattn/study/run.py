@@ -17,20 +17,16 @@ from syncattn.study.answers import train_on_answers
 from syncattn.study.plan import TEXT, Run, build_config
 from syncattn.study.synthetic import make_task
 from syncattn.training.checkpoints import load_model
-from syncattn.training.data import (
-    BUILT_IN,
-    Corpus,
-    EvaluationWindows,
-    load_corpus,
-    read_text,
-    split_last_tenth,
-)
+from syncattn.training.data import Corpus, load_corpus, split_last_tenth
 from syncattn.training.environment import command, machine, versions
 from syncattn.training.errors import Diverged, UserError
 from syncattn.training.loop import head_densities
 from syncattn.training.once import train_once
+from syncattn.training.settings import describe_config
+from syncattn.training.texts import BUILT_IN, read_text
 from syncattn.training.tokenizers import byte_tokenizer, encode
-from syncattn.training.train import describe_config, parameter_count, quiet
+from syncattn.training.train import parameter_count, quiet
+from syncattn.training.windows import EvaluationWindows
 
 LENGTH_TOKENS = 65_536
 """How much test text a model is evaluated on at each of a group's `lengths`: the same text at each."""

@@ -139,6 +139,23 @@ def load_config(folder: Path) -> PreTrainedConfig:
 def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trained model, in evaluation mode, and its tokeniser, from a folder that training wrote.
 
+    Raises:
+        UserError: what `load_weights` raises, or no tokeniser, or one of other tokens.
+    """
+    model, folder = load_weights(folder), Path(folder).expanduser()
+    tokenizer = load_tokenizer(folder)
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {folder} has the token {largest}, "
+            f"{CONFIG} has vocab_size {model.config.vocab_size}"
+        )
+    return model, tokenizer
+
+
+def load_weights(folder: str | Path) -> PreTrainedModel:
+    """A trained model, in evaluation mode, from a folder that training or `save_pretrained` wrote.
+
     Everything is checked first against everything else, the sizes in the config against the header of the
     weights; only then is anything of those sizes made.
 
@@ -161,12 +178,6 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     config = load_config(folder)
     check_weights(folder, config)
     special_tokens = _special_tokens(folder / GENERATION, config)
-    tokenizer = load_tokenizer(folder)
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= config.vocab_size:
-        raise UserError(
-            f"the tokenizer in {folder} has the token {largest}, {CONFIG} has vocab_size {config.vocab_size}"
-        )
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -193,7 +204,7 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
             f"{folder / WEIGHTS}: {name} has values that are not finite, or out of all proportion"
         )
     _check_speech(folder, model.eval())
-    return model, tokenizer
+    return model
 
 
 def check_weights(folder: Path, config: PreTrainedConfig) -> None:

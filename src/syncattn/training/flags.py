@@ -12,9 +12,48 @@ Texts = Annotated[
         show_default=False,
     ),
 ]
-MaxChars = Annotated[int | None, typer.Option(help="Read this many characters at most.", show_default=False)]
+MaxChars = Annotated[
+    int | None,
+    typer.Option(
+        help="Read this many characters of TEXT at most.", show_default=False, rich_help_panel="Text"
+    ),
+]
+Validation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Validate with this file, folder or built-in corpus.",
+        show_default="a part of TEXT",
+        rich_help_panel="Text",
+    ),
+]
+Test = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Test with this file, folder or built-in corpus.",
+        show_default="a part of TEXT",
+        rich_help_panel="Text",
+    ),
+]
+Encoding = Annotated[
+    str, typer.Option(metavar="NAME", help="How all files are encoded.", rich_help_panel="Text")
+]
+SkipUndecodable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-undecodable",
+        help="Leave out files that are no text in that encoding, and say which.",
+        rich_help_panel="Text",
+    ),
+]
 TokenizerOption = Annotated[
-    str, typer.Option("--tokenizer", help="'byte', 'char', or the path of a tokenizer on this machine.")
+    str,
+    typer.Option(
+        "--tokenizer",
+        help="'byte', 'char', or the path of a tokenizer on this machine.",
+        rich_help_panel="Text",
+    ),
 ]
 HiddenSize = Annotated[int, typer.Option(help="Width of the model.", rich_help_panel="Model")]
 Layers = Annotated[int, typer.Option(help="Number of blocks.", rich_help_panel="Model")]
@@ -54,7 +93,11 @@ Warmup = Annotated[
 ]
 LogEvery = Annotated[
     int | None,
-    typer.Option(help="Steps between logs.", show_default="a 50th of the run", rich_help_panel="Training"),
+    typer.Option(
+        help="Steps between logs; if given, each is a line on the screen.",
+        show_default="a 50th of the run",
+        rich_help_panel="Training",
+    ),
 ]
 EvalEvery = Annotated[
     int | None,

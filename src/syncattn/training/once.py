@@ -14,7 +14,8 @@ from syncattn.training.errors import Diverged, Interrupted, UserError
 from syncattn.training.files import RESULT_FILE, RUN_FILE, is_number, read_object, write_json
 from syncattn.training.lock import locked
 from syncattn.training.options import TrainingOptions
-from syncattn.training.record import NEUTRAL, describe_config
+from syncattn.training.record import NEUTRAL
+from syncattn.training.settings import describe_config
 from syncattn.training.train import train
 
 DIVERGED_FILE = "diverged.json"

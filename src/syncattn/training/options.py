@@ -34,7 +34,12 @@ class TrainingOptions:
         max_density: the mean share of pairs that may lock in each SSA layer; what exceeds it is taken back
             from the couplings every ten steps (`syncattn.nn.limit_density_`). None sets no limit.
         strength_lr: the learning rate of couplings and bandwidths, as a multiple of `learning_rate`.
-        calibrate: set every SSA layer's bandwidth and coupling from the first batch (trainable form only).
+        calibrate: set every SSA layer's bandwidth and coupling from the first batch (trainable form only, and
+            not where there is `init_from`).
+        init_from: the folder of a model of the same config, whose weights training begins with; None begins
+            from scratch.
+        init_sha256: the hash of the file with these weights; filled in when training begins, and then
+            wanted whenever the run begins again.
     """
 
     context: int = 128
@@ -58,6 +63,8 @@ class TrainingOptions:
     max_density: float | None = 0.1
     strength_lr: float = 1.0
     calibrate: bool = True
+    init_from: str | None = None
+    init_sha256: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("context", "batch_size", "steps"):
@@ -88,6 +95,11 @@ class TrainingOptions:
             raise UserError(f"precision must be 'fp32' or 'bf16', not {self.precision!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"device must be 'auto', 'cpu' or 'cuda', not {self.device!r}")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether bandwidths and couplings are set from the first batch; a trained model's are its own."""
+        return self.calibrate and self.init_from is None
 
     @property
     def tokens(self) -> int:

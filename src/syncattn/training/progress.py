@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from syncattn.terminal import fold
 
 
 class Display(TrainerCallback):
@@ -19,11 +23,14 @@ class Display(TrainerCallback):
     Args:
         console: where to print; None prints nothing.
         label: which run this is, where there are several.
+        every_log: print a line for each log, too, wherever it goes.
     """
 
-    def __init__(self, console: Console | None, label: str = "", seconds: float = 10.0) -> None:
-        self.console, self.label, self.seconds = console, label, seconds
-        self.progress: Progress | None = None
+    def __init__(
+        self, console: Console | None, label: str = "", seconds: float = 10.0, *, every_log: bool = False
+    ) -> None:
+        self.console, self.label, self.seconds, self.every_log = console, label, seconds, every_log
+        self.progress: _LiveLine | None = None
         self.latest: dict[str, Any] = {}
         self.printed = 0.0
         self.started = 0.0
@@ -34,18 +41,8 @@ class Display(TrainerCallback):
         self.started = self.printed = time.perf_counter()
         if self.console is None or not self.console.is_terminal:
             return
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            transient=True,
-        )
-        self.progress.add_task(
-            self.label or "training", total=state.max_steps, completed=state.global_step, status=""
-        )
+        self.progress = _LiveLine(self.console, self.label or "training", self.latest)
+        self.progress.add_task("", total=state.max_steps, completed=state.global_step, status="")
         self.progress.start()
 
     def on_step_end(
@@ -65,10 +62,11 @@ class Display(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         self.latest.update(logs)
-        if self.progress is not None:
-            self.progress.update(self.progress.task_ids[0], status=describe(self.latest))
-        elif not control.should_evaluate and time.perf_counter() - self.printed >= self.seconds:
-            self._print(state)  # an evaluation in this step prints the line by itself
+        if control.should_evaluate:
+            return  # an evaluation in this step prints the line by itself
+        late = self.progress is None and time.perf_counter() - self.printed >= self.seconds
+        if self.every_log or late:
+            self._print(state)
 
     def on_evaluate(
         self,
@@ -96,16 +94,56 @@ class Display(TrainerCallback):
     def _print(self, state: TrainerState) -> None:
         self.printed = time.perf_counter()
         if self.console is not None:
-            label = f"{self.label}  " if self.label else ""
             step = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
             elapsed = f"{self.printed - self.started:.0f} s"
-            self.console.print(
-                f"{label}{step}  {describe(self.latest)}  {elapsed}", highlight=False, soft_wrap=True
-            )
+            parts = [*filter(None, [self.label]), step, *describe(self.latest), elapsed]
+            columns = self.console.width if self.console.is_terminal else None
+            self.console.print(fold(parts, columns), highlight=False, soft_wrap=True)
 
 
-def describe(values: dict[str, Any]) -> str:
-    """The latest numbers in one line: loss and validation loss in nats per token, density per layer."""
+class _LiveLine(Progress):
+    """A bar, the steps and the time left, always whole, and as many of the latest numbers as fit."""
+
+    def __init__(self, console: Console, label: str, latest: dict[str, Any]) -> None:
+        self.label, self.latest = label, latest
+        self.bar = BarColumn()
+        columns = (
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        super().__init__("{task.description}", self.bar, *columns, console=console, transient=True)
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        tasks = list(tasks)
+        for task in tasks:  # each time anew: a window may have changed its size
+            steps = 2 * len(f"{task.total:.0f}") + 1
+            room = self.console.width - steps - len("12:34:56") - 4  # and a space between the columns
+            task.description, self.bar.bar_width, task.fields["status"] = fit(self.label, self.latest, room)
+        return super().make_tasks_table(tasks)
+
+
+def fit(label: str, values: dict[str, Any], room: int) -> tuple[str, int, str]:
+    """A label, a bar's width and the numbers, together in at most `room` columns.
+
+    The bar has from 5 to 20, then the label is shortened, then numbers are left out from the end.
+    """
+    bar = min(20, max(5, (room - len(label)) // 4))
+    if len(label) > room - bar:
+        label = label[: max(room - bar - 1, 0)] + "\u2026"
+    left = room - bar - len(label)
+    parts: list[str] = []
+    for part, shorter in zip(describe(values), describe(values, mean=True), strict=True):
+        fitting = [text for text in (part, shorter) if len("  ".join([*parts, text])) <= left]
+        if not fitting:
+            break
+        parts.append(fitting[0])
+    return label, bar, "  ".join(parts)
+
+
+def describe(values: dict[str, Any], mean: bool = False) -> list[str]:
+    """The latest numbers, each with its name, the most important first: loss and validation loss in nats per
+    token, density per layer or its mean."""
     parts = []
     if "loss" in values:
         parts.append(f"loss {values['loss']:.3f}")
@@ -115,7 +153,8 @@ def describe(values: dict[str, Any]) -> str:
         parts.append(f"{values['tokens_per_second'] / 1000:.1f}k tok/s")
     layers = [value for name, value in values.items() if name.startswith("density/")]
     if layers:
-        parts.append("density " + " ".join(f"{value:.2f}" for value in layers))
+        shown = [sum(layers) / len(layers)] if mean else layers
+        parts.append("density " + " ".join(f"{value:.2f}" for value in shown))
     if "grad_norm" in values:
         parts.append(f"grad {values['grad_norm']:.2f}")
-    return "  ".join(parts)
+    return parts

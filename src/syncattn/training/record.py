@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from types import UnionType
@@ -25,12 +24,19 @@ from syncattn.training.files import (
     write_json,
 )
 from syncattn.training.options import TrainingOptions
+from syncattn.training.settings import describe_config
 
 NEUTRAL = ("log_every", "eval_every", "save_every", "eval_tokens")
 """Options that say how a run is watched, not what comes out: runs may differ in them."""
 _PLACE = ("device", "threads", "backend")
 _PARTS = {"data": dict, "options": dict}
-_DATA = {"sources": list, "max_chars": int | None, "sha256": str}
+_DATA: dict[str, Any] = {
+    "sources": list,
+    "max_chars": int | None,
+    "validation_source": str | None,
+    "sha256": str,
+}
+_DATA |= {"test_source": str | None, "encoding": str, "skip_undecodable": bool}
 
 
 def describe_run(
@@ -46,15 +52,6 @@ def describe_run(
         "versions": versions(),
         "machine": machine(),
     }
-
-
-def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields as a model's folder stores them, as JSON; equal descriptions are equal models."""
-    fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
-    # filled in when a model is built
-    for name in ("transformers_version", "architectures", "dtype", "use_cache"):
-        fields.pop(name, None)
-    return fields
 
 
 def write_start(
@@ -87,7 +84,7 @@ def read_run(out: Path, begun: dict[str, Any]) -> tuple[TrainingOptions, dict[st
     fields = read_object(path)
     _check_types(path, "", {name: fields.get(name) for name in ("data", "options")}, _PARTS)
     _check_types(path, "options.", fields["options"], get_type_hints(TrainingOptions))
-    data = fields["data"]
+    data = {"encoding": "utf-8", "skip_undecodable": False, "max_chars": None, **fields["data"]}
     _check_types(path, "data.", {name: data.get(name) for name in _DATA}, _DATA)
     if not all(isinstance(source, str) for source in data["sources"]):
         raise UserError(f"{path}: data.sources must be names of texts, got {data['sources']!r}")
@@ -100,7 +97,7 @@ def read_run(out: Path, begun: dict[str, Any]) -> tuple[TrainingOptions, dict[st
             raise UserError(
                 f"{path}: options.{name} must be {begun[name]!r} as when the run began, got {value!r}"
             )
-    return options, {"max_chars": None, **data}
+    return options, data
 
 
 def history(log: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,20 +1,26 @@
-"""From what the command line gives to a model's config, and to the backend of its layers."""
+"""From options to a model's config, to the model that training begins with, and to its layers' backend."""
 
 from __future__ import annotations
 
+import copy
 import difflib
+import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields as dataclass_fields
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from syncattn.backends.select import BackendError, use_backend
 from syncattn.models import OSNConfig
+from syncattn.training.checkpoints import WEIGHTS, load_weights
 from syncattn.training.errors import UserError
+from syncattn.training.options import TrainingOptions
 
 
 def make_config(
@@ -65,6 +71,37 @@ def make_config(
             fields[name] = value
     with config_errors():
         return OSNConfig.paper(**fields) if paper else OSNConfig(**fields)
+
+
+def first_model(
+    config: PreTrainedConfig, options: TrainingOptions, checkpoint: Path | None
+) -> tuple[Any, TrainingOptions]:
+    """The model that training begins with, in float32, and the options with the hash of its weights.
+
+    Its weights are fresh, or those of `options.init_from`; where a checkpoint will give them, any.
+
+    Raises:
+        UserError: what `load_weights` raises, a model of another config, or other weights than before.
+    """
+    if options.init_from is None or checkpoint is not None:
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config)), options
+    model = load_weights(options.init_from)
+    if type(model.config) is not type(config) or describe_config(model.config) != describe_config(config):
+        raise UserError(f"the config differs from that of the model in init_from, got {options.init_from!r}")
+    with (Path(options.init_from) / WEIGHTS).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if options.init_sha256 not in (None, found):
+        raise UserError(f"the weights in {options.init_from} are no longer those that the run began with")
+    return model.float().train(), replace(options, init_sha256=found)
+
+
+def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields as a model's folder stores them, as JSON; equal descriptions are equal models."""
+    fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
+    # filled in when a model is built
+    for name in ("transformers_version", "architectures", "dtype", "use_cache"):
+        fields.pop(name, None)
+    return fields
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,7 +33,7 @@ from syncattn.training.checkpoints import (
     is_checkpoint,
     load_config,
 )
-from syncattn.training.data import Corpus, EvaluationWindows, RandomWindows, encode_corpus, load_corpus
+from syncattn.training.data import Corpus, encode_corpus, reload_corpus
 from syncattn.training.errors import DiskError, Interrupted, UserError
 from syncattn.training.files import (
     CHECKPOINTS,
@@ -54,10 +52,10 @@ from syncattn.training.logs import EventFile, has_tensorboard
 from syncattn.training.loop import Loop, diverged, has_diverged, stop_on_signals
 from syncattn.training.options import TrainingOptions
 from syncattn.training.progress import Display
-from syncattn.training.record import describe_config as describe_config
 from syncattn.training.record import describe_run, history, read_run, write_start
-from syncattn.training.settings import chosen_backend
+from syncattn.training.settings import chosen_backend, first_model
 from syncattn.training.tokenizers import encode, load_tokenizer
+from syncattn.training.windows import EvaluationWindows, RandomWindows
 
 PROBE_WINDOWS = 4
 """Windows of validation text on which densities are measured."""
@@ -75,7 +73,7 @@ def train(
     console: Console | None = None,
     label: str = "",
 ) -> dict[str, Any]:
-    """Train a model from scratch, or go on from a checkpoint of the same run.
+    """Train a model from scratch or from a trained one's weights, or go on from a checkpoint of the same run.
 
     The finished folder has `config.json`, `model.safetensors`, the tokeniser's files, and `training.json`,
     whose content is returned: options, data, history (loss, validation loss, density per layer and head,
@@ -124,7 +122,7 @@ def _train(
     with quiet(), _threads(options.threads), chosen_backend(options.backend):
         tokens = encode_corpus(corpus, lambda text: encode(tokenizer, text), options.context)
         set_seed(options.seed)
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        model, options = first_model(config, options, state)
         arguments = _training_arguments(out, options)
         train_windows = RandomWindows(
             tokens["train"], options.context, options.steps * options.batch_size, options.seed
@@ -133,7 +131,7 @@ def _train(
         probe = _stack(
             EvaluationWindows(tokens["validation"], options.context, PROBE_WINDOWS * options.context)
         )
-        if state is None and options.calibrate and wants_calibration(model):
+        if state is None and options.calibrates and wants_calibration(model):
             first = torch.stack([train_windows[i]["input_ids"] for i in range(options.batch_size)])
             # Where it will train: a backend asked for by name may be of that device alone.
             calibrate(model.to(arguments.device), input_ids=first.to(arguments.device), use_cache=False)
@@ -142,7 +140,7 @@ def _train(
             # The final model, one checkpoint (model and two moments), another while it is replaced, logs.
             prepare_output(out, 8 * 4 * parameter_count(model) + 2_000_000, overwrite=overwrite)
             write_start(out, describe_run(config, corpus, tokenizer, options), config, tokenizer)
-        display = Display(console if main else None, label)
+        display = Display(console if main else None, label, every_log=options.log_every is not None)
         logs = [EventFile(out / LOGS)] if main and has_tensorboard() else []
         loop = Loop(
             model,
@@ -231,7 +229,7 @@ def resume(folder: str | Path, console: Console | None = None, label: str = "") 
         if is_checkpoint(checkpoint):
             check_weights(checkpoint, config)
         tokenizer = load_tokenizer(checkpoint)
-        corpus = load_corpus(data["sources"], data["max_chars"])
+        corpus = reload_corpus(data)
         if corpus.sha256 != data["sha256"]:
             texts = ", ".join(data["sources"])
             raise UserError(

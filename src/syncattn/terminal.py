@@ -1,0 +1,45 @@
+"""Text for a terminal of any width. Imports nothing slow."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+
+
+def width() -> int | None:
+    """The columns of the terminal that stdout is; None for a file or a pipe, which have no edge."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return max(shutil.get_terminal_size().columns, 20)
+
+
+def fold(parts: Sequence[str], columns: int | None, indent: str = "  ", between: str = "  ") -> str:
+    """The parts in as few lines as it takes, all lines but the first indented.
+
+    A part, such as a number with its name and unit, stays on one line, unless it is longer than a line: then
+    it is broken at spaces. With `columns=None` all are on one line.
+    """
+    if columns is None:
+        return between.join(parts)
+    lines, current = [], ""
+    for part in parts:
+        if current and len(current + between + part) > columns:
+            lines.append(current)
+            current = ""
+        current = current + between + part if current else (indent if lines else "") + part
+    return "\n".join(piece for line in [*lines, current] for piece in _broken(line, columns, indent))
+
+
+def _broken(line: str, columns: int, indent: str) -> list[str]:
+    if len(line) <= columns:
+        return [line]
+    return textwrap.wrap(
+        line.strip(),
+        columns,
+        initial_indent=line[: len(line) - len(line.lstrip())],
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
