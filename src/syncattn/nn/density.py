@@ -29,7 +29,7 @@ def locked_density(call: Call) -> Tensor:
         _, sync, _ = eager.run(one)
         locked += (sync > 0).sum((0, 2, 3)).cpu()
         total += eager.allowed_pairs(one).expand_as(sync).sum((0, 2, 3)).cpu()
-    return locked / total.clamp(min=1)
+    return locked.to(torch.float32) / total.clamp(min=1)
 
 
 @torch.no_grad()
