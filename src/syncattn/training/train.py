@@ -266,7 +266,7 @@ def history(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def wants_calibration(model: PreTrainedModel) -> bool:
     """Whether a model has SSA layers in the trainable form; the published form keeps its published start."""
     has_ssa = any(isinstance(module, SelectiveSynchronizationAttention) for module in model.modules())
-    return has_ssa and getattr(model.config, "strength", None) == "log"
+    return has_ssa and getattr(model.config, "parametrisation", None) == "log"
 
 
 def _finite(value: Any) -> Any:
