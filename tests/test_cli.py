@@ -372,8 +372,8 @@ def test_a_line_on_the_screen_and_ctrl_c_while_pytorch_is_loaded(text, tmp_path)
     with contextlib.suppress(OSError):  # the end of a pseudo-terminal, on Linux
         while found := os.read(screen, 1000):
             said += found.decode()
-    assert process.wait(timeout=60) == 130
     os.close(screen)
+    assert process.wait(timeout=60) == 130
     first, second = said.splitlines()
     assert first == "loading the text and PyTorch ..." and second.startswith("syncattn: stopped")
     assert not (tmp_path / "run").exists()

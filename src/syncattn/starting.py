@@ -45,7 +45,8 @@ def loading(what: str = "PyTorch", *, quiet: bool = False) -> Iterator[None]:
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
     with stopped_at_once():
         if first and not quiet and "torch" not in sys.modules and sys.stderr and sys.stderr.isatty():
-            print(f"loading {what} ...", file=sys.stderr, flush=True)
+            sys.stderr.write(f"loading {what} ...\n")  # as one piece: Ctrl-C may come right after it
+            sys.stderr.flush()
         yield
 
 

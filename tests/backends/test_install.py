@@ -54,7 +54,7 @@ def copied(folder):
 
 @needs_sources
 def test_without_a_compiler_the_install_works_and_says_what_it_lacks(tmp_path):
-    """No network, and a torch that cannot be imported while it builds; what an earlier build left is not taken.
+    """No network, and a torch that cannot be imported while it builds; what a build left is not taken.
 
     pip shows nothing of a build but the wheel's name, and keeps the wheel: the name says what it lacks.
     """

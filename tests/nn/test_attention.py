@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from syncattn.nn import IncrementalState, SelectiveSynchronizationAttention
+from syncattn.nn import IncrementalState, SelectiveSynchronizationAttention, locked_density
 
 B, N, M, E, H = 3, 7, 10, 24, 4
 
@@ -295,3 +295,48 @@ def test_a_token_shift_mixes_with_the_real_token_before(build, tokens):
     moved, _ = layer(before, is_causal=True)
     torch.testing.assert_close(moved[:, :3], want[:, :3])
     assert not torch.allclose(moved[:, 4], want[:, 4])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_self_attention_by_word(layer, tokens, causal):
+    """Two equal sums are cross-attention, unless the caller knows better; and the other way round."""
+    x, place, value = tokens(2, N), tokens(2, N, seed=2), tokens(2, N, seed=3)
+    padding = torch.arange(N) >= torch.tensor([[N], [4]])
+    options = {"key_padding_mask": padding, "is_causal": causal, "need_weights": True}
+    y = x + place
+    want = layer(y, y, value, **options)
+    for query, key, value_given in ((y, y, value), (y, x + place, value), (y, None, value)):
+        got = layer(query, key, value_given, **options, self_attention=True)
+        assert all(map(torch.equal, got, want))
+    assert torch.equal(layer(y, y.clone(), None, self_attention=True)[0], layer(y)[0])
+    other = layer(y, x + place, value, **options)
+    got = layer(y, y, value, **options, self_attention=False)
+    torch.testing.assert_close(got, other)
+    if not layer.self_coupling:
+        assert not torch.allclose(other[1], want[1])
+    for count in (layer.locked_density, lambda *a, **k: locked_density(layer, *a, **k)[""]):
+        masks = {"key_padding_mask": padding, "is_causal": causal}
+        density = count(y, y, value, **masks)
+        assert torch.equal(count(y, x + place, value, **masks, self_attention=True), density)
+
+
+def test_self_attention_of_something_else_is_refused(build, tokens):
+    layer, x = build(), tokens(2, 5)
+    with pytest.raises(
+        ValueError, match=r"key and value of query's shape, got query \(2, 5, 24\) and key \(2, 4,"
+    ):
+        layer(x, x[:, :4], self_attention=True)
+    for other in (x + 0.25, x.float()):
+        message = rf"key to be query, or equal to it .*, got {other.dtype} that differs by up to"
+        with pytest.raises(ValueError, match=message):
+            layer(x, other, self_attention=True)
+    with pytest.raises(ValueError, match="state is for causal self-attention"):
+        layer(x, is_causal=True, state=IncrementalState(), self_attention=False)
+
+
+def test_decoding_with_copies(build, tokens):
+    """What copies its arguments, as some wrappers do, can say what they are."""
+    layer, x, state = build("token shift"), tokens(2, 6), IncrementalState()
+    options = {"is_causal": True, "state": state, "self_attention": True}
+    out = [layer(y, y.clone(), y.clone(), **options)[0] for y in x.split([4, 2], 1)]
+    torch.testing.assert_close(torch.cat(out, 1), layer(x, is_causal=True)[0])

@@ -42,7 +42,7 @@ PADDING = torch.arange(11) >= torch.tensor([[11], [7]])
     ("kind", "options"),
     [
         ("default", {}),
-        ("default", {"attn_mask": FUTURE, "need_weights": True}),
+        ("token shift", {"attn_mask": FUTURE.roll(3, 0), "need_weights": True}),
         ("own drift", {"key_padding_mask": PADDING}),
         ("rotary, all delayed", {"key_padding_mask": PADDING, "is_causal": True}),
         ("directed", {"is_causal": True}),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from syncattn.nn import OSNBlock, SelectiveSynchronizationAttention
+import syncattn
+from syncattn.nn import IncrementalState, OSNBlock, SelectiveSynchronizationAttention
 
 E, H = 24, 4
 
@@ -113,6 +114,39 @@ def test_autocast_far_along_the_drift(build, tokens, kind):
         error = (got.float() - want).square().mean(-1).sqrt()[0] / want.square().mean().sqrt()
         assert error[:100].mean() < 0.02 and error[-100:].mean() < 0.02
         assert error.max() < 0.3
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.device("meta")], ids=str)
+def test_other_defaults_change_nothing(layer, tokens, default):
+    """What a layer makes by itself has the dtype and the device of what it was given."""
+    layer, x = layer.float(), tokens(2, 9, dtype=torch.float32)
+    padding = torch.arange(9) >= torch.tensor([[9], [5]])
+    window = (torch.arange(9)[:, None] - torch.arange(9)).abs() > 1
+    cuts = (slice(4), slice(4, 9))
+
+    def run():
+        state = IncrementalState()
+        yield layer(x, key_padding_mask=padding, is_causal=True)[0]
+        yield layer(x, attn_mask=window, need_weights=True)[0]
+        yield layer(x, attn_mask=window, key_padding_mask=padding)[0]
+        yield from (
+            layer(x[:, cut], key_padding_mask=padding[:, cut], is_causal=True, state=state)[0] for cut in cuts
+        )
+        yield layer.locked_density(x, key_padding_mask=padding)
+
+    with torch.no_grad(), syncattn.use_backend("eager"):
+        want = list(run())
+        before = torch.get_default_dtype()
+        try:
+            if isinstance(default, torch.device):
+                with default:
+                    got = list(run())
+            else:
+                torch.set_default_dtype(default)
+                got = list(run())
+        finally:
+            torch.set_default_dtype(before)
+    assert all(map(torch.equal, got, want))
 
 
 def test_every_parameter_gets_a_gradient(build, tokens):

@@ -95,6 +95,18 @@ def test_finished_runs_are_not_repeated(finished, corpus, tokenizer, monkeypatch
     ]
 
 
+@pytest.mark.parametrize("value", [float("nan"), "low", None])
+def test_a_damaged_record_is_refused(value, finished, corpus, tokenizer, copied, monkeypatch):
+    monkeypatch.setattr(once, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    out = copied(finished[2])
+    path = out / "runs" / "osn-lr0.01-seed0" / "training.json"
+    record = json.loads(path.read_text())
+    record["result"]["test_loss"] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"osn-lr0.01-seed0.training.json"):
+        again(finished, corpus, tokenizer, out=out)
+
+
 def test_runs_with_other_settings_are_refused(finished, corpus, tokenizer):
     _, options, out, _ = finished
     before = sorted(out.rglob("*"))

@@ -8,7 +8,7 @@ import pytest
 
 from syncattn.training import files
 from syncattn.training.errors import UserError
-from syncattn.training.files import prepare_output, read_json, staged, write_json
+from syncattn.training.files import prepare_output, read_json, read_object, staged, write_json
 
 
 def contents(folder):
@@ -99,10 +99,39 @@ def test_json_is_written_whole(tmp_path, monkeypatch):
     assert read_json(path) == {"a": 1} and contents(tmp_path) == ["x.json"]
 
 
-def test_damaged_json_is_refused(tmp_path):
-    (tmp_path / "x.json").write_text('{"a": ')
-    for name in ("x.json", "missing.json"):
-        with pytest.raises(UserError, match=name):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": ', "truncated"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": NaN}', "finite, got NaN"),
+        ('{"a": -Infinity}', "finite, got -Infinity"),
+        ('{"a": 1e999}', "finite, got 1e999"),
+        ("9" * 5000, "digits"),
+        ("\ufeff{}", "BOM"),
+        ("[1]", "must hold a JSON object, got a list"),
+        ("null", "must hold a JSON object, got null"),
+        (" " * 100_001, "at most 100,000 bytes, got 100,001"),
+    ],
+)
+def test_damaged_json_is_refused(content, message, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=rf"x\.json.*{message}"):
+        read_object(path, largest=100_000)
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    for name, message in (
+        ("missing", f"no missing in {tmp_path}"),
+        ("folder", "must be a file, got a folder"),
+        ("link", "is a link to nowhere, which is not there"),
+        ("circle", "cannot read .*circle: "),
+    ):
+        with pytest.raises(UserError, match=message):
             read_json(tmp_path / name)
 
 

@@ -74,6 +74,10 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
         make_tokenizer("bert-base-uncased", "")
     (tmp_path / "tokenizer.json").write_text("{ not json")
     for path in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(UserError, match=r"cannot read .*tokenizer\.json"):
+            load_tokenizer(path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
         with pytest.raises(UserError, match="cannot load a tokenizer"):
             load_tokenizer(path)
 

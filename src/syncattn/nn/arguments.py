@@ -151,8 +151,11 @@ def operator_arguments(
     receive, self_coupling = made.receive, layer.self_coupling or not itself
     if sight is not None and in_forms:
         if twice:
-            receive = torch.where(sight.of_receivers()[..., None], *receive.chunk(2, 2))
-        emitted, told = ((*x.chunk(2, 2),) if twice else (x, x) for x in (made.emitted, values))
+            mixed, alone = receive[:, :, :queries], receive[:, :, queries:]
+            receive = torch.where(sight.of_receivers()[..., None], mixed, alone)
+        emitted, told = (
+            (x[:, :, :keys], x[:, :, keys:]) if twice else (x, x) for x in (made.emitted, values)
+        )
         forms = forms_of_senders(sight, emitted, told, real, made.nobody, made.delayed)
         send, values, allowed = in_one_call(forms, self_coupling)
         is_causal, self_coupling = False, True

@@ -66,9 +66,9 @@ class SelectiveSynchronizationAttention(nn.Module):
     Shape: see `forward`.
     """
 
-    # PyTorch's encoder and its layers read these of a `self_attn`, to see whether a fused kernel may
-    # take the place of all of it. It may not: the first two say so to a layer and to an encoder made of such
-    # layers, the third to an encoder whose layers were changed after it was made.
+    # PyTorch's encoder and its layers read these of a `self_attn`, to see whether a fused kernel of theirs
+    # may take the place of all of it. It may not: the first two say so to a layer and to an encoder that is
+    # made of such layers, the third to an encoder whose layers were changed after it was made.
     _qkv_same_embed_dim = False
     in_proj_bias = None
     in_proj_weight = _NotPacked()

@@ -152,6 +152,12 @@ def _visit(model: nn.Module, hook_for: Callable[[str], Callable], args: tuple, k
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, SelectiveSynchronizationAttention)]
     if not layers:
         raise ValueError(f"{type(model).__name__} holds no SelectiveSynchronizationAttention layer")
+    for name, layer in layers:
+        if layer.raw_coupling.is_meta:
+            raise ValueError(
+                "counting and calibrating need the parameters in memory: do it before they are offloaded or "
+                f"after they are filled, got layer {name!r} on the meta device"
+            )
 
     def register(name: str, layer: nn.Module):
         hook = hook_for(name)

@@ -23,6 +23,7 @@ from syncattn.training.environment import command, machine, versions
 from syncattn.training.errors import Diverged, UserError
 from syncattn.training.files import check_output, prepare_output, write_json
 from syncattn.training.generate import Sampling, encode_prompt, generate
+from syncattn.training.lock import locked
 from syncattn.training.once import train_once
 from syncattn.training.options import TrainingOptions
 from syncattn.training.settings import config_errors
@@ -118,7 +119,24 @@ def compare(
         UserError: bad arguments, data or output folder, a run with other settings in `out`, or all learning
             rates of an entrant diverged; `Interrupted` after Ctrl-C.
     """
-    out = Path(out)
+    with locked(Path(out)):
+        return _compare(
+            entrants, corpus, tokenizer, Path(out), options, seeds, prompt, sampling, overwrite, console
+        )
+
+
+def _compare(
+    entrants: Sequence[Contender],
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    options: TrainingOptions,
+    seeds: Sequence[int],
+    prompt: str | None,
+    sampling: Sampling | None,
+    overwrite: bool,
+    console: Console | None,
+) -> dict[str, Any]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare runs in one process; train is the command for several devices")
     seeds = list(dict.fromkeys(seeds))

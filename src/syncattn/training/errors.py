@@ -11,3 +11,7 @@ class Diverged(UserError):
 
 class Interrupted(UserError):
     """Training was stopped from outside, and left a checkpoint; the message says how to go on."""
+
+
+class DiskError(UserError):
+    """Something cannot be written: no permission, no space, no such folder."""

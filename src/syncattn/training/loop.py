@@ -21,11 +21,11 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 from transformers.trainer_utils import SaveStrategy
 
 from syncattn.nn import SelectiveSynchronizationAttention, limit_density_, locked_density
-from syncattn.training.errors import Diverged
-from syncattn.training.files import CHECKPOINTS, disk_errors, staged
+from syncattn.training.checkpoints import NOT_OURS, unusable
+from syncattn.training.errors import Diverged, UserError
+from syncattn.training.files import CHECKPOINTS, PROGRESS_FILE, disk_errors, fingerprints, read_object, staged
 from syncattn.training.options import TrainingOptions
 
-PROGRESS_FILE = "progress.json"
 LIMIT_EVERY = 10
 """Steps between two looks at the density, where it is limited."""
 LIMIT_WINDOWS = 2
@@ -185,9 +185,17 @@ class Loop(Trainer):
 
     def restore(self, checkpoint: Path) -> None:
         """Take over the clock and the open mean loss of a checkpoint, before `train` goes on from it."""
-        progress = json.loads((checkpoint / PROGRESS_FILE).read_text())
+        progress = read_object(checkpoint / PROGRESS_FILE)
         self.train_seconds, self.wall_seconds = progress["train_seconds"], progress["wall_seconds"]
         self._loss_sum, self._loss_steps = progress["loss_sum"], progress["loss_steps"]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _states_of(checkpoint, "optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _states_of(checkpoint, "rng_state.pth"):
+            super()._load_rng_state(checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(getattr(self, "_staging", self.args.output_dir))
@@ -197,9 +205,9 @@ class Loop(Trainer):
         loss_sum = self._over_processes(float(self._loss_sum))
         with disk_errors(f"cannot write a checkpoint to {checkpoints}"):
             if self.args.world_size > 1:
-                super()._save_checkpoint(
-                    model, trial
-                )  # the processes must agree on a folder, so none is staged
+                # The processes must agree on a folder, so none is staged; the list of files comes last.
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
             else:
                 with staged(checkpoints) as self._staging:
                     super()._save_checkpoint(model, trial)
@@ -214,14 +222,16 @@ class Loop(Trainer):
                         shutil.rmtree(path, ignore_errors=True)
 
     def _save_progress(self, folder: Path, loss_sum: float) -> None:
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
         progress = {
             "train_seconds": self.train_seconds,
             "wall_seconds": self.elapsed(),
             "loss_sum": loss_sum,
             "loss_steps": self._loss_steps,
+            "options": self.options.as_dict(),
+            "files": fingerprints(checkpoint),
         }
-        path = folder / f"checkpoint-{self.state.global_step}" / PROGRESS_FILE
-        path.write_text(json.dumps(progress))
+        (checkpoint / PROGRESS_FILE).write_text(json.dumps(progress))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # Not the Trainer's own: it adds a pickle of the arguments, which nothing reads (run.json has them).
@@ -274,18 +284,8 @@ def diverged(step: int, what: str, options: TrainingOptions) -> Diverged:
 
 
 def has_diverged(model: nn.Module) -> bool:
-    """Whether a model's values are out of all proportion, so that the SSA operator may refuse them.
-
-    A parameter is not finite or above 1e5 in magnitude, which no working model comes near, or a bandwidth or
-    coupling is not positive and finite.
-    """
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, SelectiveSynchronizationAttention):
-                for value in (module.bandwidth, module.coupling_strength):
-                    if not bool(((value > 0) & torch.isfinite(value)).all()):
-                        return True
-        return not all(bool((parameter.abs() < 1e5).all()) for parameter in model.parameters())
+    """Whether a model's values are out of all proportion, so that the SSA operator may refuse them."""
+    return unusable(model) is not None
 
 
 def head_densities(model: PreTrainedModel, input_ids: Tensor) -> list[list[float]]:
@@ -313,12 +313,20 @@ def save_pretrained(
 
 
 @contextmanager
+def _states_of(checkpoint: str | None, names: str) -> Iterator[None]:
+    # Nothing but tensors and plain values is unpickled (weights_only); whether they fit, the Trainer finds.
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{names} in {checkpoint} {NOT_OURS}, or is of another model") from error
+
+
+@contextmanager
 def stop_on_signals(loop: Loop) -> Iterator[None]:
     """Within the block, the first Ctrl-C or SIGTERM ends training after the current step, with a checkpoint.
 
     A second one acts at once. Nothing changes outside the main thread, where signals cannot be caught, and
-    with
-    several processes, which could stop at different steps: there the periodic checkpoints remain.
+    with several processes, which could stop at different steps: there the periodic checkpoints remain.
     """
     if threading.current_thread() is not threading.main_thread() or loop.args.world_size > 1:
         yield

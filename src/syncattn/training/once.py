@@ -11,14 +11,15 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from syncattn.training.checkpoints import check_checkpoint, find_checkpoint
 from syncattn.training.data import Corpus
 from syncattn.training.errors import Diverged, Interrupted, UserError
-from syncattn.training.files import RESULT_FILE, RUN_FILE, read_json, write_json
+from syncattn.training.files import RESULT_FILE, RUN_FILE, is_number, read_object, write_json
+from syncattn.training.lock import locked
 from syncattn.training.options import TrainingOptions
+from syncattn.training.record import NEUTRAL
 from syncattn.training.settings import describe_config
 from syncattn.training.train import train
 
 DIVERGED_FILE = "diverged.json"
-_NEUTRAL = ("log_every", "eval_every", "save_every", "eval_tokens")
-"""Options that say how a run is watched, not what comes out: runs may differ in them."""
+_RESULTS = ("validation_loss", "test_loss", "tokens_per_second", "train_seconds", "wall_seconds")
 
 
 def train_once(
@@ -35,8 +36,22 @@ def train_once(
 
     Raises:
         Diverged: it diverges, or did so when it was run before (`folder/diverged.json` says so).
-        UserError: `folder` has a run with other settings; and what `train` raises.
+        UserError: `folder` has a run with other settings, or another process trains in it; and what `train`
+            raises.
     """
+    with locked(folder):
+        return _train_once(config, corpus, tokenizer, folder, options, console, label)
+
+
+def _train_once(
+    config: PreTrainedConfig,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    options: TrainingOptions,
+    console: Console | None,
+    label: str,
+) -> dict[str, Any]:
     settings = {
         "model_type": config.model_type,
         "config": describe_config(config),
@@ -46,8 +61,9 @@ def train_once(
     }
     for name in (RESULT_FILE, DIVERGED_FILE):
         if (folder / name).is_file():
-            record = read_json(folder / name)
+            record = read_object(folder / name)
             _same_settings(folder, record, settings)
+            _check_record(folder / name, record)
             if console is not None:
                 console.print(f"{label}: already there", highlight=False)
             if name == DIVERGED_FILE:
@@ -55,7 +71,7 @@ def train_once(
             return record
     checkpoint = None
     if (folder / RUN_FILE).is_file():
-        _same_settings(folder, read_json(folder / RUN_FILE), settings)
+        _same_settings(folder, read_object(folder / RUN_FILE), settings)
         try:
             checkpoint = find_checkpoint(folder)
             check_checkpoint(checkpoint)
@@ -74,7 +90,7 @@ def train_once(
             label=label,
         )
     except Diverged as error:
-        run = read_json(folder / RUN_FILE)
+        run = read_object(folder / RUN_FILE)
         write_json(folder / DIVERGED_FILE, run | {"message": str(error)})
         raise
     except Interrupted as error:
@@ -92,7 +108,7 @@ def _same_settings(folder: Path, record: dict[str, Any], settings: dict[str, Any
         ) from error
     differing = [name for name in ("model_type", "config", "vocabulary") if found[name] != settings[name]]
     for name, value in settings["options"].items():
-        if name not in _NEUTRAL and found["options"].get(name) != value:
+        if name not in NEUTRAL and found["options"].get(name) != value:
             differing.append(name)
     if found["sha256"] != settings["sha256"]:
         differing.append("text")
@@ -101,3 +117,19 @@ def _same_settings(folder: Path, record: dict[str, Any], settings: dict[str, Any
             f"{folder} has a run with other settings ({', '.join(differing)} differ): use --overwrite or "
             "another --out"
         )
+
+
+def _check_record(path: Path, record: dict[str, Any]) -> None:
+    """What is taken from a record that an earlier run wrote has to be there."""
+    if path.name == DIVERGED_FILE:
+        usable = isinstance(record.get("message"), str)
+    else:
+        found = record.get("result")
+        result = found if isinstance(found, dict) else {}
+        density = result.get("density")
+        usable = all(is_number(result.get(name)) for name in _RESULTS)
+        usable = usable and isinstance(density, list) and all(isinstance(layer, list) for layer in density)
+        usable = usable and all(is_number(head) for layer in density or () for head in layer)
+        usable = usable and isinstance(record.get("history"), list) and is_number(record.get("parameters"))
+    if not usable:
+        raise UserError(f"{path} is no record that syncattn wrote: use --overwrite or another --out")

@@ -10,11 +10,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from syncattn.training.errors import UserError
+from syncattn.training.files import read_object
 
 UNKNOWN = "\ufffd"
 """What a character tokeniser reads in place of a character that its text did not have."""
 
 _CHUNK = 1 << 20
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def byte_tokenizer(context: int | None = None) -> PreTrainedTokenizerFast:
@@ -61,12 +63,28 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"no tokenizer at {path}: expected 'byte', 'char', or a folder or tokenizer.json on this machine"
         )
+    for file in [path / name for name in _FILES] if path.is_dir() else [path]:
+        if file.exists() or file.is_symlink():
+            read_object(file)
     try:
+        tokenizer: PreTrainedTokenizerBase
         if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), clean_up_tokenization_spaces=False)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(path), local_files_only=True, trust_remote_code=False
+            )
+        tokenizer(
+            "a", add_special_tokens=False, verbose=False
+        )  # a setting of another type shows when it is used
+        return tokenizer
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
-        raise UserError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
+        if path.is_dir() and not (path / _FILES[0]).is_file():
+            raise UserError(f"cannot load a tokenizer from {path}: no {_FILES[0]} there") from error
+        files = " or ".join(_FILES[:2]) if path.is_dir() else "it"
+        raise UserError(
+            f"cannot load a tokenizer from {path}, {files} is of another kind: {_first_line(error)}"
+        ) from error
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:

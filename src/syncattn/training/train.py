@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import os
@@ -20,7 +19,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -28,10 +26,15 @@ from transformers.utils import logging as transformers_logging
 
 import syncattn.models  # noqa: F401  registers the models with the Auto classes
 from syncattn.nn import SelectiveSynchronizationAttention, calibrate
-from syncattn.training.checkpoints import check_checkpoint, find_checkpoint, load_config
+from syncattn.training.checkpoints import (
+    check_checkpoint,
+    check_weights,
+    find_checkpoint,
+    is_checkpoint,
+    load_config,
+)
 from syncattn.training.data import Corpus, encode_corpus, reload_corpus
-from syncattn.training.environment import command, machine, versions
-from syncattn.training.errors import Interrupted, UserError
+from syncattn.training.errors import DiskError, Interrupted, UserError
 from syncattn.training.files import (
     CHECKPOINTS,
     LOGS,
@@ -40,14 +43,17 @@ from syncattn.training.files import (
     check_output,
     disk_errors,
     prepare_output,
-    read_json,
+    remove_staging,
     staged,
     write_json,
 )
+from syncattn.training.lock import locked
+from syncattn.training.logs import EventFile, has_tensorboard
 from syncattn.training.loop import Loop, diverged, has_diverged, stop_on_signals
 from syncattn.training.options import TrainingOptions
 from syncattn.training.progress import Display
-from syncattn.training.settings import chosen_backend, describe_config, first_model
+from syncattn.training.record import describe_run, history, read_run, write_start
+from syncattn.training.settings import chosen_backend, first_model
 from syncattn.training.tokenizers import encode, load_tokenizer
 from syncattn.training.windows import EvaluationWindows, RandomWindows
 
@@ -88,13 +94,35 @@ def train(
     """
     out = Path(out)
     check_start(config, tokenizer, options)
+    with locked(out), _says_how_to_go_on(out):
+        return _train(config, corpus, tokenizer, out, options, overwrite, checkpoint, console, label)
+
+
+def _train(
+    config: PreTrainedConfig,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    options: TrainingOptions,
+    overwrite: bool,
+    checkpoint: Path | None,
+    console: Console | None,
+    label: str,
+) -> dict[str, Any]:
+    """`train` in a folder that no other process has."""
     main = int(os.environ.get("RANK", "0")) == 0
+    state = checkpoint if checkpoint is not None and is_checkpoint(checkpoint) else None
     if checkpoint is None and main:
         check_output(out, overwrite=overwrite)
+    elif main:
+        for folder in (out, out / CHECKPOINTS):
+            remove_staging(folder)
+        if state is None:
+            shutil.rmtree(out / LOGS, ignore_errors=True)  # they begin again, too
     with quiet(), _threads(options.threads), chosen_backend(options.backend):
         tokens = encode_corpus(corpus, lambda text: encode(tokenizer, text), options.context)
         set_seed(options.seed)
-        model, options = first_model(config, options, checkpoint)
+        model, options = first_model(config, options, state)
         arguments = _training_arguments(out, options)
         train_windows = RandomWindows(
             tokens["train"], options.context, options.steps * options.batch_size, options.seed
@@ -103,7 +131,7 @@ def train(
         probe = _stack(
             EvaluationWindows(tokens["validation"], options.context, PROBE_WINDOWS * options.context)
         )
-        if checkpoint is None and options.calibrates and wants_calibration(model):
+        if state is None and options.calibrates and wants_calibration(model):
             first = torch.stack([train_windows[i]["input_ids"] for i in range(options.batch_size)])
             # Where it will train: a backend asked for by name may be of that device alone.
             calibrate(model.to(arguments.device), input_ids=first.to(arguments.device), use_cache=False)
@@ -111,9 +139,9 @@ def train(
         if checkpoint is None and main:
             # The final model, one checkpoint (model and two moments), another while it is replaced, logs.
             prepare_output(out, 8 * 4 * parameter_count(model) + 2_000_000, overwrite=overwrite)
-            (out / CHECKPOINTS).mkdir(exist_ok=True)
-            write_json(out / RUN_FILE, _run_description(config, corpus, tokenizer, options))
+            write_start(out, describe_run(config, corpus, tokenizer, options), config, tokenizer)
         display = Display(console if main else None, label, every_log=options.log_every is not None)
+        logs = [EventFile(out / LOGS)] if main and has_tensorboard() else []
         loop = Loop(
             model,
             arguments,
@@ -123,13 +151,13 @@ def train(
             eval_windows,
             out,
             probe,
-            [display, *_tensorboard(out, main)],
+            [display, *logs],
         )
-        if checkpoint is not None:
-            loop.restore(checkpoint)
+        if state is not None:
+            loop.restore(state)
         try:
             with stop_on_signals(loop):
-                loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                loop.train(resume_from_checkpoint=None if state is None else str(state))
         except KeyboardInterrupt:
             raise _interrupted(out, loop.state.global_step) from None
         except ValueError as error:
@@ -139,6 +167,8 @@ def train(
             raise diverged(loop.state.global_step, str(error), options) from error
         finally:
             display.close()
+            for log in logs:
+                log.close()
         if loop.state.global_step < options.steps:
             raise _interrupted(out, loop.state.global_step)
         try:
@@ -181,28 +211,33 @@ def resume(folder: str | Path, console: Console | None = None, label: str = "") 
         UserError: the folder is neither, its run is finished, or its text has changed; and what `train`
             raises.
     """
-    folder = Path(folder).absolute()
-    if (folder / RESULT_FILE).is_file():
-        raise UserError(f"nothing to resume: the run in {folder} is finished")
-    checkpoint = find_checkpoint(folder)
-    out = checkpoint.parent.parent
-    run = read_json(out / RUN_FILE)
-    try:
-        options = TrainingOptions(**run["options"])
-        corpus, digest = reload_corpus(run["data"]), run["data"]["sha256"]
-    except (KeyError, TypeError) as error:
+    folder = Path(folder).expanduser().absolute()
+    out = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
+    if not folder.is_dir():
+        raise UserError(f"cannot resume from {folder}: no such folder")
+    if (out / RESULT_FILE).is_file():
+        raise UserError(f"nothing to resume: the run in {out} is finished")
+    if not (out / RUN_FILE).exists():
         raise UserError(
-            f"cannot resume from {folder}: {out / RUN_FILE} is not a run's description ({error})"
-        ) from error
-    if corpus.sha256 != digest:
-        raise UserError(
-            f"cannot resume from {folder}: the text in {', '.join(corpus.sources)} has changed since the run "
-            "began"
+            f"cannot resume from {folder}: it holds no checkpoint, {out} no {RUN_FILE} (expected the --out "
+            f"folder of an unfinished run, or one of its {CHECKPOINTS}/checkpoint-N)"
         )
-    config = load_config(checkpoint)
-    tokenizer = load_tokenizer(checkpoint)
-    check_checkpoint(checkpoint)
-    return train(config, corpus, tokenizer, out, options, checkpoint=checkpoint, console=console, label=label)
+    with locked(out), _says_how_to_go_on(out):
+        checkpoint = find_checkpoint(folder)
+        options, data = read_run(out, check_checkpoint(checkpoint))
+        config = load_config(checkpoint)
+        if is_checkpoint(checkpoint):
+            check_weights(checkpoint, config)
+        tokenizer = load_tokenizer(checkpoint)
+        corpus = reload_corpus(data)
+        if corpus.sha256 != data["sha256"]:
+            texts = ", ".join(data["sources"])
+            raise UserError(
+                f"cannot resume from {folder}: the text in {texts} has changed since the run began"
+            )
+        return train(
+            config, corpus, tokenizer, out, options, checkpoint=checkpoint, console=console, label=label
+        )
 
 
 def parameter_count(model: torch.nn.Module) -> int:
@@ -213,10 +248,6 @@ def parameter_count(model: torch.nn.Module) -> int:
 def _finish(loop: Loop, tokens: dict[str, torch.Tensor], corpus: Corpus, main: bool) -> dict[str, Any]:
     """Evaluate, write the final files, remove the checkpoints."""
     options, out = loop.options, loop.out
-    for callback in _tensorboard(
-        out, main
-    ):  # closed by now; it would open a second file for the last numbers
-        loop.remove_callback(type(callback))
     result: dict[str, Any] = {}
     for name in ("validation", "test"):
         windows = EvaluationWindows(tokens[name], options.context, options.final_eval_tokens or None)
@@ -233,7 +264,7 @@ def _finish(loop: Loop, tokens: dict[str, torch.Tensor], corpus: Corpus, main: b
     model: PreTrainedModel = loop.accelerator.unwrap_model(loop.model)
     record = {
         "format": 1,
-        **_run_description(model.config, corpus, loop.tokenizer, options),
+        **describe_run(model.config, corpus, loop.tokenizer, options),
         "parameters": parameter_count(model),
         "tokens": {name: len(part) for name, part in tokens.items()},
         "history": history(loop.state.log_history),
@@ -241,8 +272,7 @@ def _finish(loop: Loop, tokens: dict[str, torch.Tensor], corpus: Corpus, main: b
         "device": str(loop.args.device),
     }
     if main:
-        kept = f"its last checkpoint is in {out / CHECKPOINTS}"
-        with disk_errors(f"cannot write the model to {out}; {kept}"), staged(out, last=RESULT_FILE) as folder:
+        with disk_errors(f"cannot write the model to {out}"), staged(out, last=RESULT_FILE) as folder:
             loop.save_final(folder)
             write_json(folder / RESULT_FILE, record)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
@@ -250,42 +280,10 @@ def _finish(loop: Loop, tokens: dict[str, torch.Tensor], corpus: Corpus, main: b
     return record
 
 
-def history(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The Trainer's log as one entry per step: loss, validation_loss, grad_norm, density and so on."""
-    names = {"loss": "loss", "eval_loss": "validation_loss", "grad_norm": "grad_norm", "density": "density"}
-    names |= {"learning_rate": "learning_rate", "tokens_per_second": "tokens_per_second"}
-    entries: dict[int, dict[str, Any]] = {}
-    for line in log:
-        # JSON has no nan or inf, which a gradient's norm may be once.
-        found = {new: _finite(line[old]) for old, new in names.items() if old in line}
-        if found:
-            entries.setdefault(line["step"], {"step": line["step"]}).update(found)
-    return list(entries.values())
-
-
 def wants_calibration(model: PreTrainedModel) -> bool:
     """Whether a model has SSA layers in the trainable form; the published form keeps its published start."""
     has_ssa = any(isinstance(module, SelectiveSynchronizationAttention) for module in model.modules())
     return has_ssa and getattr(model.config, "strength", None) == "log"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _run_description(
-    config: PreTrainedConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, options: TrainingOptions
-) -> dict[str, Any]:
-    """What identifies a run and what it ran on."""
-    return {
-        "model_type": config.model_type,
-        "config": describe_config(config),
-        "options": options.as_dict(),
-        "data": corpus.describe() | {"vocabulary": len(tokenizer)},
-        "command": command(),
-        "versions": versions(),
-        "machine": machine(),
-    }
 
 
 def _training_arguments(out: Path, options: TrainingOptions) -> TrainingArguments:
@@ -325,27 +323,35 @@ def _training_arguments(out: Path, options: TrainingOptions) -> TrainingArgument
     return arguments
 
 
-def _tensorboard(out: Path, main: bool) -> list[TrainerCallback]:
-    if not main or importlib.util.find_spec("tensorboard") is None:
-        return []
-    from transformers.integrations import TensorBoardCallback
-
-    callback = TensorBoardCallback()
-    callback.logging_dir = str(out / LOGS)
-    return [callback]
-
-
-def _interrupted(out: Path, step: int) -> Interrupted:
+@contextmanager
+def _says_how_to_go_on(out: Path) -> Iterator[None]:
+    """Ctrl-C at any time, and a full disk, end in one line that has the way to go on, if there is one."""
     try:
-        found = find_checkpoint(out).name.rpartition("-")[2]
+        yield
+    except KeyboardInterrupt:
+        raise _interrupted(out) from None
+    except DiskError as error:
+        way = _way_to_go_on(out)
+        raise type(error)(f"{error}; {way}" if way and way not in str(error) else str(error)) from error
+
+
+def _interrupted(out: Path, step: int | None = None) -> Interrupted:
+    stopped = "stopped" if step is None else f"stopped at step {step}"
+    return Interrupted(f"{stopped}; {_way_to_go_on(out) or f'there is nothing to go on from in {out}'}")
+
+
+def _way_to_go_on(out: Path) -> str | None:
+    """In words; None if nothing is kept."""
+    if (out / RESULT_FILE).is_file():
+        return f"the run is finished, its model is in {out}"
+    try:
+        found = find_checkpoint(out)
     except UserError:
-        return Interrupted(
-            f"stopped at step {step}, before the first checkpoint: there is nothing to go on from in {out}"
-        )
-    return Interrupted(
-        f"stopped at step {step}; the checkpoint of step {found} is in {out / CHECKPOINTS}: go on with "
-        f"`syncattn train --resume {shlex.quote(str(out))}`"
-    )
+        return None
+    what = f"the checkpoint of step {found.name.rpartition('-')[2]} is in {out / CHECKPOINTS}: go on with"
+    if not is_checkpoint(found):
+        what = "that is before the first checkpoint: begin again with"
+    return f"{what} `syncattn train --resume {shlex.quote(str(out))}`"
 
 
 def _stack(windows: EvaluationWindows) -> torch.Tensor:
