@@ -145,13 +145,13 @@ def test_another_process_draws_the_same_windows():
         ("recall", {"pairs": 0}, "pairs of the task 'recall' must be a positive integer, got 0"),
         ("recall", {"pairs": True}, "positive integer"),
         ("copy", {"gap": 2.5}, "gap of the task 'copy' must be a positive integer, got 2.5"),
-        ("recall", {"pairs": 4, "vocabulary": 8}, r"at least 2 \* pairs \+ 2 = 10, not 8"),
+        ("recall", {"pairs": 4, "vocabulary": 8}, r"at least 2 \* pairs \+ 2 = 10, got 8"),
         ("recall", {"vocabulary": 63}, "must be even"),
-        ("recall", {"pairs": 4, "length": 14}, r"at least 4 \* pairs = 16, not 14"),
+        ("recall", {"pairs": 4, "length": 14}, r"at least 4 \* pairs = 16, got 14"),
         ("recall", {"length": 65}, "must be even"),
-        ("induction", {"length": 2}, "at least 3, not 2"),
-        ("induction", {"vocabulary": 2}, "at least 3, not 2"),
-        ("copy", {"vocabulary": 1}, "at least 2, not 1"),
+        ("induction", {"length": 2}, "at least 3, got 2"),
+        ("induction", {"vocabulary": 2}, "at least 3, got 2"),
+        ("copy", {"vocabulary": 1}, "at least 2, got 1"),
     ],
 )
 def test_what_cannot_be_is_refused(kind, options, message):
