@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,6 +15,10 @@ MASKS = {
     "nothing": lambda i, j, g: torch.zeros_like(i + j).bool(),
     "future": lambda i, j, g: j > i,
     "other texts": lambda i, j, g: (i // 3 != j // 3) | (j > i),
+    "the nearest": lambda i, j, g: j > i - 2,
+    "other texts, by head": lambda i, j, g: torch.stack(
+        [((i // n != j // n) | (j > i)).expand(2, -1, -1) for n in (3, 3, 2, 6)], 1
+    ),
     "outside of a window": lambda i, j, g: (j > i) | (j < i - 1),
     "both sides of a window": lambda i, j, g: (j - i).abs() > 1,
     "random": lambda i, j, g: torch.rand((i + j).shape, generator=g) > 0.7,
@@ -106,6 +110,10 @@ def by_definition(layer, query, key, value, hidden, padding, is_causal, itself):
 
 
 @settings(max_examples=12)
+@example("other texts", 0, 6, 2, "end", False, True)  # what all who see a sender agree on
+@example("other texts", 1, 6, 0, "itself", True, True)
+@example("the nearest", 0, 6, 0, "itself causal", False, True)  # on which only receivers do not
+@example("other texts, by head", 0, 6, 0, "itself", False, True)  # on which only heads do not
 @given(
     mask=st.sampled_from(list(MASKS)),
     seed=st.integers(0, 2**31),
