@@ -15,7 +15,9 @@ MASKS = {
     "nothing": lambda i, j, g: torch.zeros_like(i + j).bool(),
     "future": lambda i, j, g: j > i,
     "other texts": lambda i, j, g: (i // 3 != j // 3) | (j > i),
+    "one token": lambda i, j, g: (j == 3).expand(i.shape[0], -1),
     "the nearest": lambda i, j, g: j > i - 2,
+    "even distances": lambda i, j, g: (i - j) % 2 == 0,
     "other texts, by head": lambda i, j, g: torch.stack(
         [((i // n != j // n) | (j > i)).expand(2, -1, -1) for n in (3, 3, 2, 6)], 1
     ),
@@ -110,9 +112,10 @@ def by_definition(layer, query, key, value, hidden, padding, is_causal, itself):
 
 
 @settings(max_examples=12)
-@example("other texts", 0, 6, 2, "end", False, True)  # what all who see a sender agree on
+@example("one token", 0, 6, 2, "end", False, True)  # what all who see a sender agree on
 @example("other texts", 1, 6, 0, "itself", True, True)
 @example("the nearest", 0, 6, 0, "itself causal", False, True)  # on which only receivers do not
+@example("even distances", 1, 6, 0, "itself", False, True)
 @example("other texts, by head", 0, 6, 0, "itself", False, True)  # on which only heads do not
 @given(
     mask=st.sampled_from(list(MASKS)),
