@@ -111,7 +111,7 @@ def by_definition(layer, query, key, value, hidden, padding, is_causal, itself):
     return layer.out_proj(heads.flatten(-2)), weights
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @example("one token", 0, 6, 2, "end", False, True)  # what all who see a sender agree on
 @example("other texts", 1, 6, 0, "itself", True, True)
 @example("the nearest", 0, 6, 0, "itself causal", False, True)  # on which only receivers do not
@@ -160,12 +160,18 @@ def test_the_layer_is_its_definition(layer, mask, seed, keys, fewer, how, padded
     torch.testing.assert_close(weights[at], want_weights[at], rtol=0, atol=tolerance)
 
 
-LENGTH = 9
-HIDING = ("other texts", "outside of a window", "random", "random by head")
+LENGTH = 7
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("mask", HIDING)
+@pytest.mark.parametrize(
+    ("mask", "dtype"),
+    [
+        ("other texts", torch.float64),
+        ("outside of a window", torch.float32),
+        ("random", torch.float32),
+        ("random by head", torch.float64),
+    ],
+)
 def test_what_is_hidden_changes_nothing(layer, tokens, mask, dtype):
     """Whatever stands there, however large; and no gradient comes back from there, to the last bit."""
     layer, hidden = layer.to(dtype), draw_mask(mask, LENGTH, LENGTH, 5)
@@ -184,9 +190,9 @@ def test_what_is_hidden_changes_nothing(layer, tokens, mask, dtype):
                 difference = (got - want).abs().amax(-1)[blind[:, :, j]]
                 assert (difference < (1e-9 if dtype == torch.float64 else 2e-5)).all()
     for i in range(LENGTH):
-        for result in (out, eager):
-            (gradient,) = torch.autograd.grad(result[:, i].square().sum(), x, retain_graph=True)
-            assert gradient.isfinite().all() and not gradient[blind[:, i]].any()
+        told = out[:, i].square().sum() + eager[:, i].square().sum()
+        (gradient,) = torch.autograd.grad(told, x, retain_graph=True)
+        assert gradient.isfinite().all() and not gradient[blind[:, i]].any()
 
 
 def test_packed_texts_are_as_if_alone(layer, tokens):
