@@ -103,7 +103,7 @@ def train_part(out: Path, seconds: float, warm: bool, dry: bool) -> int:
         steps=count,
         log_every=max(1, count // 12),
         eval_every=max(1, count // 4),
-        eval_tokens=8 * context,
+        eval_tokens=(2 if dry else 8) * context,
     )
     done = [attempt(entrant, entrant.name, whole) for entrant, probe in zip(entrants, probes) if probe]
     if not dry:  # what the limit of the density costs, and what plain PyTorch takes
