@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from syncattn.backends.call import FRAMES
-from syncattn.checks import check_choice, check_count, check_real, check_range
+from syncattn.checks import check_choice, check_count, check_range, check_real
 
 POSITIONS = ("drift", "own_drift", "rotary", "none")
 PARAMETRISATIONS = ("log", "softplus")
