@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from syncattn.bench.command import run
 from syncattn.bench.plan import Plan, quick
+from syncattn.bench.run import run
 from syncattn.training.compare import contenders
 from syncattn.training.data import load_corpus
 from syncattn.training.environment import machine, versions

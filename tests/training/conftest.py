@@ -73,7 +73,7 @@ def options() -> TrainingOptions:
         device="cpu",
         threads=1,
         max_density=0.3,
-        strength_lr=0.5,
+        coupling_lr=0.5,
     )
 
 

@@ -21,7 +21,7 @@ from syncattn.training.tokenizers import byte_tokenizer
         ("max_density", 0.0),
         ("max_density", 1.5),
         ("max_density", math.nan),
-        ("strength_lr", 0.0),
+        ("coupling_lr", 0.0),
         ("learning_rate", 0.0),
         ("learning_rate", math.nan),
         ("weight_decay", -1.0),

@@ -123,7 +123,7 @@ def test_the_published_form_keeps_its_start(corpus, tokenizer, options, tmp_path
 
 
 def test_a_limit_on_the_density_holds(config, corpus, tokenizer, options, tmp_path):
-    long = replace(options, steps=160, strength_lr=1.0, learning_rate=1e-4)
+    long = replace(options, steps=160, coupling_lr=1.0, learning_rate=1e-4)
     free = train(config, corpus, tokenizer, tmp_path / "free", replace(long, max_density=None))
     held = train(config, corpus, tokenizer, tmp_path / "held", replace(long, max_density=0.25))
 
@@ -145,7 +145,7 @@ def test_couplings_and_bandwidths_can_have_a_learning_rate_of_their_own(
         other = "model.layers.0.self_attn.value_proj.weight"
         return [float((ends[0][key] - ends[1][key]).abs().max()) for key in (own, other)]
 
-    plain, fast = moved("plain", strength_lr=1.0), moved("fast", strength_lr=5.0)
+    plain, fast = moved("plain", coupling_lr=1.0), moved("fast", coupling_lr=5.0)
     assert 3 < fast[0] / plain[0] < 7  # Adam's first steps are as long as the rate
     assert 0.5 < fast[1] / plain[1] < 2
 

@@ -22,10 +22,10 @@ from syncattn.training.data import Corpus, encode_corpus
 from syncattn.training.environment import command, machine, versions
 from syncattn.training.errors import Diverged, UserError
 from syncattn.training.files import check_output, prepare_output, write_json
-from syncattn.training.generate import Sampling, encode_prompt, generate
+from syncattn.training.generate import encode_prompt, generate
 from syncattn.training.lock import locked
 from syncattn.training.once import train_once
-from syncattn.training.options import TrainingOptions
+from syncattn.training.options import Sampling, TrainingOptions
 from syncattn.training.settings import config_errors
 from syncattn.training.tokenizers import encode, token_labels
 from syncattn.training.train import check_start, quiet

@@ -103,14 +103,14 @@ class Loop(Trainer):
         """The Trainer's, with couplings and bandwidths at a learning rate of their own if so wanted."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if fresh and self.options.strength_lr != 1:
+        if fresh and self.options.coupling_lr != 1:
             model = self.accelerator.unwrap_model(self.model)
             layers = [m for m in model.modules() if isinstance(m, SelectiveSynchronizationAttention)]
             own = [p for layer in layers for p in (layer.raw_coupling, layer.raw_bandwidth)]
             for group in optimizer.param_groups:
                 group["params"] = [p for p in group["params"] if not any(p is other for other in own)]
             if own:
-                rate = self.options.learning_rate * self.options.strength_lr
+                rate = self.options.learning_rate * self.options.coupling_lr
                 optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
