@@ -47,7 +47,7 @@ def test_a_command_gets_dataclasses_and_what_was_written():
     @command
     def work(
         place: Place,
-        shape: Annotated[partial[Shape], Panel("Shape", without=("seed",), defaults={"depth": 4})],
+        shape: Annotated[partial[Shape], Panel(without=("seed",), defaults={"depth": 4})],
         written: Written,
     ) -> None:
         """Work."""

@@ -28,7 +28,7 @@ def generate_command(task: Task, choice: partial[Sampling]) -> None:
     with loading():
         from syncattn.training.checkpoints import load_model
         from syncattn.training.generate import generate
-        from syncattn.training.train import quiet
+        from syncattn.training.settings import quiet
 
     sampling = choice()
     with quiet():

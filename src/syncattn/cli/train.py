@@ -32,6 +32,8 @@ from syncattn.training.options import TrainingOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from syncattn.training.record import Record
+
 _SHAPE = {"hidden_size", "layers", "heads", "freq_dim", "paper", "settings"}
 
 
@@ -105,7 +107,7 @@ def _train(
     budget: Budget,
     manners: Manners,
     written: Written,
-) -> dict[str, Any]:
+) -> Record:
     """A run from its beginning; the record."""
     from syncattn.training.files import check_output
 
