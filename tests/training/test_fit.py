@@ -61,7 +61,7 @@ def test_windows_of_ones_own(model, options):
 
 def test_a_stop_says_at_which_step(model, windows, options, stop_at, monkeypatch):
     stop_at(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(Interrupted, match="^stopped at step 3 of 12$") as caught:
+    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 12$") as caught:
         fit(model, windows, options)
     assert caught.value.step == 3
 
