@@ -38,6 +38,31 @@ def test_func_grad_and_vmap():
     assert torch.allclose(torch.vmap(attend)(several), torch.stack([attend(w) for w in several]))
 
 
+def test_transforms_of_what_is_compiled_and_within_it(fresh_compiler):
+    """The compiled call must not take a backend whose tangents would be lost: float32, which `cpu` takes."""
+    value, *strength = VALUE.float(), COUPLING.float(), BANDWIDTH.float()
+
+    def compute(frequency):
+        return syncattn.selective_synchronization_attention(frequency, frequency, value, *strength, power=2)
+
+    def push(frequency, tangent):
+        return torch.func.jvp(compute, (frequency,), (tangent,))[1]
+
+    def slope(frequency):
+        return torch.func.grad(lambda w: compute(w).square().sum())(frequency)
+
+    frequency, tangent = FREQUENCY.float(), TANGENT.float()
+    each = torch.stack((frequency, tangent))
+    compiled = torch.compile(compute, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(frequency), compute(frequency), atol=1e-6)
+    with forward_ad.dual_level():  # after it was compiled without
+        got = forward_ad.unpack_dual(compiled(forward_ad.make_dual(frequency, tangent))).tangent
+    assert torch.allclose(got, push(frequency, tangent), atol=1e-5) and got.any()
+    for function, arguments in ((push, (frequency, tangent)), (torch.vmap(slope), (each,))):
+        compiled = torch.compile(function, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(*arguments), function(*arguments), atol=1e-5)
+
+
 TIMES, TOKENS, SENDERS = 3, 5, 6
 
 

@@ -10,13 +10,13 @@ pytest.importorskip("transformers")
 from rich.console import Console
 
 from syncattn.bench import figures, memory
-from syncattn.bench.plan import SUITES, Plan
+from syncattn.bench.plan import SUITES, BenchPlan
 from syncattn.bench.run import run
 
 
 @pytest.fixture
-def plan() -> Plan:
-    return Plan(
+def plan() -> BenchPlan:
+    return BenchPlan(
         suites=("table",),
         threads=(1,),
         rounds=2,

@@ -66,7 +66,7 @@ def test_lists_of_numbers():
     assert numbers("--seeds", "0,1, 2", int) == [0, 1, 2]
     with pytest.raises(UserError, match="--seeds must be numbers"):
         numbers("--seeds", "0,x", int)
-    with pytest.raises(UserError, match=r"--lr-grid must be different numbers, but 0\.1 is twice"):
+    with pytest.raises(UserError, match=r"--lr-grid must be different numbers, got .* with 0\.1 twice"):
         numbers("--lr-grid", "0.1,0.2,0.10", float)
 
 
@@ -75,7 +75,7 @@ def test_settings_reach_the_config():
     config = make_config(byte_tokenizer(), 64, 32, 2, 4, freq_dim=4, settings=settings)
     assert (config.delay, config.window_range, config.position) == (0.25, (2.0, 32.0), "own_drift")
     assert (config.vocab_size, config.freq_dim, config.max_position_embeddings) == (256, 4, 64)
-    assert make_config(byte_tokenizer(), 64, 32, 2, 4, paper=True).strength == "softplus"
+    assert make_config(byte_tokenizer(), 64, 32, 2, 4, paper=True).parametrisation == "softplus"
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from syncattn.values import readable
 
+_Function = TypeVar("_Function", bound=Callable)
 FRAMES = ("absolute", "nearest")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Beyond these a coupling acts as the bound: kappa^3 and 1/kappa^2 stay normal float32 numbers. At the one,
@@ -279,12 +281,21 @@ def boolean_mask(mask: Tensor, name: str = "attn_mask") -> Tensor:
     return allowed
 
 
+def constant_when_compiled(function: _Function) -> _Function:
+    """torch.compile takes the function's result for a constant and does not look into it: it asks the disk,
+    the environment or the device. As `torch.compiler.assume_constant_result`, which imports torch._dynamo."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def is_transformed() -> bool:
     """Whether forward-mode differentiation or a torch.func transform (vmap, grad, jvp) is under way."""
-    if torch.compiler.is_compiling():
-        return False
-    forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.autograd.forward_ad._current_level >= 0 or _is_within_transform()
+
+
+@constant_when_compiled  # a transform is part of what is compiled, or guarded on by the compiler itself
+def _is_within_transform() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_plain(tensor: Tensor) -> bool:

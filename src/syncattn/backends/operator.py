@@ -1,15 +1,12 @@
-"""What the fused backends' custom operators share: the schema, the way to autograd, what a compiler sees."""
+"""What the fused backends' custom operators share: the schema and the way to autograd."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from torch.library import CustomOpDef
 
 from syncattn.backends.call import Call, without_autocast
-
-_Function = TypeVar("_Function", bound=Callable)
 
 # What the kernels' operators take, and a call in that form; `tiled` takes more (top_k, any power).
 FUSED_SCHEMA = (
@@ -69,10 +66,3 @@ def differentiate(backend: str, forward: CustomOpDef, backward: CustomOpDef) -> 
 
     forward.register_autograd(derivative, setup_context=setup_context)
     backward.register_autograd(second)
-
-
-def constant_when_compiled(function: _Function) -> _Function:
-    """torch.compile takes the function's result for a constant and does not look into it: it asks the disk,
-    the environment or the device. As `torch.compiler.assume_constant_result`, which imports torch._dynamo."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function

@@ -10,10 +10,10 @@ from syncattn.starting import loading
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from syncattn.bench.plan import Plan
+    from syncattn.bench.plan import BenchPlan
 
 
-def run(plan: Plan, out: Path, console: Console, *, overwrite: bool = False) -> int:
+def run(plan: BenchPlan, out: Path, console: Console, *, overwrite: bool = False) -> int:
     """Measure what the plan says into `out`; the exit status: 0, 1 if anything was wrong, 130 after Ctrl-C.
 
     Raises:

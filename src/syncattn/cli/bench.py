@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from syncattn.bench.plan import Plan, chosen_suites, quick
+from syncattn.bench.plan import BenchPlan, chosen_suites, quick
 from syncattn.cli.options import Panel, command
 from syncattn.option import argument, option
 from syncattn.starting import loading
@@ -34,7 +34,9 @@ class Task:
 
 
 @command
-def bench_command(task: Task, sizes: Annotated[partial[Plan], Panel(without=("suites", "threads"))]) -> None:
+def bench_command(
+    task: Task, sizes: Annotated[partial[BenchPlan], Panel(without=("suites", "threads"))]
+) -> None:
     """Time the operator, the block and the training step beside softmax attention; check them first.
 
     A wrong result gets no number, and the exit status is 1. Ctrl-C leaves what is done in bench.json.

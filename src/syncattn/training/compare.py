@@ -70,7 +70,7 @@ def contenders(
     """
     if not baselines or not set(baselines) <= set(BASELINES):
         raise UserError(
-            f"baselines must be among {', '.join(BASELINES)}, not {', '.join(baselines) or 'none'}"
+            f"baselines must be among {', '.join(BASELINES)}, got {', '.join(baselines) or 'none'}"
         )
     rates = tuple(dict.fromkeys(learning_rates))
     others = tuple(dict.fromkeys(baseline_learning_rates or rates))

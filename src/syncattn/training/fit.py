@@ -110,7 +110,7 @@ def parameter_count(model: torch.nn.Module) -> int:
 def wants_calibration(model: PreTrainedModel) -> bool:
     """Whether a model has SSA layers in the trainable form; the published form keeps its published start."""
     has_ssa = any(isinstance(module, SelectiveSynchronizationAttention) for module in model.modules())
-    return has_ssa and getattr(model.config, "strength", None) == "log"
+    return has_ssa and getattr(model.config, "parametrisation", None) == "log"
 
 
 def _measured(loop: Loop, windows: Windows) -> Fitted:

@@ -82,7 +82,7 @@ class Loop(Trainer):
         self.remove_callback(PrinterCallback)
         self.options, self.keep, self.probe = options, keep, windows.probe
         layers = [m for m in model.modules() if isinstance(m, SelectiveSynchronizationAttention)]
-        self._has_strengths = any(layer.strength == "log" for layer in layers)  # none, no limit
+        self._has_strengths = any(layer.parametrisation == "log" for layer in layers)  # none, no limit
         self.stop_requested = False
         self.train_seconds = 0.0
         self.wall_seconds = 0.0

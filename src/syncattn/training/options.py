@@ -83,22 +83,22 @@ class TrainingOptions:
         check_seed(self.seed)
         if self.warmup is not None and not 0 <= self.warmup < self.steps:
             raise UserError(
-                f"warmup must be 0 or more and below the number of steps, {self.steps}, not {self.warmup}"
+                f"warmup must be 0 or more and below the number of steps, {self.steps}, got {self.warmup}"
             )
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(f"weight_decay must be a number of 0 or more, not {self.weight_decay}")
+            raise UserError(f"weight_decay must be a number of 0 or more, got {self.weight_decay}")
         if self.max_density is not None and not 0 < self.max_density <= 1:
-            raise UserError(f"max_density must be a share of the pairs, in (0, 1], not {self.max_density}")
+            raise UserError(f"max_density must be a share of the pairs, in (0, 1], got {self.max_density}")
         for name in ("learning_rate", "max_grad_norm", "coupling_lr"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} must be a positive number, not {value}")
+                raise UserError(f"{name} must be a positive number, got {value}")
         if not 0 < self.beta2 < 1:
             raise UserError(f"beta2 must be between 0 and 1, not {self.beta2}")
         if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"precision must be 'fp32' or 'bf16', not {self.precision!r}")
+            raise UserError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
         if self.device not in ("auto", "cpu", "cuda"):
-            raise UserError(f"device must be 'auto', 'cpu' or 'cuda', not {self.device!r}")
+            raise UserError(f"device must be 'auto', 'cpu' or 'cuda', got {self.device!r}")
 
     @property
     def calibrates(self) -> bool:
@@ -124,7 +124,7 @@ class TrainingOptions:
     def for_tokens(self, tokens: int) -> TrainingOptions:
         """The same with as many steps as it takes to read at least this many tokens."""
         if tokens < 1:
-            raise UserError(f"tokens must be positive, not {tokens}")
+            raise UserError(f"tokens must be positive, got {tokens}")
         return replace(self, steps=math.ceil(tokens / (self.batch_size * self.context)))
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,10 +147,10 @@ class Sampling:
         for name in ("max_new_tokens", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
+                raise UserError(f"{name} must be at least 1, got {value}")
         if not 0 < self.temperature < float("inf"):
             raise UserError(
-                f"temperature must be positive, not {self.temperature}; greedy takes the likeliest token"
+                f"temperature must be positive (greedy takes the likeliest token), got {self.temperature}"
             )
 
 
@@ -163,10 +163,10 @@ def numbers(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
     try:
         found = [kind(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{name} must be numbers separated by commas, not {text!r}") from None
+        raise UserError(f"{name} must be numbers separated by commas, got {text!r}") from None
     for index, number in enumerate(found):
         if number in found[:index]:
-            raise UserError(f"{name} must be different numbers, but {number} is twice in {text!r}")
+            raise UserError(f"{name} must be different numbers, got {text!r} with {number} twice")
     return found
 
 
@@ -177,10 +177,10 @@ def check_seed(seed: int) -> None:
         UserError: `seed` is negative or has more than 32 bits.
     """
     if not 0 <= seed < 2**32:
-        raise UserError(f"seed must be from 0 to {2**32 - 1}, not {seed}")
+        raise UserError(f"seed must be from 0 to {2**32 - 1}, got {seed}")
 
 
 def _check(options: TrainingOptions, name: str, expected: str, least: int) -> None:
     value = getattr(options, name)
     if value < least:
-        raise UserError(f"{name} must be {expected}, not {value}")
+        raise UserError(f"{name} must be {expected}, got {value}")

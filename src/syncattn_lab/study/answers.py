@@ -106,9 +106,9 @@ def _check(config: PreTrainedConfig, task: Task, options: TrainingOptions, evalu
     if config.vocab_size < task.vocab_size:
         raise UserError(f"config.vocab_size is {config.vocab_size}, the task has {task.vocab_size} tokens")
     if options.context != task.length:
-        raise UserError(f"context must be the task's length, {task.length} tokens, not {options.context}")
+        raise UserError(f"context must be the task's length, {task.length} tokens, got {options.context}")
     if evaluate < 1:
-        raise UserError(f"evaluate must be at least 1, not {evaluate}")
+        raise UserError(f"evaluate must be at least 1, got {evaluate}")
 
 
 def _scores(model: PreTrainedModel, task: Task, evaluate: int, options: TrainingOptions) -> dict[str, Any]:

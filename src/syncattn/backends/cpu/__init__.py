@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import Call, is_plain, is_transformed
+from syncattn.backends.call import Call, constant_when_compiled, is_plain, is_transformed
 from syncattn.backends.cpu import library
 from syncattn.backends.cpu.library import buffer, pointer
 from syncattn.backends.cpu.problem import Order, arrange, describe, plain, put_back, rounded
-from syncattn.backends.operator import FUSED_SCHEMA, constant_when_compiled, differentiate, fused_arguments
+from syncattn.backends.operator import FUSED_SCHEMA, differentiate, fused_arguments
 
 _MOST_COORDINATES = 512
 

@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import Call, is_transformed
-from syncattn.backends.operator import FUSED_SCHEMA, constant_when_compiled, differentiate, fused_arguments
+from syncattn.backends.call import Call, constant_when_compiled, is_transformed
+from syncattn.backends.operator import FUSED_SCHEMA, differentiate, fused_arguments
 
 _MOST_COORDINATES, _MOST_COLUMNS = 128, 256
 _OLDEST = (3, 4)
