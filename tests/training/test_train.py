@@ -229,7 +229,7 @@ def test_mixed_precision_runs(config, corpus, tokenizer, options, tmp_path):
 def test_a_vocabulary_that_does_not_fit_is_refused(config, corpus, tokenizer, options, tmp_path):
     config = copy.deepcopy(config)
     config.vocab_size = 100
-    with pytest.raises(UserError, match="vocab_size is 100, the tokenizer has 256"):
+    with pytest.raises(UserError, match="vocab_size must be at least the tokenizer's 256 tokens, got 100"):
         train(config, corpus, tokenizer, tmp_path / "run", options)
     assert not (tmp_path / "run").exists()
 

@@ -108,7 +108,7 @@ class BenchPlan:
         if self.device not in ("cpu", "cuda"):
             raise UserError(f"--device must be 'cpu' or 'cuda', got {self.device!r}")
         if self.device == "cuda" and not _has_cuda():
-            raise UserError("--device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
+            raise UserError("--device must be 'cpu' where PyTorch sees no CUDA device, got 'cuda'")
         if self.seed < 0:
             raise UserError(f"--seed must be 0 or more, got {self.seed}")
 

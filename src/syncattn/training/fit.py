@@ -99,7 +99,10 @@ def check_device(options: TrainingOptions) -> None:
         UserError: the options want one.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
+        raise UserError(
+            "device must be 'auto' or 'cpu' where PyTorch sees no CUDA device (see `syncattn doctor`), "
+            "got 'cuda'"
+        )
 
 
 def parameter_count(model: torch.nn.Module) -> int:

@@ -172,12 +172,13 @@ def check_start(
     """
     if config.vocab_size < len(tokenizer):
         raise UserError(
-            f"config.vocab_size is {config.vocab_size}, the tokenizer has {len(tokenizer)} tokens"
+            f"config.vocab_size must be at least the tokenizer's {len(tokenizer)} tokens, "
+            f"got {config.vocab_size}"
         )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if options.batch_size % processes:
         raise UserError(
-            f"batch_size is {options.batch_size}, which {processes} processes cannot share equally"
+            f"batch_size must be a multiple of the number of processes, {processes}, got {options.batch_size}"
         )
     with chosen_backend(options.backend):
         pass

@@ -104,7 +104,9 @@ def answer_scores(model: PreTrainedModel, windows: Dataset, batch_size: int = 32
 
 def _check(config: PreTrainedConfig, task: Task, options: TrainingOptions, evaluate: int) -> None:
     if config.vocab_size < task.vocab_size:
-        raise UserError(f"config.vocab_size is {config.vocab_size}, the task has {task.vocab_size} tokens")
+        raise UserError(
+            f"config.vocab_size must be at least the task's {task.vocab_size} tokens, got {config.vocab_size}"
+        )
     if options.context != task.length:
         raise UserError(f"context must be the task's length, {task.length} tokens, got {options.context}")
     if evaluate < 1:

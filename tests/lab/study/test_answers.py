@@ -130,7 +130,7 @@ def test_divergence_is_reported():
 @pytest.mark.parametrize(
     ("sizes", "changes", "evaluate", "message"),
     [
-        ({"vocab_size": 8}, {}, 8, "config.vocab_size is 8, the task has 16 tokens"),
+        ({"vocab_size": 8}, {}, 8, "config.vocab_size must be at least the task's 16 tokens, got 8"),
         ({}, {"context": 16}, 8, "context must be the task's length, 12 tokens, got 16"),
         ({}, {}, 0, "evaluate must be at least 1, got 0"),
     ],
