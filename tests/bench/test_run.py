@@ -15,7 +15,7 @@ from syncattn.bench.inputs import Case
 from syncattn.bench.plan import BACKWARD, FORWARD, SUITES
 from syncattn.bench.session import Session
 from syncattn.bench.timing import Clock, interleave, ratios, spread
-from syncattn.cli import app
+from syncattn.cli.app import app
 
 
 def record(folder):
