@@ -55,7 +55,7 @@ def test_a_stored_model_does_not_depend_on_the_defaults(tmp_path):
         ("top_k", 0, ValueError, "top_k must be at least 1"),
         ("position", "alibi", ValueError, "position must be one of 'drift', .* got 'alibi'"),
         ("frame", "far", ValueError, "frame must be one of"),
-        ("strength", "exp", ValueError, "strength must be one of"),
+        ("parametrisation", "exp", ValueError, "parametrisation must be one of"),
         (
             "window_range",
             (8, 4),

@@ -95,7 +95,7 @@ def test_it_learns_a_text_by_heart(typical):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    published = getattr(typical.config, "strength", None) == "softplus"
+    published = getattr(typical.config, "parametrisation", None) == "softplus"
     assert losses[0] > 3.0
     assert 0.5 < losses[-1] < 0.8 if published else losses[-1] < 0.3, losses
 

@@ -37,7 +37,7 @@ def test_every_option_reaches_the_layer():
         "order_parameter": False,
         "density_range": (0.2, 0.4),
         "sharpness": 10.0,
-        "strength": "softplus",
+        "parametrisation": "softplus",
         "freq_bias": True,
     }
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
@@ -47,7 +47,7 @@ def test_every_option_reaches_the_layer():
     frequency = layer.frequency
     assert (layer.num_heads, layer.freq_dim, layer.dropout, layer.top_k) == (4, 6, 0.1, 7)
     assert (layer.frame, layer.power, layer.edge, layer.self_coupling) == ("absolute", 1.5, 0.1, True)
-    assert (layer.density_range, layer.sharpness, layer.strength) == ((0.2, 0.4), 10.0, "softplus")
+    assert (layer.density_range, layer.sharpness, layer.parametrisation) == ((0.2, 0.4), 10.0, "softplus")
     assert layer.phase_proj is None
     assert (frequency.position, frequency.window_range, frequency.delay) == ("rotary", (2.0, 9.0), 0.25)
     assert frequency.send_proj is not None and frequency.detuning is not None

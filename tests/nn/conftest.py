@@ -30,7 +30,7 @@ def build(kind="default", dtype=torch.float64, seed=0, **options):
         for name, parameter in layer.named_parameters():
             if name.endswith("bias") or name == "shift":
                 parameter.normal_(std=0.3)
-        if layer.strength == "softplus":
+        if layer.parametrisation == "softplus":
             layer.raw_coupling.fill_(2.0)
             layer.raw_bandwidth.fill_(-3.0)
         else:

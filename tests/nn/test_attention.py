@@ -240,7 +240,7 @@ BAD_OPTIONS = [
     ({"window_range": (9.0, 4.0)}, r"window_range must be 0 < narrowest <= widest"),
     ({"delay": 1.5}, r"delay must be a fraction of the heads, from 0 to 1, got 1\.5"),
     ({"frame": "far"}, r"frame must be one of .* got 'far'"),
-    ({"strength": "exp"}, r"strength must be one of \('log', 'softplus'\), got 'exp'"),
+    ({"parametrisation": "exp"}, r"parametrisation must be one of \('log', 'softplus'\), got 'exp'"),
     ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1\.0"),
     ({"sharpness": 0.0}, r"sharpness must be positive, got 0\.0"),
     ({"density_range": (0.5, 0.1)}, r"low must be at most high"),

@@ -172,9 +172,9 @@ def test_bad_calls():
     with pytest.raises(ValueError, match="holds no SelectiveSynchronizationAttention layer"):
         locked_density(nn.Linear(2, 2), torch.ones(2))
     with pytest.raises(
-        ValueError, match=r"needs strength='log' and a density_range, got strength='softplus'"
+        ValueError, match=r"needs parametrisation='log' and a density_range, got parametrisation='softplus'"
     ):
-        SelectiveSynchronizationAttention(64, 4, strength="softplus").calibrate_(x)
+        SelectiveSynchronizationAttention(64, 4, parametrisation="softplus").calibrate_(x)
     with pytest.raises(ValueError, match="low must be at most high"):
         layer.calibrate_(x, density_range=(0.5, 0.1))
     with pytest.raises(ValueError, match="equal"):
@@ -248,8 +248,8 @@ def test_limits_that_cannot_be():
             limit_density_(block, 0.1, x, gain=bad)
     with pytest.raises(ValueError, match="no SelectiveSynchronizationAttention"):
         limit_density_(nn.Linear(2, 2), 0.1, torch.zeros(1, 2))
-    shared, x = limited(density_range=None, strength="softplus")
-    with pytest.raises(ValueError, match="strength='log'"):
+    shared, x = limited(density_range=None, parametrisation="softplus")
+    with pytest.raises(ValueError, match="parametrisation must be 'log'"):
         limit_density_(shared, 0.1, x)
 
 

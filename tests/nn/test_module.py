@@ -44,7 +44,7 @@ def test_copies(layer, tokens, copier):
     "options",
     [
         {},
-        {"strength": "softplus"},
+        {"parametrisation": "softplus"},
         {"density_range": None},
         {"position": "rotary"},
         {"directed": True, "detuning": True},

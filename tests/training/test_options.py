@@ -75,7 +75,7 @@ def test_settings_reach_the_config():
     config = make_config(byte_tokenizer(), 64, 32, 2, 4, freq_dim=4, settings=settings)
     assert (config.delay, config.window_range, config.position) == (0.25, (2.0, 32.0), "own_drift")
     assert (config.vocab_size, config.freq_dim, config.max_position_embeddings) == (256, 4, 64)
-    assert make_config(byte_tokenizer(), 64, 32, 2, 4, paper=True).strength == "softplus"
+    assert make_config(byte_tokenizer(), 64, 32, 2, 4, paper=True).parametrisation == "softplus"
 
 
 @pytest.mark.parametrize(

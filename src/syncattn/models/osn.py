@@ -21,7 +21,7 @@ from syncattn.models.fields import (
     checked_range,
 )
 from syncattn.nn import SelectiveSynchronizationAttention
-from syncattn.nn.attention import STRENGTHS
+from syncattn.nn.attention import PARAMETRISATIONS
 from syncattn.nn.convert import published
 from syncattn.nn.frequency import POSITIONS
 
@@ -38,8 +38,8 @@ class OSNConfig(DecoderConfig):
             `syncattn.models.DecoderConfig`. Whatever initializer_range is, frequencies, bandwidths, couplings
             and slopes keep the layer's calibrated start.
         freq_dim, phase_dim, directed, position, window_range, delay, detuning, token_shift, self_coupling,
-            frame, power, edge, eps, top_k, order_parameter, density_range, sharpness, strength, freq_bias: as
-            in `syncattn.nn.SelectiveSynchronizationAttention`.
+            frame, power, edge, eps, top_k, order_parameter, density_range, sharpness, parametrisation,
+            freq_bias: as in `syncattn.nn.SelectiveSynchronizationAttention`.
 
     The defaults and what speaks for each: by how much the validation loss on WikiText-2 rises, in nats per
     byte, when it alone is changed (117,000 parameters, one seed, where seeds differ by .006;
@@ -83,7 +83,7 @@ class OSNConfig(DecoderConfig):
     order_parameter: bool = True
     density_range: Sequence[float] | None = (0.05, 0.5)
     sharpness: float = 100.0
-    strength: str = "log"
+    parametrisation: str = "log"
     freq_bias: bool = False
 
     @classmethod
@@ -112,7 +112,7 @@ class OSNConfig(DecoderConfig):
             check_flag(name, getattr(self, name))
         check_choice("position", self.position, POSITIONS)
         check_choice("frame", self.frame, FRAMES)
-        check_choice("strength", self.strength, STRENGTHS)
+        check_choice("parametrisation", self.parametrisation, PARAMETRISATIONS)
         check_real("delay", self.delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
         for name in ("edge", "eps"):
             check_real(name, getattr(self, name), "at least 0 and finite", lambda x: 0 <= x < math.inf)

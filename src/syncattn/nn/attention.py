@@ -19,7 +19,7 @@ from syncattn.nn.sight import fold
 from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import attend_themselves, real_tokens
 
-STRENGTHS = ("log", "softplus")
+PARAMETRISATIONS = ("log", "softplus")
 
 
 class _NotPacked:
@@ -57,11 +57,11 @@ class SelectiveSynchronizationAttention(nn.Module):
         order_parameter: scale the coupling by the phases' coherence r; False sets r = 1.
         density_range: the densities of the first and the last head at initialisation, between them in
             geometric progression, for 128 causal tokens (with drift, longer texts lock more sparsely). None
-            leaves `strength`'s plain initialisation.
+            leaves `parametrisation`'s plain initialisation.
         sharpness: c = 2 alpha kappa^2 at initialisation. Large: weights fade before the locking edge comes.
-        strength: how coupling and bandwidth are parametrised: "log" (one of each per head; their gradients
-            do not fade), or "softplus" of raw parameters that start at 1, the coupling shared by all heads:
-            the published form, which at this initialisation is the identity and does not train.
+        parametrisation: how coupling and bandwidth are made of parameters: "log" (one of each per head; their
+            gradients do not fade), or "softplus" of raw parameters that start at 1, the coupling shared by
+            all heads: the published form, which at this initialisation is the identity and does not train.
 
     Shape: see `forward`.
     """
@@ -98,7 +98,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         order_parameter: bool = True,
         density_range: tuple[float, float] | None = (0.05, 0.5),
         sharpness: float = 100.0,
-        strength: str = "log",
+        parametrisation: str = "log",
         freq_bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -113,8 +113,8 @@ class SelectiveSynchronizationAttention(nn.Module):
         for name, size in (("freq_dim", freq_dim), ("phase_dim", phase_dim)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        if strength not in STRENGTHS:
-            raise ValueError(f"strength must be one of {STRENGTHS}, got {strength!r}")
+        if parametrisation not in PARAMETRISATIONS:
+            raise ValueError(f"parametrisation must be one of {PARAMETRISATIONS}, got {parametrisation!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
         check_options(top_k, 0.0, frame, power, edge, eps)
@@ -127,7 +127,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         self.dropout, self.batch_first = dropout, batch_first
         self.self_coupling, self.frame, self.power, self.edge = self_coupling, frame, power, edge
         self.eps = eps
-        self.top_k, self.strength, self.sharpness = top_k, strength, sharpness
+        self.top_k, self.parametrisation, self.sharpness = top_k, parametrisation, sharpness
         self.density_range = None if density_range is None else (density_range[0], density_range[1])
         self.frequency = Frequency(
             embed_dim,
@@ -146,12 +146,13 @@ class SelectiveSynchronizationAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
         # (2, E): the share of the token before in what frequencies, and what values, are made of
         self.shift = nn.Parameter(torch.empty(2, embed_dim, **factory)) if token_shift else None
-        self.raw_coupling = nn.Parameter(torch.empty(() if strength == "softplus" else num_heads, **factory))
+        couplings = () if parametrisation == "softplus" else (num_heads,)
+        self.raw_coupling = nn.Parameter(torch.empty(couplings, **factory))
         self.raw_bandwidth = nn.Parameter(torch.empty(num_heads, **factory))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise; with strength "log", calibrate the densities on synthetic layer-normalised tokens.
+        """Initialise; in the form "log", calibrate the densities on synthetic layer-normalised tokens.
 
         On real data, `syncattn.nn.calibrate` does it better: real tokens repeat, so more of them lock.
         """
@@ -159,7 +160,7 @@ class SelectiveSynchronizationAttention(nn.Module):
             return
         if self.shift is not None:
             nn.init.zeros_(self.shift)
-        if self.strength == "softplus":
+        if self.parametrisation == "softplus":
             for module in self.modules():
                 if isinstance(module, nn.Linear):
                     module.reset_parameters()
@@ -187,14 +188,15 @@ class SelectiveSynchronizationAttention(nn.Module):
     @property
     def coupling_strength(self) -> Tensor:
         """K > 0, (H,): the learnable coupling, before the order parameter scales it."""
-        if self.strength == "softplus":
+        if self.parametrisation == "softplus":
             return F.softplus(self.raw_coupling).expand(self.num_heads)
         return self.raw_coupling.exp()
 
     @property
     def bandwidth(self) -> Tensor:
         """alpha > 0, (H,)."""
-        return F.softplus(self.raw_bandwidth) if self.strength == "softplus" else self.raw_bandwidth.exp()
+        softplus = self.parametrisation == "softplus"
+        return F.softplus(self.raw_bandwidth) if softplus else self.raw_bandwidth.exp()
 
     def forward(
         self,
@@ -301,14 +303,14 @@ class SelectiveSynchronizationAttention(nn.Module):
             density_range: None for the layer's own; the others as in `forward`.
 
         Raises:
-            ValueError: strength is "softplus" (its coupling is shared: one number cannot serve every head),
+            ValueError: the form is "softplus" (its coupling is shared: one number cannot serve every head),
                 or the input gives a head no two different frequencies.
         """
         density_range = density_range or self.density_range
-        if self.strength != "log" or density_range is None:
+        if self.parametrisation != "log" or density_range is None:
             raise ValueError(
-                "calibration needs strength='log' and a density_range, got "
-                f"strength={self.strength!r}, density_range={density_range}"
+                "calibration needs parametrisation='log' and a density_range, got "
+                f"parametrisation={self.parametrisation!r}, density_range={density_range}"
             )
         call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
         ladder = locking.density_ladder(*density_range, self.num_heads, dtype=torch.float32, device="cpu")
@@ -373,5 +375,5 @@ class SelectiveSynchronizationAttention(nn.Module):
             f"delay={f.delay}, detuning={f.detuning is not None}, token_shift={self.shift is not None}, "
             f"self_coupling={self.self_coupling}, "
             f"frame={self.frame!r}, power={self.power}, edge={self.edge}, eps={self.eps}, "
-            f"top_k={self.top_k}, strength={self.strength!r}"
+            f"top_k={self.top_k}, parametrisation={self.parametrisation!r}"
         )

@@ -93,7 +93,7 @@ def limit_density_(
 
     Raises:
         ValueError: `limit` or `gain` is out of range, the model has no such layer, or a layer's heads share
-            one coupling (strength="softplus").
+            one coupling (parametrisation="softplus").
     """
     if not 0 < limit <= 1:
         raise ValueError(f"limit must be a share of the pairs, in (0, 1], got {limit!r}")
@@ -105,8 +105,11 @@ def limit_density_(
 
     def hook_for(name: str):
         def hook(layer: SelectiveSynchronizationAttention, arguments: dict[str, Any]) -> None:
-            if layer.strength != "log":
-                raise ValueError(f"limit_density_ needs a coupling per head, strength='log', in {name}")
+            if layer.parametrisation != "log":
+                raise ValueError(
+                    f"parametrisation must be 'log', with a coupling per head, got "
+                    f"{layer.parametrisation!r} in {name}"
+                )
             found[name], excess = layer.excess_strength(**arguments, limit=limit)
             if sharded:  # what a layer computes with is a copy of its shards: they change afterwards
                 changes.append((layer, gain * excess))

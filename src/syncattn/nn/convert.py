@@ -79,7 +79,7 @@ def published(head_dim: int) -> dict:
         "self_coupling": True,
         "frame": "absolute",
         "power": 1,
-        "strength": "softplus",
+        "parametrisation": "softplus",
         "freq_bias": True,
         "density_range": None,
     }

@@ -71,7 +71,7 @@ class Loop(Trainer):
         self.options, self.out, self.probe = options, out, probe
         self.tokenizer: Any = tokenizer
         layers = [m for m in model.modules() if isinstance(m, SelectiveSynchronizationAttention)]
-        self._has_strengths = any(layer.strength == "log" for layer in layers)  # none, no limit
+        self._has_strengths = any(layer.parametrisation == "log" for layer in layers)  # none, no limit
         self.stop_requested = False
         self.train_seconds = 0.0
         self.wall_seconds = 0.0

@@ -283,7 +283,7 @@ def _finish(loop: Loop, tokens: dict[str, torch.Tensor], corpus: Corpus, main: b
 def wants_calibration(model: PreTrainedModel) -> bool:
     """Whether a model has SSA layers in the trainable form; the published form keeps its published start."""
     has_ssa = any(isinstance(module, SelectiveSynchronizationAttention) for module in model.modules())
-    return has_ssa and getattr(model.config, "strength", None) == "log"
+    return has_ssa and getattr(model.config, "parametrisation", None) == "log"
 
 
 def _training_arguments(out: Path, options: TrainingOptions) -> TrainingArguments:
