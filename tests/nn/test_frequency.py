@@ -141,7 +141,7 @@ def test_window_law_of_own_drift(build, tokens, delay):
     layer = build(position="own_drift", delay=delay, **options)
     with torch.no_grad():
         layer.frequency.log_slope.copy_(torch.tensor([0.9, 0.3, -0.4, 0.1]))
-    rho = locking.locking_radius(layer.coupling_strength, layer.bandwidth)  # r <= 1 only narrows it
+    rho = locking.locking_radius(layer.coupling, layer.bandwidth)  # r <= 1 only narrows it
     window = (rho / layer.frequency.log_slope.exp()).floor()
     assert (window >= 1).all() and (window < 20).all()
     layer.phase_proj = None  # r = 1

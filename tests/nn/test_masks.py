@@ -91,7 +91,7 @@ def by_definition(layer, query, key, value, hidden, padding, is_causal, itself):
                     receive[None, None, None],
                     torch.stack(send)[None, None],
                     torch.stack(told)[None, None],
-                    (layer.coupling_strength[h] * r)[None],
+                    (layer.coupling[h] * r)[None],
                     layer.bandwidth[h][None],
                     top_k=layer.top_k,
                     frame=layer.frame,

@@ -13,11 +13,11 @@ from syncattn.models.fields import check_choice, check_flag, check_real
 from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
 from syncattn.nn.tokens import (
-    allowed_pairs,
+    allowed_by_mask,
     check_dense,
     delayed_heads,
-    last_input,
     last_real,
+    last_real_input,
     mix_previous,
     positions,
     real_tokens,
@@ -123,15 +123,15 @@ class SoftmaxAttention(nn.Module):
         if state is not None and state.value is not None and state.value.shape[0] != batch:
             raise ValueError(f"state must hold a batch of {batch} sequences, got {state.value.shape[0]}")
         real = real_tokens(key_padding_mask, batch, tokens)
-        allowed = allowed_pairs(attn_mask, batch, self.num_heads, tokens, tokens)
+        allowed = allowed_by_mask(attn_mask, batch, self.num_heads, tokens, tokens)
         position = positions(real, tokens, None if state is None else state.count, x.device)
 
         q, k, v = self._project(x, real, state)  # (B, H, N, d) each
         if self.position == "rotary":
             q, k = rotate(q, position), rotate(k, position)
-        emitted, k = k, self._delay_by_one(k, real, None if state is None else state.last)
+        emitted, k = k, self._delay_by_one(k, real, None if state is None else state.last_emitted)
         if state is not None:
-            state.last = last_real(emitted, real, state.last)
+            state.last_emitted = last_real(emitted, real, state.last_emitted)
             state.count = position[:, -1:].expand(batch, 1) + 1
             k, v, real = state.append(k, v, real)
 
@@ -176,7 +176,7 @@ class SoftmaxAttention(nn.Module):
             return q, k, v
         before = None if state is None else state.last_input
         if state is not None:
-            state.last_input = last_input(x, real, before)
+            state.last_input = last_real_input(x, real, before)
         sizes, bias = (2 * self.embed_dim, self.embed_dim), self.in_proj.bias
         weights = self.in_proj.weight.split(sizes)
         biases = (None, None) if bias is None else bias.split(sizes)

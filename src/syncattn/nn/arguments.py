@@ -15,11 +15,11 @@ from syncattn.nn.frequency import Frequencies
 from syncattn.nn.sight import Sight, forms_of_senders, in_one_call, look_back, only, seen_pairs
 from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import (
-    allowed_pairs,
+    allowed_by_mask,
     attend_themselves,
     check_dense,
-    last_input,
     last_real,
+    last_real_input,
     mix_previous,
     positions,
     real_tokens,
@@ -118,14 +118,14 @@ def operator_arguments(
             f"is_causal=True needs as many keys as queries or more, got {keys} keys and {queries} queries"
         )
     real = real_tokens(key_padding_mask, batch, keys)
-    allowed = allowed_pairs(attn_mask, batch, layer.num_heads, queries, keys)
+    allowed = allowed_by_mask(attn_mask, batch, layer.num_heads, queries, keys)
     pairs = sight = None
     heard = None if real is None else real[:, None]  # by anybody
     if allowed is not None:
         pairs = seen_pairs(allowed.expand(-1, -1, queries, keys), real, is_causal)
         heard = pairs.any(-2)
         sight = _sight(layer, pairs, real, itself, is_causal)
-    count, last = (None, None) if state is None else (state.count, state.last)
+    count, last = (None, None) if state is None else (state.count, state.last_emitted)
     position = positions(real, keys, count, query.device)
     own = position if itself else positions(None, queries, None, query.device)
     own = position[:, keys - queries :] if is_causal else own
@@ -163,7 +163,7 @@ def operator_arguments(
         send, last = delay_by_one(made, last, real, None if sight is None else sight.follows)
         values = only(values, heard)
         if state is not None:
-            state.last = last_real(made.emitted, real, last)
+            state.last_emitted = last_real(made.emitted, real, last)
             counted = keys if real is None else real.sum(-1, keepdim=True)
             state.count = position.new_zeros(batch, 1) + counted + (0 if count is None else count)
             send, values, real = state.append(send, values, real)
@@ -224,7 +224,7 @@ def _mix_previous(
     """
     before = None if state is None else state.last_input
     if state is not None:
-        state.last_input = last_input(key, real, before)
+        state.last_input = last_real_input(key, real, before)
     mixed = mix_previous(key, shift[0], before, real, follows)
     value = mix_previous(value, shift[1], before, real, follows)
     if itself:
@@ -232,7 +232,7 @@ def _mix_previous(
     ahead, query_real = key.shape[1] - query.shape[1] if is_causal else 0, None
     if is_causal and real is not None:
         query_real, real = real[:, ahead:], real[:, :ahead]
-    preceding = last_input(key[:, :ahead], real, None) if ahead else None
+    preceding = last_real_input(key[:, :ahead], real, None) if ahead else None
     follows = None if follows is None else follows[:, ahead:]
     return mix_previous(query, shift[0], preceding, query_real, follows), mixed, value
 
@@ -272,9 +272,9 @@ def _effective_coupling(
     state: IncrementalState | None,
 ) -> Tensor:
     """kappa = K r: (H,), (B, H) or (B, H, N); r over the senders x that each query may see, by `pairs`."""
-    strength = layer.coupling_strength
+    coupling = layer.coupling
     if layer.phase_proj is None:
-        return strength
+        return coupling
     phase = layer.phase_proj(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
     if state is not None:
         r = _running_coherence(phase, real, state)
@@ -283,8 +283,8 @@ def _effective_coupling(
         r = r[..., r.shape[-1] - queries :] if is_causal else r
     else:
         r = order_parameter(only(phase, heard), pairs)
-    strength = strength.to(r.dtype)
-    kappa = r * (strength if r.ndim == 2 else strength[:, None])
+    coupling = coupling.to(r.dtype)
+    kappa = r * (coupling if r.ndim == 2 else coupling[:, None])
     # Phases that cancel exactly leave no coupling, and 0 has no locking threshold.
     return kappa.clamp(min=1e-6)
 

@@ -186,7 +186,7 @@ class SelectiveSynchronizationAttention(nn.Module):
             self.calibrate_(x if self.batch_first else x.transpose(0, 1), is_causal=True)
 
     @property
-    def coupling_strength(self) -> Tensor:
+    def coupling(self) -> Tensor:
         """K > 0, (H,): the learnable coupling, before the order parameter scales it."""
         if self.parametrisation == "softplus":
             return F.softplus(self.raw_coupling).expand(self.num_heads)
@@ -314,12 +314,12 @@ class SelectiveSynchronizationAttention(nn.Module):
             )
         call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
         ladder = locking.density_ladder(*density_range, self.num_heads, dtype=torch.float32, device="cpu")
-        coupling, bandwidth = density.fit_strength(call, self.coupling_strength, ladder, self.sharpness)
+        coupling, bandwidth = density.fit_coupling(call, self.coupling, ladder, self.sharpness)
         self.raw_coupling.copy_(coupling.log())
         self.raw_bandwidth.copy_(bandwidth.log())
 
     @torch.no_grad()
-    def excess_strength(
+    def excess_coupling(
         self,
         query: Tensor,
         key: Tensor | None = None,
@@ -334,7 +334,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,):
         `syncattn.nn.limit_density_` takes that back."""
         call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
-        return density.excess_strength(call, limit)
+        return density.excess_coupling(call, limit)
 
     @classmethod
     def from_reference(

@@ -18,7 +18,7 @@ class IncrementalState:
         mask: (B, M) bool, True = a real token; None while no padding was ever seen.
         phase_sum: the sums of (cos, sin) of the real tokens' phases (B, H, p, 2), float32 at least.
         last_input: the last real token's hidden state (B, E); None without a token shift.
-        last: the frequency that the last real token emitted (B, H, m), before any delay.
+        last_emitted: the frequency that the last real token emitted (B, H, m), before any delay.
         count: how many real tokens each sequence has had (B, 1), int64.
     """
 
@@ -28,10 +28,10 @@ class IncrementalState:
         self.mask: Tensor | None = None
         self.phase_sum: Tensor | None = None
         self.last_input: Tensor | None = None
-        self.last: Tensor | None = None
+        self.last_emitted: Tensor | None = None
         self.count: Tensor | None = None
 
-    _TENSORS = ("send", "value", "mask", "phase_sum", "last_input", "last", "count")
+    _TENSORS = ("send", "value", "mask", "phase_sum", "last_input", "last_emitted", "count")
 
     @property
     def length(self) -> int:

@@ -35,7 +35,7 @@ class PublishedAttention(SelectiveSynchronizationAttention):
         frequency = self.frequency.receive_proj(query).unflatten(-1, heads)
         phase = self.phase_proj(query).unflatten(-1, heads).transpose(1, 2)
         value = self.value_proj(query).unflatten(-1, heads)
-        coupling = self.coupling_strength * order_parameter(phase)  # (B, H)
+        coupling = self.coupling * order_parameter(phase)  # (B, H)
         out = published_attention(frequency, value, coupling, self.bandwidth, top_k=self.top_k)
         return self.out_proj(out.flatten(-2)), None
 

@@ -104,7 +104,7 @@ def published_parts(layer: SelectiveSynchronizationAttention, x: Tensor) -> tupl
     assert layer.phase_proj is not None
     phase = layer.phase_proj(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
     frequency = layer.frequency.emit(x, torch.arange(x.shape[1])[None])
-    return frequency[0], layer.coupling_strength * order_parameter(phase)[0]
+    return frequency[0], layer.coupling * order_parameter(phase)[0]
 
 
 def squared_detuning(frequency: Tensor) -> Tensor:

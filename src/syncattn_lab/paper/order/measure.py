@@ -180,7 +180,7 @@ def alikeness(
             locked = int((sync > 0).sum()) - HEADS * tokens  # a token always locks to itself
             rows[f"density_{name}"].append(locked / (HEADS * tokens * (tokens - 1)))
             # what scaled K in this very call
-            rows[f"r_{name}"].append(float((arguments["coupling"] / layer.coupling_strength).mean()))
+            rows[f"r_{name}"].append(float((arguments["coupling"] / layer.coupling).mean()))
         rows["r"].append(float(order_parameter(phases_of(layer.phase_proj, x)).mean()))
         rows["theory"].append(expected(coherence((1 - q) / 3), tokens))
     return rows
