@@ -31,8 +31,9 @@ setup: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/syncattn compare stdlib --out runs/demo --overwrite
 
+# A test keeps one core busy, so there is a process a core; those that need threads set how many.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

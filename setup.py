@@ -1,8 +1,8 @@
 """Builds the native CPU kernel: a C library of its own, for ctypes, without torch's headers or Python's.
 
 It is optional: without a C++ compiler the package installs all the same, and says at run time what it lacks
-(`syncattn doctor`). Installers show nothing of what a build prints but the wheel's name: there it says
-so too. Everything else about the package is in pyproject.toml.
+(`syncattn doctor`). Installers show nothing of what a build prints, but they show the wheel's name: there it
+says so too. Everything else about the package is in pyproject.toml.
 """
 
 import os

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from syncattn.bench.command import run
-from syncattn.bench.plan import Plan, quick
+from syncattn.bench.plan import BenchPlan, quick
 from syncattn.training.compare import contenders
 from syncattn.training.data import load_corpus
 from syncattn.training.environment import machine, versions
@@ -24,7 +24,7 @@ from syncattn.training.train import train
 
 def bench_part(suites: list[str], out: Path, warm: bool, dry: bool) -> int:
     """`syncattn bench` of these suites; wrong results are timed as well, marked as wrong."""
-    plan = Plan(
+    plan = BenchPlan(
         suites=tuple(suites), threads=(1,), device="cpu" if dry else "cuda", rounds=5, time_wrong=True
     )
     if dry:
@@ -103,7 +103,7 @@ def train_part(out: Path, seconds: float, warm: bool, dry: bool) -> int:
         steps=count,
         log_every=max(1, count // 12),
         eval_every=max(1, count // 4),
-        eval_tokens=8 * context,
+        eval_tokens=(2 if dry else 8) * context,
     )
     done = [attempt(entrant, entrant.name, whole) for entrant, probe in zip(entrants, probes) if probe]
     if not dry:  # what the limit of the density costs, and what plain PyTorch takes

@@ -10,7 +10,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parents[1] / "src"
 
 LEVELS = (
-    ("values", "special_functions", "starting", "terminal"),
+    ("checks", "values", "special_functions", "starting", "terminal"),
     ("locking", "order_parameter"),
     ("backends",),
     ("functional",),

@@ -54,7 +54,7 @@ def copied(folder):
 
 @needs_sources
 def test_without_a_compiler_the_install_works_and_says_what_it_lacks(tmp_path):
-    """No network, and a torch that cannot be imported while it builds; what a build left is not taken.
+    """No network, a torch that cannot be imported while it builds, and a kernel left by an earlier build.
 
     pip shows nothing of a build but the wheel's name, and keeps the wheel: the name says what it lacks.
     """
@@ -83,7 +83,7 @@ def test_without_a_compiler_the_install_works_and_says_what_it_lacks(tmp_path):
     assert not earlier.exists()
     installed = tmp_path / "installed"
     shutil.unpack_archive(wheel, installed, "zip")
-    assert "found no C++ compiler" in reason_given(installed)
+    assert "found no C++17 compiler" in reason_given(installed)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_no_file_is_a_reason_that_names_the_command(there_is_one, reason_for, tm
     if there_is_one:
         (tmp_path / "g++").touch(mode=0o755)
     reason = reason_for(tmp_path / "_kernel.so")
-    assert "found no C++ compiler" in reason
+    assert "found no C++17 compiler" in reason
     assert "pip install --no-cache-dir --force-reinstall --no-deps ." in reason
     assert (f"There is one now, {tmp_path / 'g++'}" if there_is_one else "Nor is there one now") in reason
 

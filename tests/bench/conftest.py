@@ -11,12 +11,12 @@ from rich.console import Console
 
 from syncattn.bench import figures, memory
 from syncattn.bench.command import run
-from syncattn.bench.plan import SUITES, Plan
+from syncattn.bench.plan import SUITES, BenchPlan
 
 
 @pytest.fixture
-def plan() -> Plan:
-    return Plan(
+def plan() -> BenchPlan:
+    return BenchPlan(
         suites=("table",),
         threads=(1,),
         rounds=2,

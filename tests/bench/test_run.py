@@ -202,10 +202,10 @@ def test_our_backends_are_found_without_the_definition():
         (["nonsense"], "SUITE must be among"),
         (["--threads", "two"], "--threads must be numbers"),
         (["--threads", "0"], "--threads must be 1 or more"),
-        (["--rounds", "1"], "--rounds must be at least 2, not 1"),
+        (["--rounds", "1"], "--rounds must be at least 2, got 1"),
         (["--budget", "0"], "--budget must be a positive number of seconds"),
         (["--tokens", "3"], "--tokens must be at least 16"),
-        (["--device", "tpu"], "--device must be 'cpu' or 'cuda', not 'tpu'"),
+        (["--device", "tpu"], "--device must be 'cpu' or 'cuda', got 'tpu'"),
         (["--seed", "-1"], "--seed must be"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from syncattn.bench.plan import BACKWARD, FORWARD
-from syncattn_lab.targets import cpu, gpu, judge
+from syncattn_lab.targets import assess, cpu, gpu
 
 
 def timed(seconds, ratio=None):
@@ -33,9 +33,9 @@ def test_the_table_says_what_was_met_at_the_targets_sizes():
     assert rows["dense, symmetric, forward"] == ["<= 0.55", "0.50 (0.49 to 0.51)", "yes"]
     assert rows["dense, directed, forward+backward"][2] == "no"
     assert cpu.bounds(found)[FORWARD] == [[0.95, 0.55], [0.25, 0.4], [0.05, 0.2], [0.01, 0.12]]
-    assert judge(found) == {"rows": cpu.rows(found), "bounds": cpu.bounds(found)}
+    assert assess(found) == {"rows": cpu.rows(found), "bounds": cpu.bounds(found)}
     other = record(entry("table", "dense, symmetric", FORWARD, ours, tokens=96))
-    assert judge(other) == {"rows": [], "bounds": {}}
+    assert assess(other) == {"rows": [], "bounds": {}}
 
 
 def test_who_did_not_measure_has_not_met_the_target():

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import math
 
 import pytest
 from transformers import AutoConfig
 
-from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig
+from syncattn.models import OSNConfig, OSNForCausalLM, SoftmaxAttention, TransformerConfig
+from syncattn.nn import SelectiveSynchronizationAttention
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,33 @@ def test_a_stored_model_does_not_depend_on_the_defaults(tmp_path):
 def test_a_bad_field_is_named(field, value, error, message):
     with pytest.raises(error, match=message):
         OSNConfig(**{field: value})
+
+
+VALUES = (None, True, 0, 1, -1, 0.5, 1.5, math.nan, math.inf, "x", "log", (1, 2), [2, 1], (0.1, 0.5), (1,))
+
+
+KINDS = ((SelectiveSynchronizationAttention, OSNConfig), (SoftmaxAttention, TransformerConfig))
+
+
+@pytest.mark.parametrize(
+    ("layer", "config", "name"), [(*kind, name) for kind in KINDS for name in kind[1]().attention_options()]
+)
+def test_the_layer_and_the_configuration_refuse_the_same_values(layer, config, name):
+    """In the same words; but for sizes beyond any model's, which only a damaged file holds."""
+
+    def refusal(make, **options):
+        try:
+            make(**options)
+        except (TypeError, ValueError) as error:
+            return type(error), str(error)
+
+    refused = 0
+    for value in VALUES:
+        ours = refusal(layer, embed_dim=8, num_heads=2, device="meta", **{name: value})
+        assert ours == refusal(config, hidden_size=8, num_attention_heads=2, **{name: value}), value
+        assert ours is None or (name in ours[1] and ", got " in ours[1]), value
+        refused += ours is not None
+    assert refused > 3
 
 
 def test_a_field_assigned_later_is_checked_when_the_model_is_built():

@@ -1,5 +1,6 @@
 """The OSN's configuration, and how its models start."""
 
+import functools
 import inspect
 
 import pytest
@@ -52,6 +53,15 @@ def test_every_option_reaches_the_layer():
     assert (frequency.position, frequency.window_range, frequency.delay) == ("rotary", (2.0, 9.0), 0.25)
     assert frequency.send_proj is not None and frequency.detuning is not None
     assert frequency.receive_proj.bias is not None
+
+
+@pytest.mark.parametrize(
+    "options", [{"position": "own_drift", "freq_dim": 1}, {"position": "rotary", "freq_dim": 5}]
+)
+def test_options_that_do_not_go_together(options):
+    for make in (functools.partial(SelectiveSynchronizationAttention, 32, 4), OSNConfig):
+        with pytest.raises(ValueError, match=r"position='.*' needs .*freq_dim.*, got"):
+            make(**options)
 
 
 def test_the_published_formulation():

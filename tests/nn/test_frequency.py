@@ -36,7 +36,8 @@ def test_without_position_the_order_does_not_matter():
     f, x = frequency(position="none"), torch.randn(2, 9, E, dtype=torch.float64)
     a, b = (f.emit(x, at) for at in (torch.arange(9)[None], torch.arange(9).flip(0)[None]))
     assert torch.equal(a, b)
-    torch.testing.assert_close(f.emit(x.flip(1), torch.arange(9)[None]).flip(2), a)
+    # a product's rounding may hang on the row that a token is in
+    torch.testing.assert_close(f.emit(x.flip(1), torch.arange(9)[None]).flip(2), a, rtol=0, atol=1e-14)
 
 
 def test_own_drift_separates_content_and_position():

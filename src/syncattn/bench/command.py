@@ -13,7 +13,7 @@ from syncattn.starting import loading
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from syncattn.bench.plan import Plan
+    from syncattn.bench.plan import BenchPlan
 
 
 def bench_command(
@@ -53,12 +53,12 @@ def bench_command(
         with loading():
             from rich.console import Console
 
-            from syncattn.bench.plan import Plan, chosen_suites
+            from syncattn.bench.plan import BenchPlan, chosen_suites
             from syncattn.bench.plan import quick as smaller
         from syncattn.training.options import numbers
 
         counts = tuple(numbers("--threads", threads, int))
-        plan = Plan(
+        plan = BenchPlan(
             suites=chosen_suites(suites or [], device),
             threads=counts[:1] if device == "cuda" else counts,
             device=device,
@@ -76,7 +76,7 @@ def bench_command(
         raise typer.Exit(status)
 
 
-def run(plan: Plan, out: Path, console: Console, *, overwrite: bool = False) -> int:
+def run(plan: BenchPlan, out: Path, console: Console, *, overwrite: bool = False) -> int:
     """Measure what the plan says into `out`; the exit status: 0, 1 if anything was wrong, 130 after Ctrl-C.
 
     Raises:

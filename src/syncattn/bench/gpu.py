@@ -13,7 +13,7 @@ from dataclasses import replace
 from syncattn.bench.contenders import FLASH, FLEX, GRAPH, SDPA
 from syncattn.bench.inputs import Case
 from syncattn.bench.operators import job, memory_job, percent
-from syncattn.bench.plan import BACKWARD, FORWARD, Plan
+from syncattn.bench.plan import BACKWARD, FORWARD, BenchPlan
 from syncattn.bench.session import Job
 
 HEAD_DIMS = (64, 128)
@@ -21,7 +21,7 @@ _LAYER = {"is_causal": True, "frame": "nearest", "self_coupling": False}
 _DECODED = 4  # sequences decoded together
 
 
-def cases(plan: Plan, tokens: int, head_dim: int) -> list[Case]:
+def cases(plan: BenchPlan, tokens: int, head_dim: int) -> list[Case]:
     """Dense, shares of the tiles, a causal window, and the layer's form in that window."""
     sizes = {"tokens": tokens, "heads": plan.gpu_heads, "head_dim": head_dim, "freq_dim": plan.freq_dim}
     base = Case(name="dense", dtype="mixed", density=plan.densities[0], **sizes)  # type: ignore[arg-type]
@@ -35,7 +35,7 @@ def cases(plan: Plan, tokens: int, head_dim: int) -> list[Case]:
     return found
 
 
-def decode_cases(plan: Plan, keys: int, head_dim: int) -> list[Case]:
+def decode_cases(plan: BenchPlan, keys: int, head_dim: int) -> list[Case]:
     """One query of each sequence: every key in reach, 5 % of them, and the layer's form in its window."""
     dense, *_, layer = cases(plan, keys, head_dim)
     chosen = (dense, replace(dense, name="5 %", density=0.05), layer)
@@ -44,7 +44,7 @@ def decode_cases(plan: Plan, keys: int, head_dim: int) -> list[Case]:
     return [replace(each, name=each.name + name, **one) for each in chosen]  # type: ignore[arg-type]
 
 
-def jobs(plan: Plan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
+def jobs(plan: BenchPlan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
     """(suite, its jobs), wanted or not; backends: ours that can run, the preferred first."""
     threads, ours = plan.threads[0], backends[:1]
     names, both = [SDPA, FLASH, *ours], (FORWARD, BACKWARD)

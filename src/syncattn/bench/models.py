@@ -19,7 +19,7 @@ from syncattn import selective_synchronization_attention
 from syncattn.backends import explain
 from syncattn.bench.checking import as_json
 from syncattn.bench.contenders import SDPA
-from syncattn.bench.plan import BACKWARD, FORWARD, Plan
+from syncattn.bench.plan import BACKWARD, FORWARD, BenchPlan
 from syncattn.bench.session import Field, Job, Session, set_threads
 from syncattn.models import (
     DecoderCache,
@@ -39,7 +39,7 @@ _TOLERANCE = {"out": 1e-3, "gradient": 1e-2}
 _VOCABULARY = 256
 
 
-def jobs(plan: Plan) -> Iterator[tuple[str, list[Job]]]:
+def jobs(plan: BenchPlan) -> Iterator[tuple[str, list[Job]]]:
     """(suite, its jobs) for the models' suites, wanted or not."""
     size, *_ = plan.model_sizes
     lengths = [(threads, tokens) for threads in plan.threads for tokens in plan.model_tokens]

@@ -13,7 +13,7 @@ from syncattn.bench import memory
 from syncattn.bench.checking import as_json, errors, truth, verdict
 from syncattn.bench.contenders import PUBLISHED, SDPA, TILED, Contender, first_line, make
 from syncattn.bench.inputs import Case, count_locked, make_inputs
-from syncattn.bench.plan import BACKWARD, FORWARD, Plan
+from syncattn.bench.plan import BACKWARD, FORWARD, BenchPlan
 from syncattn.bench.session import Field, Job, Session, out_of_memory, set_threads
 
 _COUNTED_ROWS, _COUNTED_PAIRS = 256, 2**23
@@ -25,12 +25,12 @@ def percent(density: float) -> str:
     return "dense" if density > 0.9 else f"{100 * density:g} %"
 
 
-def _base(plan: Plan, **fields: Any) -> Case:
+def _base(plan: BenchPlan, **fields: Any) -> Case:
     sizes = {"tokens": plan.tokens, "heads": plan.heads, "head_dim": plan.head_dim, "freq_dim": plan.freq_dim}
     return Case(**(sizes | fields))
 
 
-def table_cases(plan: Plan) -> list[Case]:
+def table_cases(plan: BenchPlan) -> list[Case]:
     """The targets' rows: power 2, as the layers use it, absolute frame."""
     cases = [
         _base(plan, name=f"{percent(density)}, {form}", density=density, directed=form == "directed")
@@ -40,13 +40,13 @@ def table_cases(plan: Plan) -> list[Case]:
     return [*cases, _drift(plan)]
 
 
-def _drift(plan: Plan, **fields: Any) -> Case:
+def _drift(plan: BenchPlan, **fields: Any) -> Case:
     name = f"causal, window {plan.window}"
     settings: dict[str, Any] = {"structure": "drift", "window": plan.window, "is_causal": True}
     return _base(plan, **({"name": name} | settings | fields))
 
 
-def variant_cases(plan: Plan) -> list[Case]:
+def variant_cases(plan: BenchPlan) -> list[Case]:
     """What the table leaves out: power 1, the nearest frame, clusters, bf16."""
     cases = []
     for density in plan.densities:
@@ -66,7 +66,7 @@ def variant_cases(plan: Plan) -> list[Case]:
     return cases
 
 
-def jobs(plan: Plan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
+def jobs(plan: BenchPlan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
     """(suite, its jobs) for the operator's suites, wanted or not.
 
     Args:
@@ -208,7 +208,7 @@ def _strange(case: Case, density: float) -> str | None:
     return f"the inputs have density {density:.3f}, not {wanted}"
 
 
-def _scale(session: Session, plan: Plan, name: str, passes: str) -> None:
+def _scale(session: Session, plan: BenchPlan, name: str, passes: str) -> None:
     """One backend over ever more tokens with a fixed window, all lengths interleaved."""
     set_threads(plan.threads[0])
     labels, entrants, counted = {}, Field({}, {}, {}, {}, frozenset(), {}), {}

@@ -34,7 +34,7 @@ FORWARD, BACKWARD = "forward", "forward+backward"
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """Sizes and limits of a run.
 
     Args:
@@ -101,28 +101,28 @@ class Plan:
     def __post_init__(self) -> None:
         for name in self.suites:
             if name not in SUITES:
-                raise UserError(f"SUITE must be among {', '.join([*SUITES, *GROUPS])}, not {name!r}")
+                raise UserError(f"SUITE must be among {', '.join([*SUITES, *GROUPS])}, got {name!r}")
         if not self.threads or min(self.threads) < 1:
-            raise UserError(f"--threads must be 1 or more, as a list such as 1,2, not {self.threads}")
+            raise UserError(f"--threads must be 1 or more, as a list such as 1,2, got {self.threads}")
         if self.rounds < 2:
-            raise UserError(f"--rounds must be at least 2, not {self.rounds}")
+            raise UserError(f"--rounds must be at least 2, got {self.rounds}")
         if not self.budget > 0:
-            raise UserError(f"--budget must be a positive number of seconds, not {self.budget}")
+            raise UserError(f"--budget must be a positive number of seconds, got {self.budget}")
         if self.tokens < 16:
-            raise UserError(f"--tokens must be at least 16, not {self.tokens}")
+            raise UserError(f"--tokens must be at least 16, got {self.tokens}")
         if self.device not in ("cpu", "cuda"):
-            raise UserError(f"--device must be 'cpu' or 'cuda', not {self.device!r}")
+            raise UserError(f"--device must be 'cpu' or 'cuda', got {self.device!r}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
         if self.seed < 0:
-            raise UserError(f"--seed must be 0 or more, not {self.seed}")
+            raise UserError(f"--seed must be 0 or more, got {self.seed}")
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
         return asdict(self)
 
 
-def quick(plan: Plan) -> Plan:
+def quick(plan: BenchPlan) -> BenchPlan:
     """The same, small enough for two minutes: shapes of the curves rather than the targets' sizes."""
     return replace(
         plan,
@@ -154,6 +154,6 @@ def chosen_suites(names: list[str], device: str = "cpu") -> tuple[str, ...]:
     wanted: set[str] = set()
     for name in names or ["gpu" if device == "cuda" else "all"]:
         if name not in SUITES and name not in GROUPS:
-            raise UserError(f"SUITE must be among {', '.join([*SUITES, *GROUPS])}, not {name!r}")
+            raise UserError(f"SUITE must be among {', '.join([*SUITES, *GROUPS])}, got {name!r}")
         wanted.update(GROUPS.get(name, (name,)))
     return tuple(name for name in SUITES if name in wanted)

@@ -16,7 +16,7 @@ from syncattn.backends import availability
 from syncattn.bench import memory
 from syncattn.bench.contenders import SDPA, backend_names
 from syncattn.bench.inputs import DRIFT_DENSITY, SHARPNESS
-from syncattn.bench.plan import Plan
+from syncattn.bench.plan import BenchPlan
 from syncattn.bench.timing import Clock, Runner, interleave, ratios, spread
 from syncattn.training.environment import command, machine, versions
 from syncattn.training.files import write_json
@@ -73,7 +73,7 @@ class Session:
         tell: is given every finished entry.
     """
 
-    plan: Plan
+    plan: BenchPlan
     out: Path
     tell: Callable[[dict[str, Any]], None] = lambda entry: None
     record: dict[str, Any] = field(default_factory=dict)

@@ -20,8 +20,8 @@ def judged(record: dict[str, Any]) -> dict[str, Any]:
     rows: list[list[str]] = []
     bounds: dict[str, list[list[float]]] = {}
     for entry in sorted(entry_points(group="syncattn.targets"), key=lambda entry: entry.name):
-        judge: Callable[[dict[str, Any]], dict[str, Any]] = entry.load()
-        found = judge(record)
+        assess: Callable[[dict[str, Any]], dict[str, Any]] = entry.load()
+        found = assess(record)
         rows += found["rows"]
         for passes, points in found["bounds"].items():
             bounds.setdefault(passes, []).extend(points)

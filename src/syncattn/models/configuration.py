@@ -12,15 +12,8 @@ from typing import Any, ClassVar, Self
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from syncattn.models.fields import (
-    check_choice,
-    check_count,
-    check_flag,
-    check_heads,
-    check_real,
-    check_token,
-    short,
-)
+from syncattn.checks import check_choice, check_flag, check_real, short
+from syncattn.models.fields import check_heads, check_size, check_token
 from syncattn.models.foreign import (
     check_dtype,
     check_foreign,
@@ -185,7 +178,7 @@ class DecoderConfig(PreTrainedConfig):
         check_foreign({**inherited, "attn_implementation": self._attn_implementation})
         check_transformers(self)
         for name in ("vocab_size", "num_hidden_layers", "max_position_embeddings"):
-            check_count(name, getattr(self, name))
+            check_size(name, getattr(self, name))
         check_heads(self.hidden_size, self.num_attention_heads)
         if getattr(self, "num_key_value_heads", None) not in (None, self.num_attention_heads):
             raise ValueError(
@@ -198,7 +191,7 @@ class DecoderConfig(PreTrainedConfig):
             self.intermediate_size = self.hidden_size * 8 // 3 if self.gated else 4 * self.hidden_size
         if self.initializer_range is None:
             self.initializer_range = math.sqrt(0.4 / self.hidden_size)
-        check_count("intermediate_size", self.intermediate_size)
+        check_size("intermediate_size", self.intermediate_size)
         check_choice("hidden_act", self.hidden_act, tuple(ACT2FN))
         for name in ("hidden_dropout", "attention_dropout"):
             check_real(name, getattr(self, name), "in [0, 1)", lambda x: 0 <= x < 1)

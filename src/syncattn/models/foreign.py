@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from syncattn.models.fields import check_choice, check_count, check_flag, short
+from syncattn.checks import check_choice, check_flag, short
+from syncattn.models.fields import check_size
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -137,7 +138,7 @@ def check_labels(id2label: Any, label2id: Any, num_labels: Any) -> None:
         TypeError, ValueError: one of the three is not what it should be.
     """
     if num_labels is not None:
-        check_count("num_labels", num_labels)
+        check_size("num_labels", num_labels)
     for name, table in (("id2label", id2label), ("label2id", label2id)):
         if table is not None and not isinstance(table, dict):
             raise TypeError(f"{name} must be None or a dictionary, got {short(table)}")

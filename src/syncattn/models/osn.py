@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from syncattn.backends.call import FRAMES
+from syncattn.checks import check_flag
 from syncattn.models.configuration import DecoderConfig
 from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
-from syncattn.models.fields import (
-    check_choice,
-    check_count,
-    check_flag,
-    check_heads,
-    check_real,
-    checked_range,
-)
+from syncattn.models.fields import check_heads, check_size
 from syncattn.nn import SelectiveSynchronizationAttention
-from syncattn.nn.attention import PARAMETRISATIONS
 from syncattn.nn.convert import published
-from syncattn.nn.frequency import POSITIONS
+from syncattn.nn.options import check_frequency, check_start, check_synchronization
 
 
 class OSNConfig(DecoderConfig):
@@ -102,25 +93,22 @@ class OSNConfig(DecoderConfig):
         return cls(**{**published(hidden // heads), **feed_forward, **overrides})
 
     def check(self) -> None:
-        """As `DecoderConfig.check`, and the options of synchronization."""
+        """As `DecoderConfig.check`, and the options of synchronization, as the layer asks of them."""
         super().check()
-        check_count("phase_dim", self.phase_dim)
+        check_size("phase_dim", self.phase_dim)
         for name in ("freq_dim", "top_k"):
             if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+                check_size(name, getattr(self, name))
         for name in ("directed", "detuning", "token_shift", "self_coupling", "order_parameter", "freq_bias"):
             check_flag(name, getattr(self, name))
-        check_choice("position", self.position, POSITIONS)
-        check_choice("frame", self.frame, FRAMES)
-        check_choice("parametrisation", self.parametrisation, PARAMETRISATIONS)
-        check_real("delay", self.delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
-        for name in ("edge", "eps"):
-            check_real(name, getattr(self, name), "at least 0 and finite", lambda x: 0 <= x < math.inf)
-        for name in ("power", "sharpness"):
-            check_real(name, getattr(self, name), "positive and finite", lambda x: 0 < x < math.inf)
-        self.window_range = checked_range("window_range", self.window_range, math.inf)
+        freq_dim = min(16, self.head_dim) if self.freq_dim is None else self.freq_dim
+        check_frequency(freq_dim, self.position, self.window_range, self.delay)
+        check_synchronization(self.frame, self.power, self.edge, self.eps, self.top_k)
+        check_start(self.density_range, self.sharpness, self.parametrisation)
+        # JSON makes lists of tuples
+        self.window_range = (self.window_range[0], self.window_range[1])
         if self.density_range is not None:
-            self.density_range = checked_range("density_range", self.density_range, 1.0)
+            self.density_range = (self.density_range[0], self.density_range[1])
 
 
 class OSNPreTrainedModel(DecoderPreTrainedModel):

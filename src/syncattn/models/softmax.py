@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncattn.models.fields import check_choice, check_flag, check_real
+from syncattn.checks import check_choice, check_flag, check_real
 from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
+from syncattn.nn.options import check_delay
 from syncattn.nn.tokens import (
     allowed_by_mask,
     check_dense,
@@ -66,8 +67,7 @@ class SoftmaxAttention(nn.Module):
             raise ValueError(
                 f"num_heads must divide embed_dim, got embed_dim={embed_dim}, num_heads={num_heads}"
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+        check_real("dropout", dropout, "in [0, 1)", lambda x: 0 <= x < 1)
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         check_options(self.head_dim, position, delay, token_shift)
         self.dropout, self.batch_first, self.position, self.delay = dropout, batch_first, position, delay
@@ -240,5 +240,5 @@ def check_options(head_dim: int, position: Any, delay: Any, token_shift: Any) ->
     check_choice("position", position, POSITIONS)
     if position == "rotary" and head_dim % 2:
         raise ValueError(f"position='rotary' needs an even head_dim (embed_dim / num_heads), got {head_dim}")
-    check_real("delay", delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
+    check_delay(delay)
     check_flag("token_shift", token_shift)

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncattn import locking
-from syncattn.backends.call import Call, check_options, prepare
+from syncattn.backends.call import Call, prepare
+from syncattn.checks import check_count, check_flag, check_real
 from syncattn.functional import selective_synchronization_attention
 from syncattn.nn import density
 from syncattn.nn.arguments import operator_arguments, to_batch_first
 from syncattn.nn.frequency import Frequency
+from syncattn.nn.options import check_start, check_synchronization
 from syncattn.nn.sight import fold
 from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import attend_themselves, real_tokens
-
-PARAMETRISATIONS = ("log", "softplus")
 
 
 class _NotPacked:
@@ -110,18 +110,14 @@ class SelectiveSynchronizationAttention(nn.Module):
             )
         self.head_dim = embed_dim // num_heads
         freq_dim = min(16, self.head_dim) if freq_dim is None else freq_dim
-        for name, size in (("freq_dim", freq_dim), ("phase_dim", phase_dim)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if parametrisation not in PARAMETRISATIONS:
-            raise ValueError(f"parametrisation must be one of {PARAMETRISATIONS}, got {parametrisation!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
-        check_options(top_k, 0.0, frame, power, edge, eps)
-        if not sharpness > 0:
-            raise ValueError(f"sharpness must be positive, got {sharpness!r}")
-        if density_range is not None:
-            locking.density_ladder(*density_range, num_heads)  # raises where the range is none
+        check_count("phase_dim", phase_dim)
+        check_real("dropout", dropout, "in [0, 1)", lambda x: 0 <= x < 1)
+        check_synchronization(frame, power, edge, eps, top_k)
+        check_start(density_range, sharpness, parametrisation)
+        check_flag("token_shift", token_shift)
+        check_flag("self_coupling", self_coupling)
+        check_flag("order_parameter", order_parameter)
+        check_flag("freq_bias", freq_bias)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
         self.dropout, self.batch_first = dropout, batch_first

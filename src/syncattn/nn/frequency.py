@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from syncattn.checks import check_flag
+from syncattn.nn.options import check_frequency
 from syncattn.nn.tokens import delayed_heads
-
-POSITIONS = ("drift", "own_drift", "rotary", "none")
 
 
 class Frequencies(NamedTuple):
@@ -65,18 +65,9 @@ class Frequency(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if position not in POSITIONS:
-            raise ValueError(f"position must be one of {POSITIONS}, got {position!r}")
-        if position == "own_drift" and freq_dim < 2:
-            raise ValueError(f"position='own_drift' needs freq_dim of at least 2, got {freq_dim}")
-        if position == "rotary" and freq_dim % 2:
-            raise ValueError(f"position='rotary' needs an even freq_dim, got {freq_dim}")
-        if not 0 < window_range[0] <= window_range[1] < math.inf:
-            raise ValueError(
-                f"window_range must be 0 < narrowest <= widest, finite, got {tuple(window_range)}"
-            )
-        if not 0 <= delay <= 1:
-            raise ValueError(f"delay must be a fraction of the heads, from 0 to 1, got {delay!r}")
+        check_frequency(freq_dim, position, window_range, delay)
+        for name, flag in (("directed", directed), ("detuning", detuning), ("bias", bias)):
+            check_flag(name, flag)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
         self.position, self.window_range, self.delay = position, tuple(window_range), delay

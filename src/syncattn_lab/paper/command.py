@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from syncattn_lab.paper.judge import Claim
-    from syncattn_lab.paper.section import Plan
+    from syncattn_lab.paper.section import Extent
 
 
 def paper_command(
@@ -51,7 +51,7 @@ def paper_command(
         with loading():
             from rich.console import Console
 
-            from syncattn_lab.paper.section import Plan
+            from syncattn_lab.paper.section import Extent
             from syncattn_lab.paper.sections import NAMES
         from syncattn.training.errors import UserError
 
@@ -64,14 +64,14 @@ def paper_command(
         console = Console()
         if not console.is_terminal:
             console = Console(width=120)  # a file has no edge to fold the table at
-        plan = Plan(quick=quick, seed=seed)
-        status = work(plan, out, names, console, resume=resume, overwrite=overwrite)
+        extent = Extent(quick=quick, seed=seed)
+        status = work(extent, out, names, console, resume=resume, overwrite=overwrite)
     if status:
         raise typer.Exit(status)
 
 
 def work(
-    plan: Plan,
+    extent: Extent,
     out: Path,
     names: tuple[str, ...],
     console: Console,
@@ -110,7 +110,7 @@ def work(
         with progress:
             task = progress.add_task("", total=len(names))
             found = run(
-                plan,
+                extent,
                 out,
                 names,
                 lambda line: console.print(line, highlight=False, soft_wrap=True),

@@ -18,7 +18,7 @@ from syncattn.training.errors import UserError
 from syncattn.training.files import read_json, staged, write_json, write_text
 from syncattn_lab.paper.judge import Claim
 from syncattn_lab.paper.ledger import LEDGER_FILE, ledger
-from syncattn_lab.paper.section import Plan, Section
+from syncattn_lab.paper.section import Extent, Section
 from syncattn_lab.paper.sections import NAMES, section
 
 RECORD_FILE = "paper.json"
@@ -26,7 +26,7 @@ CLAIMS_FILE = "claims.json"
 
 
 def run(
-    plan: Plan,
+    extent: Extent,
     out: Path,
     names: Sequence[str],
     tell: Callable[[str], None] = lambda line: None,
@@ -34,7 +34,7 @@ def run(
 ) -> dict[str, list[Claim]]:
     """Measure these sections into `out`, and write the ledger of all sections that are there.
 
-    A section that is there already, measured with the same plan, is not measured again: this is how an
+    A section that is there already, measured to the same extent, is not measured again: this is how an
     interrupted run goes on. Each section is written whole, its pictures included, before the next begins.
 
     Args:
@@ -47,9 +47,9 @@ def run(
         Every section's claims, those that were there included.
 
     Raises:
-        UserError: `out` holds a run with another plan, or cannot be written to.
+        UserError: `out` holds a run of another extent, or cannot be written to.
     """
-    record = _record(plan, out)
+    record = _record(extent, out)
     for name in names:
         one = section(name)
         begin(one)
@@ -59,7 +59,7 @@ def run(
             tell(f"{name}: already there")
             continue
         try:
-            seconds = _measure(one, plan, out, tell)
+            seconds = _measure(one, extent, out, tell)
         except KeyboardInterrupt:
             write_ledger(out)  # of what is there
             raise
@@ -75,11 +75,11 @@ def files_of(one: Section) -> list[str]:
     return [f"{one.name}.json", *([f"{one.name}.md"] if one.table else []), *pictures]
 
 
-def _measure(one: Section, plan: Plan, out: Path, tell: Callable[[str], None]) -> float:
+def _measure(one: Section, extent: Extent, out: Path, tell: Callable[[str], None]) -> float:
     """Measure and write a section; the seconds it took."""
     started = time.perf_counter()
     with torch_threads(one.threads):
-        numbers = one.measure(plan, tell)
+        numbers = one.measure(extent, tell)
     _require_json(numbers, one.name)
     seconds = round(time.perf_counter() - started, 1)
     _write(one, {"section": one.name, "seconds": seconds, "numbers": numbers}, out)
@@ -116,14 +116,14 @@ def write_ledger(out: Path) -> dict[str, list[Claim]]:
     return found
 
 
-def _record(plan: Plan, out: Path) -> dict[str, Any]:
+def _record(extent: Extent, out: Path) -> dict[str, Any]:
     """The record of the run in this folder, a new one if there is none."""
     path = out / RECORD_FILE
     if path.is_file():
         record = read_json(path)
-        if record["plan"] != plan._asdict():
+        if record["plan"] != extent._asdict():
             raise UserError(
-                f"{out} holds a run with another plan ({record['plan']}): choose another folder, or replace "
+                f"{out} holds a run of another extent ({record['plan']}): choose another folder, or replace "
                 "it with --overwrite"
             )
         used = versions()
@@ -136,7 +136,7 @@ def _record(plan: Plan, out: Path) -> dict[str, Any]:
         return record
     record = {
         "format": 1,
-        "plan": plan._asdict(),
+        "plan": extent._asdict(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(),
@@ -150,9 +150,8 @@ def _write(one: Section, data: dict[str, Any], out: Path) -> None:
     """The section's pictures and, last, its numbers: their presence proves that all is there."""
     with staged(out, last=f"{one.name}.json") as folder:
         write_json(folder / f"{one.name}.json", data)
-        numbers = read_json(folder / f"{one.name}.json")[
-            "numbers"
-        ]  # draw what was written, not what was meant
+        # Draw what was written, not what was meant.
+        numbers = read_json(folder / f"{one.name}.json")["numbers"]
         for drawing in one.drawings:
             with style():
                 save(drawing.draw(numbers), folder, drawing.name)

@@ -12,7 +12,7 @@ from syncattn_lab.paper.judge import Claim
 Numbers = dict[str, Any]
 
 
-class Plan(NamedTuple):
+class Extent(NamedTuple):
     """How much is measured.
 
     Attributes:
@@ -48,7 +48,7 @@ class Section(NamedTuple):
     Attributes:
         name: as `syncattn paper --section` takes it.
         title: one line.
-        measure: makes the numbers, nothing but what JSON can hold. It is given the plan and a function that
+        measure: makes the numbers, nothing but what JSON can hold. It is given the extent and a function that
             takes a line about what is going on.
         claims: the verdicts, from the numbers alone.
         drawings: the pictures.
@@ -59,7 +59,7 @@ class Section(NamedTuple):
 
     name: str
     title: str
-    measure: Callable[[Plan, Callable[[str], None]], Numbers]
+    measure: Callable[[Extent, Callable[[str], None]], Numbers]
     claims: Callable[[Numbers], list[Claim]]
     drawings: tuple[Drawing, ...] = ()
     table: Callable[[Numbers], str] | None = None

@@ -132,9 +132,9 @@ def _check(config: PreTrainedConfig, task: Task, options: TrainingOptions, evalu
     if config.vocab_size < task.vocab_size:
         raise UserError(f"config.vocab_size is {config.vocab_size}, the task has {task.vocab_size} tokens")
     if options.context != task.length:
-        raise UserError(f"context must be the task's length, {task.length} tokens, not {options.context}")
+        raise UserError(f"context must be the task's length, {task.length} tokens, got {options.context}")
     if evaluate < 1:
-        raise UserError(f"evaluate must be at least 1, not {evaluate}")
+        raise UserError(f"evaluate must be at least 1, got {evaluate}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
 

@@ -111,7 +111,7 @@ class Plan:
         names = list(dict.fromkeys(run.group for run in self.runs))
         for group in groups:
             if group not in names:
-                raise UserError(f"--group must be one of {', '.join(names)}, not {group!r}")
+                raise UserError(f"--group must be one of {', '.join(names)}, got {group!r}")
         runs = tuple(run for run in self.runs if not groups or run.group in groups)
         return Plan(runs, {name: self.tasks[name] for name in dict.fromkeys(run.task for run in runs)})
 
@@ -181,7 +181,7 @@ def _group_runs(group: dict[str, Any], data: dict[str, Any], tasks: dict[str, An
     _known(where, group, _GROUP)
     kind = group.get("kind")
     if kind not in KINDS:
-        raise UserError(f"{where}: kind must be one of {', '.join(KINDS)}, not {kind!r}")
+        raise UserError(f"{where}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     sizes = data.get("model", {}) | group.get("model", {})
     _known(f"{where}: model", sizes, SIZES)
     runs: list[Run] = []
@@ -190,7 +190,7 @@ def _group_runs(group: dict[str, Any], data: dict[str, Any], tasks: dict[str, An
         _known(inside, variant, _VARIANT)
         model = variant.get("model", "osn")
         if model not in MODELS:
-            raise UserError(f"{inside}: model must be one of {', '.join(MODELS)}, not {model!r}")
+            raise UserError(f"{inside}: model must be one of {', '.join(MODELS)}, got {model!r}")
         config = variant.get("config", {})
         _known(f"{inside}: config", config, {*MODELS[model].own_fields()} - _CORPUS)
         seeds = _list(inside, "seeds", variant, group, data)
@@ -245,7 +245,7 @@ def _list(where: str, name: str, *places: dict[str, Any]) -> list[Any]:
         if name in place:
             found = place[name]
             if not isinstance(found, list) or not found or len(set(map(str, found))) < len(found):
-                raise UserError(f"{where}: {name} must be a list of different entries, not {found!r}")
+                raise UserError(f"{where}: {name} must be a list of different entries, got {found!r}")
             return found
     raise UserError(f"{where}: {name} is missing: give it to the variant, the group or the whole plan")
 
@@ -253,7 +253,7 @@ def _list(where: str, name: str, *places: dict[str, Any]) -> list[Any]:
 def _name(what: str, entry: dict[str, Any]) -> str:
     name = entry.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-        raise UserError(f"each {what} needs a name of letters, digits, '-', '_' and '.', not {name!r}")
+        raise UserError(f"each {what} needs a name of letters, digits, '-', '_' and '.', got {name!r}")
     return name
 
 

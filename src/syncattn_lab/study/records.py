@@ -91,23 +91,23 @@ def _problem(line: Line) -> str | None:
     ):
         for name in names:
             if not isinstance(line.get(name), kind):
-                return f"{name} must be {text}, not {line.get(name)!r}"
+                return f"{name} must be {text}, got {line.get(name)!r}"
     for name, known in (("kind", KINDS), ("outcome", _OUTCOMES)):
         if line[name] not in known:
-            return f"{name} must be one of {', '.join(known)}, not {line[name]!r}"
+            return f"{name} must be one of {', '.join(known)}, got {line[name]!r}"
     history = line.get("history")
     if not isinstance(history, list) or not all(isinstance(e, dict) and "step" in e for e in history):
         return "history must be a list of objects with a step"
     for name in ("context", "batch_size", "steps"):
         if not isinstance(line["options"].get(name), int):
-            return f"options must have a whole number {name}, not {line['options'].get(name)!r}"
+            return f"options must have a whole number {name}, got {line['options'].get(name)!r}"
     if line["outcome"] == "diverged":
         return None
     if not isinstance(line.get("result"), dict):
-        return f"the result of a finished run must be an object, not {line.get('result')!r}"
+        return f"the result of a finished run must be an object, got {line.get('result')!r}"
     needed = ["validation_loss", "test_loss"]
     needed += [] if line["task_kind"] == TEXT else ["validation_accuracy", "test_accuracy"]
     for name in needed:
         if not isinstance(line["result"].get(name), int | float):
-            return f"result: {name} must be a number, not {line['result'].get(name)!r}"
+            return f"result: {name} must be a number, got {line['result'].get(name)!r}"
     return None

@@ -67,9 +67,9 @@ class Task:
             UserError: an unknown part, or a count below 1.
         """
         if part not in PARTS:
-            raise UserError(f"part must be one of {', '.join(PARTS)}, not {part!r}")
+            raise UserError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
         if count < 1:
-            raise UserError(f"count must be at least 1, not {count}")
+            raise UserError(f"count must be at least 1, got {count}")
         if part in self.fixed:
             return _Fixed(*self.fixed[part])
         return _Drawn(self, part, count, seed)
@@ -96,7 +96,7 @@ def make_task(kind: str, **options: Any) -> Task:
             scikit-learn is missing (digits).
     """
     if kind not in _KINDS:
-        raise UserError(f"the task kind must be one of {', '.join(_KINDS)}, not {kind!r}")
+        raise UserError(f"the task kind must be one of {', '.join(_KINDS)}, got {kind!r}")
     make, defaults = _KINDS[kind]
     for name, value in options.items():
         if name not in defaults:
@@ -105,7 +105,7 @@ def make_task(kind: str, **options: Any) -> Task:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"the task {kind!r} has no option {name!r}: {expected}{hint}")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} of the task {kind!r} must be a positive integer, not {value!r}")
+            raise UserError(f"{name} of the task {kind!r} must be a positive integer, got {value!r}")
     return make(defaults | options)
 
 
@@ -115,11 +115,11 @@ def _recall(options: dict[str, Any]) -> Task:
     if vocabulary % 2 or pairs > middle - 1:  # token 0 is the blank, so there is one key less than values
         raise UserError(
             f"vocabulary of the task 'recall' must be even and at least 2 * pairs + 2 = {2 * pairs + 2}, "
-            f"not {vocabulary}"
+            f"got {vocabulary}"
         )
     if length % 2 or length < 4 * pairs:
         raise UserError(
-            f"length of the task 'recall' must be even and at least 4 * pairs = {4 * pairs}, not {length}"
+            f"length of the task 'recall' must be even and at least 4 * pairs = {4 * pairs}, got {length}"
         )
     slots = length // 2 - pairs
     weights = torch.arange(1, slots + 1, dtype=torch.float64) ** (_POWER - 1)
@@ -141,9 +141,9 @@ def _recall(options: dict[str, Any]) -> Task:
 def _induction(options: dict[str, Any]) -> Task:
     vocabulary, length = options["vocabulary"], options["length"]
     if vocabulary < 3:
-        raise UserError(f"vocabulary of the task 'induction' must be at least 3, not {vocabulary}")
+        raise UserError(f"vocabulary of the task 'induction' must be at least 3, got {vocabulary}")
     if length < 3:
-        raise UserError(f"length of the task 'induction' must be at least 3, not {length}")
+        raise UserError(f"length of the task 'induction' must be at least 3, got {length}")
     special = vocabulary - 1
 
     def draw(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ def _induction(options: dict[str, Any]) -> Task:
 def _copy(options: dict[str, Any]) -> Task:
     vocabulary, symbols, gap = options["vocabulary"], options["symbols"], options["gap"]
     if vocabulary < 2:
-        raise UserError(f"vocabulary of the task 'copy' must be at least 2, not {vocabulary}")
+        raise UserError(f"vocabulary of the task 'copy' must be at least 2, got {vocabulary}")
     blank, marker = vocabulary, vocabulary + 1
     length = 2 * symbols + gap + 1
 

@@ -7,6 +7,6 @@ from typing import Any
 from syncattn_lab.targets import cpu, gpu
 
 
-def judge(record: dict[str, Any]) -> dict[str, Any]:
+def assess(record: dict[str, Any]) -> dict[str, Any]:
     """Rows and bounds, as `syncattn.bench.targets.judged` wants them."""
     return {"rows": cpu.rows(record) + gpu.rows(record), "bounds": cpu.bounds(record)}

@@ -13,7 +13,7 @@ from syncattn.nn import OSNBlock
 from syncattn_lab.paper.architecture import measure, replacement
 from syncattn_lab.paper.architecture.claims import SECTION
 from syncattn_lab.paper.architecture.figure import parts
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 
 STEPS = ["norm1", "self_attn", "add", "norm2", "linear1", "linear2", "add"]
 
@@ -21,7 +21,7 @@ STEPS = ["norm1", "self_attn", "add", "norm2", "linear1", "linear2", "add"]
 @pytest.fixture(scope="module")
 def numbers():
     before = torch.get_rng_state()
-    found = SECTION.measure(Plan(quick=True), lambda line: None)
+    found = SECTION.measure(Extent(quick=True), lambda line: None)
     assert torch.equal(torch.get_rng_state(), before)  # nobody else's random numbers change
     return json.loads(json.dumps(found))
 

@@ -23,7 +23,7 @@ from syncattn_lab.paper.benchmark.blocks import (
 from syncattn_lab.paper.benchmark.claims import SECTION, held_matrices, published_ratios
 from syncattn_lab.paper.benchmark.measure import BATCH, PUBLISHED
 from syncattn_lab.paper.judge import FAILS, HOLDS
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def numbers():
     """A quick measurement at small sizes, as it comes back from JSON."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "QUICK_BATCH", {128: 1, 512: 1})
-        measured = SECTION.measure(Plan(quick=True), lambda line: None)
+        measured = SECTION.measure(Extent(quick=True), lambda line: None)
     return json.loads(json.dumps(measured))
 
 

@@ -12,13 +12,13 @@ from syncattn.drawing import png, style
 from syncattn_lab.paper.closed_form import pairs
 from syncattn_lab.paper.closed_form.claims import SECTION
 from syncattn_lab.paper.judge import HOLDS
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 
 
 @pytest.fixture(scope="module")
 def numbers():
     before = torch.random.get_rng_state()
-    found = json.loads(json.dumps(SECTION.measure(Plan(quick=True, seed=1), lambda line: None)))
+    found = json.loads(json.dumps(SECTION.measure(Extent(quick=True, seed=1), lambda line: None)))
     assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's random numbers change
     return found
 

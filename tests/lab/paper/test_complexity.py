@@ -18,7 +18,7 @@ from syncattn_lab.paper.complexity.measure import CONTENT, DENSE, DRIFT, FIXED, 
 from syncattn_lab.paper.judge import HOLDS, HOLDS_IF
 from syncattn_lab.paper.operations import count, exponent
 from syncattn_lab.paper.peak import peak_bytes
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 
 COUNTS = 8  # sizes in numbers["counts"]
 
@@ -26,7 +26,7 @@ COUNTS = 8  # sizes in numbers["counts"]
 @pytest.fixture(scope="module")
 def numbers():
     """A quick measurement, as it comes back from JSON."""
-    return json.loads(json.dumps(SECTION.measure(Plan(quick=True), lambda line: None)))
+    return json.loads(json.dumps(SECTION.measure(Extent(quick=True), lambda line: None)))
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from syncattn.drawing import style
 from syncattn_lab.paper.concept import measure
 from syncattn_lab.paper.concept.claims import SECTION
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 
 
 @pytest.fixture(scope="module")
 def numbers():
-    return json.loads(json.dumps(SECTION.measure(Plan(quick=True), lambda line: None)))
+    return json.loads(json.dumps(SECTION.measure(Extent(quick=True), lambda line: None)))
 
 
 def test_sync_is_the_published_formula(numbers):

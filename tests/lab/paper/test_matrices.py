@@ -13,13 +13,13 @@ from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.nn.convert import published
 from syncattn_lab.paper.matrices import figure, measure, statistics
 from syncattn_lab.paper.matrices.claims import SECTION
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 
 
 @pytest.fixture(scope="module")
 def numbers():
     state = torch.get_rng_state()
-    found = SECTION.measure(Plan(quick=True), lambda line: None)
+    found = SECTION.measure(Extent(quick=True), lambda line: None)
     assert torch.equal(torch.get_rng_state(), state)  # nobody's random numbers change
     return json.loads(json.dumps(found))
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from syncattn.drawing import png, style
 from syncattn_lab.paper.judge import HOLDS, HOLDS_IF
 from syncattn_lab.paper.ode.claims import SECTION
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 
 VERDICTS = {
     "two-oscillators": HOLDS,
@@ -23,7 +23,7 @@ VERDICTS = {
 
 @pytest.fixture(scope="module")
 def numbers():
-    return json.loads(json.dumps(SECTION.measure(Plan(quick=True), lambda line: None)))
+    return json.loads(json.dumps(SECTION.measure(Extent(quick=True), lambda line: None)))
 
 
 def test_every_claim_is_shown(numbers):

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from syncattn.drawing import style
 from syncattn_lab.paper.order import measure
 from syncattn_lab.paper.order.claims import SECTION
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 
 
 @pytest.fixture(scope="module")
 def numbers():
-    return json.loads(json.dumps(SECTION.measure(Plan(quick=True), lambda line: None)))
+    return json.loads(json.dumps(SECTION.measure(Extent(quick=True), lambda line: None)))
 
 
 def test_expected_order_parameter_of_two_phases_by_quadrature():

@@ -11,13 +11,13 @@ from syncattn_lab.paper.judge import FAILS, HOLDS, HOLDS_IF
 from syncattn_lab.paper.position import layers
 from syncattn_lab.paper.position.claims import SECTION
 from syncattn_lab.paper.random_blocks import drifting_layer
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 
 
 @pytest.fixture(scope="module")
 def numbers():
     before = torch.random.get_rng_state()
-    found = json.loads(json.dumps(SECTION.measure(Plan(quick=True, seed=1), lambda line: None)))
+    found = json.loads(json.dumps(SECTION.measure(Extent(quick=True, seed=1), lambda line: None)))
     assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's random numbers change
     return found
 

@@ -23,7 +23,7 @@ from syncattn_lab.paper.judge import (
     exactly,
     timing,
 )
-from syncattn_lab.paper.section import Drawing, Plan, Section
+from syncattn_lab.paper.section import Drawing, Extent, Section
 
 
 def draw(numbers):
@@ -35,11 +35,11 @@ def draw(numbers):
 def make(name, value=0.25, verdict=HOLDS, measured=None):
     """A section that measures one number."""
 
-    def measure(plan, tell):
+    def measure(extent, tell):
         if measured is not None:
             measured.append(name)
         tell(f"{name} at work")
-        return {"value": value, "size": plan.size(10, 2), "seed": plan.seed}
+        return {"value": value, "size": extent.size(10, 2), "seed": extent.seed}
 
     def claims(numbers):
         check = below("the value", numbers["value"], 0.5)
@@ -81,7 +81,7 @@ def test_every_section_is_there_and_has_the_documented_parts():
 
 
 def test_files_of_a_section(two, tmp_path):
-    found = running.run(Plan(quick=True, seed=3), tmp_path, ("one",))
+    found = running.run(Extent(quick=True, seed=3), tmp_path, ("one",))
     assert list(found) == ["one"]
     expected = {"one.json", "one.md", "figure-one.png", "figure-one.svg", "figure-one.pdf"}
     assert {path.name for path in tmp_path.iterdir()} == expected | {"paper.json", "claims.json", "claims.md"}
@@ -95,8 +95,8 @@ def test_files_of_a_section(two, tmp_path):
 
 
 def test_a_later_run_keeps_what_is_there_and_judges_all(two, tmp_path):
-    running.run(Plan(), tmp_path, ("two",))
-    found = running.run(Plan(), tmp_path, running.NAMES)
+    running.run(Extent(), tmp_path, ("two",))
+    found = running.run(Extent(), tmp_path, running.NAMES)
     assert two == ["two", "one"]
     assert list(found) == ["one", "two"]  # in the ledger's order, not in the order measured
     text = (tmp_path / "claims.md").read_text()
@@ -104,9 +104,9 @@ def test_a_later_run_keeps_what_is_there_and_judges_all(two, tmp_path):
 
 
 def test_another_plan_is_refused(two, tmp_path):
-    running.run(Plan(), tmp_path, ("two",))
-    with pytest.raises(UserError, match="another plan"):
-        running.run(Plan(seed=1), tmp_path, ("two",))
+    running.run(Extent(), tmp_path, ("two",))
+    with pytest.raises(UserError, match="another extent"):
+        running.run(Extent(seed=1), tmp_path, ("two",))
 
 
 def test_an_interrupted_section_leaves_nothing_of_itself(monkeypatch, tmp_path):
@@ -117,7 +117,7 @@ def test_an_interrupted_section_leaves_nothing_of_itself(monkeypatch, tmp_path):
     two = two._replace(drawings=(Drawing("figure-two", "Never", interrupted),))
     replace(monkeypatch, {"one": one, "two": two})
     with pytest.raises(KeyboardInterrupt):
-        running.run(Plan(), tmp_path, running.NAMES)
+        running.run(Extent(), tmp_path, running.NAMES)
     names = {path.name for path in tmp_path.iterdir()}
     pictures = {"figure-one.png", "figure-one.svg", "figure-one.pdf"}
     assert names == {"paper.json", "one.json", "one.md", "claims.json", "claims.md"} | pictures
@@ -127,7 +127,7 @@ def test_an_interrupted_section_leaves_nothing_of_itself(monkeypatch, tmp_path):
 def test_the_same_numbers_give_the_same_files(two, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        running.run(Plan(), tmp_path / name, ("one",))
+        running.run(Extent(), tmp_path / name, ("one",))
     for kind in ("png", "svg", "pdf"):
         a, b = (tmp_path / name / f"figure-one.{kind}" for name in ("a", "b"))
         assert a.read_bytes() == b.read_bytes()
@@ -135,10 +135,10 @@ def test_the_same_numbers_give_the_same_files(two, tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, {"a": [object()]}])
 def test_numbers_that_json_cannot_hold_are_refused_by_name(monkeypatch, tmp_path, value):
-    one = make("one")._replace(measure=lambda plan, tell: {"value": value})
+    one = make("one")._replace(measure=lambda extent, tell: {"value": value})
     replace(monkeypatch, {"one": one})
     with pytest.raises(TypeError, match=r"one\.value"):
-        running.run(Plan(), tmp_path, running.NAMES)
+        running.run(Extent(), tmp_path, running.NAMES)
     assert not (tmp_path / "one.json").exists()
 
 
@@ -171,7 +171,7 @@ def test_times_are_told_with_their_spread_and_decide_nothing(monkeypatch, tmp_pa
         return [claim._replace(times=(told,)) for claim in make("one").claims(numbers)]
 
     replace(monkeypatch, {"one": make("one")._replace(claims=slow)})
-    (claim,) = running.run(Plan(), tmp_path, ("one",))["one"]
+    (claim,) = running.run(Extent(), tmp_path, ("one",))["one"]
     assert claim.shown
     told = "| the time | 9,000,000,000 (2.5 to 10,000,000,000) | a time: decides nothing |"
     assert told in (tmp_path / "claims.md").read_text()
@@ -222,7 +222,7 @@ def test_command(two, tmp_path):
     resumed = CliRunner().invoke(app, ["paper", "--out", str(out), "--quick", "--resume"])
     assert resumed.exit_code == 0 and two == ["one", "two"]
     other = CliRunner().invoke(app, ["paper", "--out", str(out), "--resume"])
-    assert other.exit_code == 1 and "another plan" in other.stderr
+    assert other.exit_code == 1 and "another extent" in other.stderr
     (out / "mine.txt").write_text("kept")
     replaced = CliRunner().invoke(app, ["paper", "--out", str(out), "--overwrite", "--section", "two"])
     assert replaced.exit_code == 0 and two == ["one", "two", "two"]
@@ -237,7 +237,7 @@ def test_command_says_what_was_not_met(monkeypatch, tmp_path):
 
 
 def test_command_after_ctrl_c(monkeypatch, tmp_path):
-    def measure(plan, tell):
+    def measure(extent, tell):
         raise KeyboardInterrupt
 
     replace(monkeypatch, {"one": make("one"), "two": make("two")._replace(measure=measure)})
@@ -259,7 +259,7 @@ def test_command_refuses(two, tmp_path, arguments, message):
 
 
 def test_removing_an_earlier_run_counts_its_numbers_as_gone_first(two, tmp_path):
-    running.run(Plan(), tmp_path, running.NAMES)
+    running.run(Extent(), tmp_path, running.NAMES)
     command.remove_earlier(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -267,31 +267,31 @@ def test_removing_an_earlier_run_counts_its_numbers_as_gone_first(two, tmp_path)
 def test_a_section_is_measured_with_its_threads(monkeypatch, tmp_path):
     seen = []
 
-    def measure(plan, tell):
+    def measure(extent, tell):
         seen.append(torch.get_num_threads())
         return {"value": 0.1}
 
     one, two = (make(name)._replace(measure=measure) for name in ("one", "two"))
     replace(monkeypatch, {"one": one, "two": two._replace(threads=None)})
     with running.torch_threads(2):
-        running.run(Plan(), tmp_path, ("one", "two"))
+        running.run(Extent(), tmp_path, ("one", "two"))
         assert torch.get_num_threads() == 2
     assert seen == [1, 2]
 
 
 def test_a_picture_that_is_gone_is_drawn_again(two, tmp_path):
-    running.run(Plan(), tmp_path, ("one",))
+    running.run(Extent(), tmp_path, ("one",))
     numbers = (tmp_path / "one.json").read_bytes()
     (tmp_path / "figure-one.svg").unlink()
-    running.run(Plan(), tmp_path, ("one",))
+    running.run(Extent(), tmp_path, ("one",))
     assert two == ["one"] and (tmp_path / "figure-one.svg").is_file()
     assert (tmp_path / "one.json").read_bytes() == numbers
 
 
 def test_other_versions_are_refused(two, tmp_path):
-    running.run(Plan(), tmp_path, ("one",))
+    running.run(Extent(), tmp_path, ("one",))
     record = json.loads((tmp_path / "paper.json").read_text())
     record["versions"]["torch"] = "1.0"
     (tmp_path / "paper.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"torch 1\.0"):
-        running.run(Plan(), tmp_path, ("two",))
+        running.run(Extent(), tmp_path, ("two",))

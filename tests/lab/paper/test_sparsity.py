@@ -11,7 +11,7 @@ from scipy.special import gammaincinv
 from scipy.stats import chi2
 
 from syncattn.drawing import png, style
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 from syncattn_lab.paper.sparsity import measure
 from syncattn_lab.paper.sparsity.claims import SECTION
 
@@ -19,7 +19,7 @@ from syncattn_lab.paper.sparsity.claims import SECTION
 @pytest.fixture(scope="module")
 def numbers():
     state = torch.get_rng_state()
-    found = SECTION.measure(Plan(quick=True), lambda line: None)
+    found = SECTION.measure(Extent(quick=True), lambda line: None)
     assert torch.equal(torch.get_rng_state(), state)
     return json.loads(json.dumps(found))
 

@@ -11,7 +11,7 @@ from syncattn.drawing import png, style
 from syncattn.nn import OSNBlock
 from syncattn_lab.paper.judge import FAILS, HOLDS, HOLDS_IF
 from syncattn_lab.paper.random_blocks import published_blocks, run_blocks
-from syncattn_lab.paper.section import Plan
+from syncattn_lab.paper.section import Extent
 from syncattn_lab.paper.universality import constructions, heads
 from syncattn_lab.paper.universality.claims import SECTION
 
@@ -19,7 +19,7 @@ from syncattn_lab.paper.universality.claims import SECTION
 @pytest.fixture(scope="module")
 def numbers():
     before = torch.random.get_rng_state()
-    found = json.loads(json.dumps(SECTION.measure(Plan(quick=True, seed=1), lambda line: None)))
+    found = json.loads(json.dumps(SECTION.measure(Extent(quick=True, seed=1), lambda line: None)))
     assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's random numbers change
     return found
 

@@ -132,8 +132,8 @@ def test_divergence_is_reported(tmp_path):
     ("sizes", "changes", "evaluate", "message"),
     [
         ({"vocab_size": 8}, {}, 8, "config.vocab_size is 8, the task has 16 tokens"),
-        ({}, {"context": 16}, 8, "context must be the task's length, 12 tokens, not 16"),
-        ({}, {}, 0, "evaluate must be at least 1, not 0"),
+        ({}, {"context": 16}, 8, "context must be the task's length, 12 tokens, got 16"),
+        ({}, {}, 0, "evaluate must be at least 1, got 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, sizes, changes, evaluate, message):

@@ -74,7 +74,7 @@ def test_a_part_of_a_plan():
     part = make_plan(PLAN).only(["recall"])
     assert {run.group for run in part.runs} == {"recall"} and set(part.tasks) == {"recall"}
     assert make_plan(PLAN).only([]).runs == make_plan(PLAN).runs
-    with pytest.raises(UserError, match=r"--group must be one of main, recall, not 'mian'"):
+    with pytest.raises(UserError, match=r"--group must be one of main, recall, got 'mian'"):
         make_plan(PLAN).only(["mian"])
 
 

@@ -335,7 +335,7 @@ def test_page_says_who_is_ahead_and_what_diverged(tmp_path):
     ("damage", "message"),
     [
         (lambda text: text + '{"format": 1, "key": "hal', r"runs.jsonl, line 3: not JSON"),
-        (lambda text: text.replace('"seed": 0', '"seed": "0"', 1), r"line 1: seed must be a number, not '0'"),
+        (lambda text: text.replace('"seed": 0', '"seed": "0"', 1), r"line 1: seed must be a number, got '0'"),
         (lambda text: text + text.splitlines()[0] + "\n", r"line 3: the run .* is in line 1 already"),
         (
             lambda text: text.replace('"comparison", "group"', '"other", "group"', 1),

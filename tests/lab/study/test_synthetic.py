@@ -139,19 +139,19 @@ def test_another_process_draws_the_same_windows():
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("recal", {}, "kind must be one of recall, induction, copy, digits, not 'recal'"),
+        ("recal", {}, "kind must be one of recall, induction, copy, digits, got 'recal'"),
         ("recall", {"pair": 2}, "no option 'pair'.*did you mean pairs"),
         ("digits", {"length": 3}, "no option 'length': it has none"),
-        ("recall", {"pairs": 0}, "pairs of the task 'recall' must be a positive integer, not 0"),
+        ("recall", {"pairs": 0}, "pairs of the task 'recall' must be a positive integer, got 0"),
         ("recall", {"pairs": True}, "positive integer"),
-        ("copy", {"gap": 2.5}, "gap of the task 'copy' must be a positive integer, not 2.5"),
-        ("recall", {"pairs": 4, "vocabulary": 8}, r"at least 2 \* pairs \+ 2 = 10, not 8"),
+        ("copy", {"gap": 2.5}, "gap of the task 'copy' must be a positive integer, got 2.5"),
+        ("recall", {"pairs": 4, "vocabulary": 8}, r"at least 2 \* pairs \+ 2 = 10, got 8"),
         ("recall", {"vocabulary": 63}, "must be even"),
-        ("recall", {"pairs": 4, "length": 14}, r"at least 4 \* pairs = 16, not 14"),
+        ("recall", {"pairs": 4, "length": 14}, r"at least 4 \* pairs = 16, got 14"),
         ("recall", {"length": 65}, "must be even"),
-        ("induction", {"length": 2}, "at least 3, not 2"),
-        ("induction", {"vocabulary": 2}, "at least 3, not 2"),
-        ("copy", {"vocabulary": 1}, "at least 2, not 1"),
+        ("induction", {"length": 2}, "at least 3, got 2"),
+        ("induction", {"vocabulary": 2}, "at least 3, got 2"),
+        ("copy", {"vocabulary": 1}, "at least 2, got 1"),
     ],
 )
 def test_what_cannot_be_is_refused(kind, options, message):
@@ -161,9 +161,9 @@ def test_what_cannot_be_is_refused(kind, options, message):
 
 def test_windows_refuse_an_unknown_part_and_no_windows():
     task = small("copy")
-    with pytest.raises(UserError, match="part must be one of train, validation, test, not 'eval'"):
+    with pytest.raises(UserError, match="part must be one of train, validation, test, got 'eval'"):
         task.windows("eval", 3, 0)
-    with pytest.raises(UserError, match="count must be at least 1, not 0"):
+    with pytest.raises(UserError, match="count must be at least 1, got 0"):
         task.windows("train", 0, 0)
 
 

@@ -77,7 +77,7 @@ def _not_built() -> str:
     compilers = os.environ.get("CXX", ""), "c++", "g++", "clang++"
     found = next((path for name in compilers if (path := shutil.which(name))), None)
     do = f"There is one now, {found}: build it with" if found else "Nor is there one now: install one, then"
-    return f"its kernel was not built: the install found no C++ compiler (GCC, Clang; C++17). {do} {REBUILD}"
+    return f"its kernel was not built: the install found no C++17 compiler (GCC or Clang). {do} {REBUILD}"
 
 
 def instances() -> list[str]:

@@ -12,15 +12,15 @@ from torch.overrides import TorchFunctionMode
 from syncattn.nn import OSNBlock
 from syncattn.nn.convert import published
 from syncattn_lab.paper.architecture.replacement import anew, initialisation, interface, leak, transfer
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 WIDTH, HEADS, FEED_FORWARD = 512, 8, 2048
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
     """The three blocks' structure and parameter counts, and the measurements on replacing one by another."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
+        torch.manual_seed(extent.seed)
         arguments: dict[str, Any] = {"batch_first": True, "norm_first": True}
         blocks = {
             "transformer": nn.TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD, **arguments),
@@ -29,14 +29,14 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
         }
         structure = {name: describe(block) for name, block in blocks.items()}
         tell("architecture: where the block fits")
-        fits = interface(plan.seed)
+        fits = interface(extent.seed)
         tell("architecture: moving trained weights")
-        moved = transfer(plan.size((0, 1, 2), (0,)), plan.size(200, 120), plan.seed)
+        moved = transfer(extent.size((0, 1, 2), (0,)), extent.size(200, 120), extent.seed)
         tell("architecture: training anew")
-        trained = anew(plan.size((0, 1, 2), (0,)), plan.size(200, 120), plan.seed)
+        trained = anew(extent.size((0, 1, 2), (0,)), extent.size(200, 120), extent.seed)
         tell("architecture: the published initialisation")
-        start = initialisation(plan.seed)
-        leaked = leak(plan.seed)
+        start = initialisation(extent.seed)
+        leaked = leak(extent.seed)
     return {
         "width": WIDTH,
         "heads": HEADS,

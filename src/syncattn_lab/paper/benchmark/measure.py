@@ -27,7 +27,7 @@ from syncattn_lab.paper.benchmark.blocks import (
 )
 from syncattn_lab.paper.operations import count
 from syncattn_lab.paper.peak import METHOD, peak_bytes
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 WIDTH, HEADS, TOP_K = 512, 8, 64
 BATCH = {128: 8, 256: 8, 512: 8, 1024: 4, 2048: 2, 4096: 1}
@@ -89,24 +89,24 @@ def tokens_of(tokens: int, batch: int, seed: int) -> Tensor:
     return torch.randn(batch, tokens, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
     """Agreement first, then times, then peaks in a new process."""
-    batches = plan.size(BATCH, QUICK_BATCH)
-    rounds, budget = plan.size(10, 5), plan.size(4.0, 0.3)
+    batches = extent.size(BATCH, QUICK_BATCH)
+    rounds, budget = extent.size(10, 5), extent.size(4.0, 0.3)
     rows = []
     for tokens, batch in batches.items():
         tell(f"benchmark: N {tokens}")
-        rows.append(_row(tokens, batch, plan, rounds, budget))
+        rows.append(_row(tokens, batch, extent, rounds, budget))
     numbers: Numbers = {
         "setting": {"width": WIDTH, "heads": HEADS, "top_k": TOP_K, "device": "cpu", "dtype": "float32"}
         | {"threads": torch.get_num_threads(), "warm_ups": 1, "most_trials": rounds},
         "rows": rows,
-        "counts": {name: counts(name, plan.seed) for name in (TRANSFORMER, DENSE, SPARSE)},
+        "counts": {name: counts(name, extent.seed) for name in (TRANSFORMER, DENSE, SPARSE)},
         "published": PUBLISHED,
     }
     tell("benchmark: peak memory, in a new process")
     cases = [
-        {"name": name, "tokens": row["tokens"], "batch": row["batch"], "seed": plan.seed}
+        {"name": name, "tokens": row["tokens"], "batch": row["batch"], "seed": extent.seed}
         for row in rows
         for name in row["contenders"]
     ]
@@ -120,11 +120,11 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
 
 
 @torch.no_grad()
-def _row(tokens: int, batch: int, plan: Plan, rounds: int, budget: float) -> dict[str, Any]:
+def _row(tokens: int, batch: int, extent: Extent, rounds: int, budget: float) -> dict[str, Any]:
     """All contenders at one number of tokens."""
-    seed = plan.seed
+    seed = extent.seed
     x = tokens_of(tokens, batch, seed)
-    names = NAMES + ((OURS_TOP_K,) if tokens <= plan.size(_TOP_K_UP_TO, 0) else ())
+    names = NAMES + ((OURS_TOP_K,) if tokens <= extent.size(_TOP_K_UP_TO, 0) else ())
     blocks = {name: make_named(name, seed) for name in names}
     row: dict[str, Any] = {"tokens": tokens, "batch": batch}
     row["agreement"] = agreement(x[:1], seed)

@@ -21,20 +21,20 @@ from syncattn_lab.paper.closed_form.pairs import (
     step,
 )
 from syncattn_lab.paper.random_blocks import random_tokens, seeded
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 TOLERANCE = 1e-6  # of S, to which pairs are integrated
 EDGE = 0.1  # S / J = cos psi*, below which a locked pair counts as near the edge
 DISTANCES = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]  # from the edge, as cos psi*
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
     return {
-        "identity": _identity(plan.size(1_000_000, 100_000), plan.seed),
-        "radius": _radius(plan.size(2_000, 300), plan.seed),
-        "pairs": _pairs(64, plan.size(3_000, 1_200), plan.seed),
-        "pass": _single_pass(64, plan.seed),
-        "slowing": _slowing(plan.size(DISTANCES, DISTANCES[:7])),
+        "identity": _identity(extent.size(1_000_000, 100_000), extent.seed),
+        "radius": _radius(extent.size(2_000, 300), extent.seed),
+        "pairs": _pairs(64, extent.size(3_000, 1_200), extent.seed),
+        "pass": _single_pass(64, extent.seed),
+        "slowing": _slowing(extent.size(DISTANCES, DISTANCES[:7])),
         "courses": _courses([0.0, 0.5, 0.8, 0.95, 1.2]),
     }
 
@@ -125,8 +125,7 @@ def _single_pass(tokens: int, seed: int) -> dict[str, Any]:
     integration does to three tolerances; both timed on the same pairs."""
     squared, kappa, alpha = _detuning(tokens, seed)
     value = random_tokens(seed, 1, 1, tokens, 16)
-    strength = (torch.tensor([x], dtype=torch.float64) for x in (kappa, alpha))
-    coupling, bandwidth = strength
+    coupling, bandwidth = (torch.tensor([x], dtype=torch.float64) for x in (kappa, alpha))
 
     def forward(frequency: Tensor) -> tuple[Tensor, ...]:
         return selective_synchronization_attention(  # type: ignore[return-value]
@@ -136,9 +135,8 @@ def _single_pass(tokens: int, seed: int) -> dict[str, Any]:
     spread = random_tokens(seed, 1, 1, tokens, 4)
     radius = float(locking.locking_radius(kappa, alpha))
     at_edge = torch.zeros_like(spread)
-    at_edge[..., ::2, 0] = radius * (
-        1 - 1e-9
-    )  # every second token, so that half of the pairs are at the edge
+    # every second token, so that half of the pairs are at the edge
+    at_edge[..., ::2, 0] = radius * (1 - 1e-9)
     kernel = locking.coupling_kernel(squared, alpha)
     ratio = squared.sqrt() / (kappa * kernel)
     inner = locking.synchronization(squared, kappa, alpha) > EDGE * kernel

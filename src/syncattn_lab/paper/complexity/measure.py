@@ -22,7 +22,7 @@ from syncattn.bench.published import published_attention
 from syncattn.bench.timing import Clock, Runner, interleave
 from syncattn_lab.paper.operations import count, exponent
 from syncattn_lab.paper.peak import peak_bytes
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 WIDTH, TOP_K, HEADS = 64, 64, 2  # m = d and k as the paper's benchmark has them; two heads, for speed
 FREQ_DIM, WINDOW, PARTNERS, DENSITY = 8, 128, 64, 0.05  # of ours
@@ -58,10 +58,8 @@ def _published(tokens: int, top_k: int | None, seed: int) -> tuple[Runner, list[
     generator = torch.Generator().manual_seed(seed)
     frequency, value = (torch.randn(1, tokens, HEADS, WIDTH, generator=generator) for _ in range(2))
     coupling, bandwidth = (x.expand(HEADS) for x in locking.calibrate(torch.tensor(0.5), WIDTH, 1.0))
-    return partial(published_attention, frequency, value, coupling, bandwidth, top_k=top_k), [
-        frequency,
-        value,
-    ]
+    run = partial(published_attention, frequency, value, coupling, bandwidth, top_k=top_k)
+    return run, [frequency, value]
 
 
 def ours_case(name: str, tokens: int) -> Case:
@@ -99,24 +97,24 @@ def quadratic(counts: list[int], sizes: list[int]) -> tuple[Fraction, Fraction, 
     return a, b, f - a * x * x - b * x
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
     """Counts, times, peaks; see the module's constants for the settings."""
-    published = plan.size([512, 1024, 2048, 4096], [256, 512, 1024])
-    lengths = plan.size([2048, 4096, 8192, 16384], [1024, 2048, 4096])
-    drifting = plan.size([4096, 8192, 16384, 32768], [2048, 4096, 8192])
+    published = extent.size([512, 1024, 2048, 4096], [256, 512, 1024])
+    lengths = extent.size([2048, 4096, 8192, 16384], [1024, 2048, 4096])
+    drifting = extent.size([4096, 8192, 16384, 32768], [2048, 4096, 8192])
     sizes = {DENSE: published, SPARSE: published}
     sizes |= {FIXED: lengths, CONTENT: lengths, ONE: lengths, DRIFT: drifting}
     numbers: Numbers = {
         "setting": {"heads": HEADS, "head_dim": WIDTH, "top_k": TOP_K, "freq_dim": FREQ_DIM}
         | {"window": WINDOW, "partners": PARTNERS, "threads": torch.get_num_threads(), "device": "cpu"},
         "counts": _counts(),
-        "sorted": _sorted(plan),
+        "sorted": _sorted(extent),
     }
     tell("complexity: times")
-    numbers["series"] = {name: _series(name, sizes[name], plan) for name in sizes}
-    numbers["density"] = _by_density(plan)
+    numbers["series"] = {name: _series(name, sizes[name], extent) for name in sizes}
+    numbers["density"] = _by_density(extent)
     tell("complexity: peak memory, in a new process")
-    cases = [{"name": name, "tokens": n, "seed": plan.seed} for name in sizes for n in sizes[name]]
+    cases = [{"name": name, "tokens": n, "seed": extent.seed} for name in sizes for n in sizes[name]]
     found = peak_bytes("syncattn_lab.paper.complexity.measure:make", cases)
     if isinstance(found, str):
         numbers["no_memory"] = found
@@ -129,16 +127,16 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
     return numbers
 
 
-def _series(name: str, sizes: list[int], plan: Plan) -> dict[str, Any]:
+def _series(name: str, sizes: list[int], extent: Extent) -> dict[str, Any]:
     """Seconds of one form, by size and round; of ours the pairs that it looks at as well."""
-    runners: dict[str, Runner] = {str(tokens): make(name, tokens, plan.seed)[0] for tokens in sizes}
-    found = interleave(runners, WorkClock("cpu"), rounds=plan.size(7, 5), budget=plan.size(5.0, 0.5))
+    runners: dict[str, Runner] = {str(tokens): make(name, tokens, extent.seed)[0] for tokens in sizes}
+    found = interleave(runners, WorkClock("cpu"), rounds=extent.size(7, 5), budget=extent.size(5.0, 0.5))
     series: dict[str, Any] = {"tokens": sizes, "seconds": [found[str(tokens)] for tokens in sizes]}
     if name in _OURS:
-        visited = [visited_pairs(ours_case(name, tokens), plan.seed) for tokens in sizes]
+        visited = [visited_pairs(ours_case(name, tokens), extent.seed) for tokens in sizes]
         series |= {"visited": visited, "visited_exponent": exponent(sizes, visited)}
         case = ours_case(name, sizes[-1])
-        counted = count_locked(case, make_inputs(case, seed=plan.seed), _COUNTED_ROWS, plan.seed)
+        counted = count_locked(case, make_inputs(case, seed=extent.seed), _COUNTED_ROWS, extent.seed)
         series |= {"density": counted["of_all_pairs"], "keys_per_row": counted["keys_per_row"]}
     return series
 
@@ -161,18 +159,18 @@ def visited_pairs(case: Case, seed: int) -> int:
     return int((within.tril() if case.is_causal else within).sum()) * _TILE**2
 
 
-def _by_density(plan: Plan) -> dict[str, Any]:
+def _by_density(extent: Extent) -> dict[str, Any]:
     """Ours over the density, at one number of tokens: seconds by round, and operations for one head, 3 m to
     test a pair, be it locked or not, and 2 d to mix one that locks."""
-    tokens = plan.size(4096, 2048)
+    tokens = extent.size(4096, 2048)
     runners: dict[str, Runner] = {}
     counted = []
     for density in (0.01, 0.03, 0.1, 0.3, 0.9):
         case = Case("density", tokens, FREQ_DIM, WIDTH, HEADS, density=density, power=1)
-        runners[str(density)] = torch.no_grad()(_ours(case, plan.seed)[0])
-        inputs = make_inputs(case, seed=plan.seed)
-        counted.append(count_locked(case, inputs, _COUNTED_ROWS, plan.seed)["density"])
-    found = interleave(runners, WorkClock("cpu"), rounds=plan.size(9, 5), budget=plan.size(3.0, 0.5))
+        runners[str(density)] = torch.no_grad()(_ours(case, extent.seed)[0])
+        inputs = make_inputs(case, seed=extent.seed)
+        counted.append(count_locked(case, inputs, _COUNTED_ROWS, extent.seed)["density"])
+    found = interleave(runners, WorkClock("cpu"), rounds=extent.size(9, 5), budget=extent.size(3.0, 0.5))
     operations = [tokens**2 * (3 * FREQ_DIM + 2 * WIDTH * density) for density in counted]
     return {
         "tokens": tokens,
@@ -203,14 +201,14 @@ def _counts() -> dict[str, Any]:
     return found
 
 
-def _sorted(plan: Plan) -> dict[str, Any]:
+def _sorted(extent: Extent) -> dict[str, Any]:
     """One coordinate, sorted: a token's partners are a stretch, which two searches find.
 
     At each size the radius is that of PARTNERS partners a token. `locked` is counted by the operator itself,
     in float64, from its N x N matrix; `visited` is the length of the stretches.
     """
-    sizes = plan.size([512, 1024, 2048, 4096], [256, 512, 1024])
-    generator = torch.Generator().manual_seed(plan.seed)
+    sizes = extent.size([512, 1024, 2048, 4096], [256, 512, 1024])
+    generator = torch.Generator().manual_seed(extent.seed)
     visited, locked = [], []
     work: list[float] = []
     for tokens in sizes:

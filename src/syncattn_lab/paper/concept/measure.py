@@ -11,7 +11,7 @@ import torch
 
 from syncattn import kuramoto, selective_synchronization_attention
 from syncattn.locking import coupling_from_radius
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 # The only numbers that are chosen: natural frequencies, in radians per unit of time, in the sentence's order.
 # Function words turn one way, content words the other.
@@ -28,10 +28,10 @@ RADIUS = 0.9  # rho: wider than either group, narrower than the gap between them
 SHARPNESS = 1.0  # c = 2 alpha kappa^2
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
     """S of the seven tokens by the operator, and their phases by the Kuramoto equation.
 
-    Nothing is drawn at random and nothing is large, so that plan changes nothing but the span of the
+    Nothing is drawn at random and nothing is large, so that `extent` changes nothing but the span of the
     integration.
     """
     words = [word for word, _ in SENTENCE]
@@ -46,7 +46,7 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
     order = frequency.argsort()
     group = (frequency > 0).long()
     kappa, alpha = float(coupling), float(bandwidth)
-    moments = phases(frequency.numpy(), kappa, alpha, group.numpy(), plan.size(400.0, 100.0))
+    moments = phases(frequency.numpy(), kappa, alpha, group.numpy(), extent.size(400.0, 100.0))
     across = group[:, None] != group
     return {
         "words": words,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from syncattn_lab.paper import judge
-from syncattn_lab.paper.matrices import statistics
-from syncattn_lab.paper.matrices.figure import LABELS, draw_matrices, draw_statistics
+from syncattn_lab.paper.matrices.figure import draw_matrices, draw_statistics, table
 from syncattn_lab.paper.matrices.measure import measure
 from syncattn_lab.paper.section import Drawing, Numbers, Section
 
@@ -159,33 +158,6 @@ def _inductive_bias(numbers: Numbers) -> judge.Claim:
 def _of(numbers: Numbers, name: str) -> dict[str, float]:
     """A setting's statistics, averaged over heads and draws."""
     return numbers["settings"][name]["mean"]
-
-
-def table(numbers: Numbers) -> str:
-    """Every setting's statistics as Markdown, and what they mean."""
-    lines = [
-        f"Means over {numbers['heads']} heads and {numbers['draws']} draws of weights and tokens, "
-        f"{numbers['tokens']} tokens.",
-        "",
-        "| setting | density | weight on others | isolated rows | N_eff / N | N_eff / locked | total "
-        "variation | among others | sd heads / sd draws | divergence | minus masks | minus shuffled |",
-        "| --- |" + " --- |" * 11,
-    ]
-    for name, setting in numbers["settings"].items():
-        label, detail, _ = LABELS[name]
-        cells = [f"{setting['mean'][statistic]:.3f}" for statistic in statistics.PER_HEAD]
-        cells.append(f"{setting['sd_heads']:.4f} / {setting['sd_draws']:.4f}")
-        cells.append("none" if setting["divergence"] is None else f"{setting['divergence']:.4f}")
-        for over in (setting["over_masks"], setting["over_shuffled"]):
-            cells.append("none" if over is None else f"{over['mean']:+.4f} ± {over['error']:.4f}")
-        lines.append(f"| {' '.join(label.split())} ({detail}) | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Density counts pairs of different tokens. Divergence is Jensen-Shannon's between the heads, on "
-        "what each row reads from others; masks: of independent random masks of the same densities; "
-        "shuffled: with each row's own weights in random places. ±: one standard error.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 SECTION = Section(

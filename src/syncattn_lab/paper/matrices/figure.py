@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
+from syncattn_lab.paper.matrices import statistics
 from syncattn_lab.paper.section import Numbers
 
 # name -> (label, what it is, colour)
@@ -196,3 +197,30 @@ def _short(value: float) -> str:
         return "<.001"
     text = f"{abs(value):.3f}" if abs(value) < 0.1 or abs(value) > 0.99 else f"{abs(value):.2f}"
     return ("−" if value < 0 else "") + text.removeprefix("0")
+
+
+def table(numbers: Numbers) -> str:
+    """Every setting's statistics as Markdown, and what they mean."""
+    lines = [
+        f"Means over {numbers['heads']} heads and {numbers['draws']} draws of weights and tokens, "
+        f"{numbers['tokens']} tokens.",
+        "",
+        "| setting | density | weight on others | isolated rows | N_eff / N | N_eff / locked | total "
+        "variation | among others | sd heads / sd draws | divergence | minus masks | minus shuffled |",
+        "| --- |" + " --- |" * 11,
+    ]
+    for name, setting in numbers["settings"].items():
+        label, detail, _ = LABELS[name]
+        cells = [f"{setting['mean'][statistic]:.3f}" for statistic in statistics.PER_HEAD]
+        cells.append(f"{setting['sd_heads']:.4f} / {setting['sd_draws']:.4f}")
+        cells.append("none" if setting["divergence"] is None else f"{setting['divergence']:.4f}")
+        for over in (setting["over_masks"], setting["over_shuffled"]):
+            cells.append("none" if over is None else f"{over['mean']:+.4f} ± {over['error']:.4f}")
+        lines.append(f"| {' '.join(label.split())} ({detail}) | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Density counts pairs of different tokens. Divergence is Jensen-Shannon's between the heads, on "
+        "what each row reads from others; masks: of independent random masks of the same densities; "
+        "shuffled: with each row's own weights in random places. ±: one standard error.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.nn.convert import published
 from syncattn_lab.paper.matrices import statistics
 from syncattn_lab.paper.matrices.figure import encode
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 EMBED_DIM, HEADS = 512, 8
 HEAD_DIM = EMBED_DIM // HEADS
@@ -33,16 +33,16 @@ class Matrices(NamedTuple):
     allowed: Tensor
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
     """The statistics of every setting over several draws of weights and tokens; pictures of the first draw.
 
     One draw is x ~ N(0, 1) (1, N, 512) and freshly initialised layers on it.
     """
-    tokens, shown, draws = plan.size((512, 128, 8), (256, 64, 3))
+    tokens, shown, draws = extent.size((512, 128, 8), (256, 64, 3))
     found: dict[str, list[dict[str, list[float] | float | None]]] = {}
     pictures: dict[str, list[list[str]]] = {}
     for draw in range(draws):
-        generator = torch.Generator().manual_seed(7919 * plan.seed + draw)
+        generator = torch.Generator().manual_seed(7919 * extent.seed + draw)
         for name, one in draw_settings(tokens, generator).items():
             found.setdefault(name, []).append(_statistics(one, generator))
             if draw == 0:
@@ -87,8 +87,8 @@ def draw_settings(tokens: int, generator: torch.Generator) -> dict[str, Matrices
     pairs = detuning[:, statistics.others(everything).tril()]
     ladder = locking.density_ladder(*DENSITIES, HEADS)
     for name, wanted in (("calibrated", ladder), ("calibrated_alike", ladder.log().mean().exp())):
-        strengths = locking.calibrate_from_detuning(pairs, wanted, SHARPNESS)
-        found[name] = Matrices(weights(detuning, *strengths), everything)
+        calibrated = locking.calibrate_from_detuning(pairs, wanted, SHARPNESS)
+        found[name] = Matrices(weights(detuning, *calibrated), everything)
     _, weight = trainable(x, is_causal=True, need_weights=True, average_attn_weights=False)
     found["trainable"] = Matrices(weight[0].double(), earlier)
     _, weight = softmax(x, x, x, need_weights=True, average_attn_weights=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from syncattn_lab.paper import judge
 from syncattn_lab.paper.ode import figure
@@ -159,23 +160,58 @@ def _vector(numbers: Numbers) -> judge.Claim:
     )
 
 
-def _network(numbers: Numbers) -> judge.Claim:
-    networks, twice = numbers["networks"], numbers["double_count"]
-    narrow, flat = networks["separated"], networks["mean field"]
+class _Networks(NamedTuple):
+    """The integrated networks as the claim sorts them.
+
+    Attributes:
+        narrow: narrow clusters, far apart.
+        flat: the mean field.
+        strong: one broad cluster at the strongest coupling that was tried, for each of two bandwidths.
+        partly: one broad cluster, less than .9 of whose pairs lock.
+    """
+
+    narrow: Numbers
+    flat: Numbers
+    strong: list[Numbers]
+    partly: list[Numbers]
+
+    def of_partly(self, name: str) -> list[float]:
+        """A number of those that are partly locked, the least first."""
+        return sorted(one[name] for one in self.partly)
+
+
+def _sorted(networks: Numbers) -> _Networks:
+    flat = networks["mean field"]
     broad = [one for name, one in networks.items() if not name.startswith("separated")]
     strong = [
         max((one for one in broad if one["bandwidth"] == alpha), key=lambda one: one["coupling"])
         for alpha in (flat["bandwidth"], networks["broad, alpha 0.1, K 18"]["bandwidth"])
     ]
-    scanned = " and ".join(f"{one['coupling']:g} (alpha {_alpha(one)})" for one in strong)
     partly = [one for one in broad if one["locked_density"] < 0.9]
-    shares = sorted(one["locked_density"] for one in partly)
-    agreements = sorted(one["agreement"] for one in partly)
-    errors = sorted(one["error"] for one in partly)
-    rescaled = min(one["error_best_kappa"] for one in partly)
+    return _Networks(networks["separated"], flat, strong, partly)
+
+
+def _network(numbers: Numbers) -> judge.Claim:
+    found, twice = _sorted(numbers["networks"]), numbers["double_count"]
+    return judge.Claim(
+        "network-steady-state",
+        SOURCE,
+        "The synchronization of every pair of tokens is the steady state of the Kuramoto model that they "
+        "form.",
+        judge.HOLDS_IF,
+        _network_finding(found, numbers["networks"], twice),
+        (*_network_checks(found), *_pair_checks(twice)),
+    )
+
+
+def _network_finding(found: _Networks, networks: Numbers, twice: Numbers) -> str:
+    narrow, flat, strong = found.narrow, found.flat, found.strong
+    scanned = " and ".join(f"{one['coupling']:g} (alpha {figure.alpha_text(one)})" for one in strong)
+    shares, agreements, errors = map(found.of_partly, ("locked_density", "agreement", "error"))
+    rescaled = found.of_partly("error_best_kappa")[0]
     fields = [
         one[key]
-        for one in (*partly, *(networks[name] for name in networks if name.startswith("separated")))
+        for one in (*found.partly, *(networks[name] for name in networks if name.startswith("separated")))
         for key in ("error_local_field", "error_local_field_drawn")
     ]
     wide = networks.get("separated, wide")
@@ -192,12 +228,7 @@ def _network(numbers: Numbers) -> judge.Claim:
         if middle
         else ""
     )
-    return judge.Claim(
-        "network-steady-state",
-        SOURCE,
-        "The synchronization of every pair of tokens is the steady state of the Kuramoto model that they "
-        "form.",
-        judge.HOLDS_IF,
+    return (
         "It holds if the frequencies form clusters that are narrow "
         f"({narrow['spread_over_radius']:.2f} locking radii) and far apart "
         f"({narrow['gap_over_radius']:.1f}): the rule agrees with the integrated network on "
@@ -215,107 +246,91 @@ def _network(numbers: Numbers) -> judge.Claim:
         "whole. Two oscillators "
         "alone count r twice: kappa = K r with their own r loses the lock at x = "
         f"{twice['last_locked_with_r']:.3f} instead of 1, and gives {twice['cosine_at_0.8_with_r']:.3f} "
-        f"for {twice['cosine_at_0.8']:.3f} at x = .8.",
-        (
-            judge.above("separated clusters: lock agreement", narrow["agreement"], 0.99),
-            judge.above(
-                "separated clusters: lock agreement within clusters", narrow["agreement_within"], 0.99
-            ),
-            judge.below("separated clusters: mean absolute error of cos psi", narrow["error"], 0.02),
-            judge.above(
-                "separated clusters: gap between one deviation and the next, in locking radii",
-                narrow["gap_over_radius"],
-                5.0,
-            ),
-            judge.below(
-                "separated clusters: standard deviation in locking radii", narrow["spread_over_radius"], 0.25
-            ),
-            judge.below(
-                "separated clusters: mean absolute error of cos psi within clusters",
-                narrow["error_within"],
-                0.02,
-            ),
-            judge.above(
-                "broad cluster, strong coupling: smallest lock agreement",
-                min(one["agreement"] for one in strong),
-                0.99,
-            ),
-            judge.below(
-                "broad cluster, strong coupling: largest mean absolute error of cos psi",
-                max(one["error"] for one in strong),
-                0.02,
-            ),
-            judge.above(
-                "broad cluster, strong coupling: smallest locked share of the pairs",
-                min(one["locked_density"] for one in strong),
-                0.99,
-            ),
-            judge.below("broad cluster, partly locked: largest lock agreement", agreements[-1], 0.9),
-            judge.above(
-                "broad cluster, partly locked: smallest mean absolute error of cos psi", errors[0], 0.03
-            ),
-            judge.above("broad cluster, partly locked: the same with the best of all kappa", rescaled, 0.03),
-            judge.above(
-                "broad cluster, partly locked: smallest transitivity of the true locking",
-                min(one["transitivity"] for one in partly),
-                0.99,
-            ),
-            judge.below(
-                "broad cluster, partly locked: largest transitivity of the pair rule",
-                max(one["transitivity_rule"] for one in partly),
-                0.95,
-            ),
-            judge.below(
-                "mean field: error of the rank-2 form; the limit is 1 / N",
-                flat["error_local_field"],
-                1.0 / flat["size"],
-            ),
-            judge.between(
-                "x at which kappa = K r loses a pair's lock; in theory .866",
-                twice["last_locked_with_r"],
-                0.855,
-                0.867,
-            ),
-            judge.between(
-                "cos psi* with kappa = K r at x = .8; in theory .447",
-                twice["cosine_at_0.8_with_r"],
-                0.446,
-                0.449,
-            ),
-            judge.between("cos psi* of the pair at x = .8", twice["cosine_at_0.8"], 0.599, 0.601),
+        f"for {twice['cosine_at_0.8']:.3f} at x = .8."
+    )
+
+
+def _network_checks(found: _Networks) -> tuple[judge.Check, ...]:
+    narrow, flat, strong = found.narrow, found.flat, found.strong
+    return (
+        judge.above("separated clusters: lock agreement", narrow["agreement"], 0.99),
+        judge.above("separated clusters: lock agreement within clusters", narrow["agreement_within"], 0.99),
+        judge.below("separated clusters: mean absolute error of cos psi", narrow["error"], 0.02),
+        judge.above(
+            "separated clusters: gap between one deviation and the next, in locking radii",
+            narrow["gap_over_radius"],
+            5.0,
+        ),
+        judge.below(
+            "separated clusters: standard deviation in locking radii", narrow["spread_over_radius"], 0.25
+        ),
+        judge.below(
+            "separated clusters: mean absolute error of cos psi within clusters",
+            narrow["error_within"],
+            0.02,
+        ),
+        judge.above(
+            "broad cluster, strong coupling: smallest lock agreement",
+            min(one["agreement"] for one in strong),
+            0.99,
+        ),
+        judge.below(
+            "broad cluster, strong coupling: largest mean absolute error of cos psi",
+            max(one["error"] for one in strong),
+            0.02,
+        ),
+        judge.above(
+            "broad cluster, strong coupling: smallest locked share of the pairs",
+            min(one["locked_density"] for one in strong),
+            0.99,
+        ),
+        judge.below(
+            "broad cluster, partly locked: largest lock agreement", found.of_partly("agreement")[-1], 0.9
+        ),
+        judge.above(
+            "broad cluster, partly locked: smallest mean absolute error of cos psi",
+            found.of_partly("error")[0],
+            0.03,
+        ),
+        judge.above(
+            "broad cluster, partly locked: the same with the best of all kappa",
+            found.of_partly("error_best_kappa")[0],
+            0.03,
+        ),
+        judge.above(
+            "broad cluster, partly locked: smallest transitivity of the true locking",
+            found.of_partly("transitivity")[0],
+            0.99,
+        ),
+        judge.below(
+            "broad cluster, partly locked: largest transitivity of the pair rule",
+            found.of_partly("transitivity_rule")[-1],
+            0.95,
+        ),
+        judge.below(
+            "mean field: error of the rank-2 form; the limit is 1 / N",
+            flat["error_local_field"],
+            1.0 / flat["size"],
         ),
     )
 
 
-def _alpha(one: Numbers) -> str:
-    # The library takes no alpha of 0: the mean field has one that makes no difference.
-    return "0" if one["bandwidth"] < 1e-9 else f"{one['bandwidth']:g}"
-
-
-def table(numbers: Numbers) -> str:
-    """The networks, each a line; means over a network of even and one of drawn frequencies."""
-    lines = [
-        "| network | K | bandwidth | r | locked pairs | by the rule | agreement | error of cos | within "
-        "clusters | with the best kappa | error of the local field | transitivity | of the rule |",
-        "| --- |" + " --- |" * 12,
-    ]
-    for name, one in numbers["networks"].items():
-        cells = [
-            f"{one['coupling']:g}",
-            _alpha(one),
-            f"{sum(one['r']) / len(one['r']):.2f}",
-            f"{one['locked_density']:.3f}",
-            f"{one['rule_density']:.3f}",
-            f"{one['agreement']:.3f}",
-            f"{one['error']:.4f}",
-            f"{one['error_within']:.4f}",
-            f"{one['error_best_kappa']:.4f}",
-            f"{one['error_local_field']:.4f}, {one['error_local_field_drawn']:.4f}",
-            f"{one['transitivity']:.3f}",
-            f"{one['transitivity_rule']:.3f}",
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def _pair_checks(twice: Numbers) -> tuple[judge.Check, ...]:
+    return (
+        judge.between(
+            "x at which kappa = K r loses a pair's lock; in theory .866",
+            twice["last_locked_with_r"],
+            0.855,
+            0.867,
+        ),
+        judge.between(
+            "cos psi* with kappa = K r at x = .8; in theory .447",
+            twice["cosine_at_0.8_with_r"],
+            0.446,
+            0.449,
+        ),
+        judge.between("cos psi* of the pair at x = .8", twice["cosine_at_0.8"], 0.599, 0.601),
+    )
 
 
 SECTION = Section(
@@ -332,5 +347,5 @@ SECTION = Section(
         Drawing("ode-order-parameter", "The order parameter against the coupling", figure.order_parameter),
         Drawing("ode-network", "The pair formula against the integrated network", figure.network),
     ),
-    table,
+    figure.table,
 )

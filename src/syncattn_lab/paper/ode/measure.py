@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from syncattn_lab.paper.ode import networks, oscillators
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
     """Integrate pairs, vector pairs, populations and networks."""
     parts = {
         "pairs": ("two oscillators, 200 beats", oscillators.pairs),
@@ -21,5 +21,5 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
     numbers: Numbers = {}
     for name, (line, part) in parts.items():
         tell(f"ode: {line}")
-        numbers[name] = part(plan)
+        numbers[name] = part(extent)
     return numbers

@@ -11,15 +11,15 @@ from torch import Generator, Tensor
 from syncattn import kuramoto
 from syncattn.locking import locking_radius
 from syncattn_lab.paper.ode.oscillators import TURN, generator, rounded, share
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 
-def networks(plan: Plan) -> Numbers:
+def networks(extent: Extent) -> Numbers:
     """What locks in networks of one broad cluster and of separated clusters, and what the formula says.
 
     The broad cluster is scanned over K at two bandwidths, from a part of it locked to all of it.
     """
-    draw = generator(plan, 4)
+    draw = generator(extent, 4)
     broad: dict[str, Any] = {"centres": 1, "gap": 0.0, "spread": 1.0, "shown": False}
     cases = {
         "mean field": broad | {"coupling": 2.0, "bandwidth": 1e-12},
@@ -49,10 +49,10 @@ def networks(plan: Plan) -> Numbers:
             "shown": False,
         },
     }
-    if plan.quick:
+    if extent.quick:
         few = ("mean field", "mean field, K 6", "broad, alpha 0.1, K 18", "broad, alpha 0.5", "separated")
         cases = {name: cases[name] for name in few}
-    size, settle, duration = plan.size(120, 60), plan.size(200.0, 100.0), plan.size(800.0, 300.0)
+    size, settle, duration = extent.size(120, 60), extent.size(200.0, 100.0), extent.size(800.0, 300.0)
     frequency = torch.stack([_frequencies(draw, size, **case) for case in cases.values()])  # (C, 2, N)
     coupling, bandwidth = (
         torch.tensor([case[key] for case in cases.values()], dtype=torch.float64)

@@ -13,20 +13,20 @@ from syncattn.kuramoto.vector import vector_derivative
 from syncattn.locking import gaussian_density, gaussian_radius
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.nn.convert import published
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 TURN = 2.0 * math.pi
 BEATS = 200.5  # no whole number: the period must not help the average
 EDGE = 0.01  # pairs with |x - 1| below this are left out
 
 
-def pairs(plan: Plan) -> Numbers:
+def pairs(extent: Extent) -> Numbers:
     """Two oscillators, x = dw / k on both sides of 1, by scipy and by torch against the closed form.
 
     Units: a locked pair relaxes at rate 1, a drifting one beats at 1 radian per time, whatever its x.
     """
-    draw = generator(plan, 1)
-    near = plan.size(1.0 + EDGE, 1.25)  # closer pairs turn in sudden slips, which need a small step
+    draw = generator(extent, 1)
+    near = extent.size(1.0 + EDGE, 1.25)  # closer pairs turn in sudden slips, which need a small step
     inside = torch.cat((_numbers(0.0, 0.5, 0.9, 1.0 - EDGE), _uniform(draw, 24, 0.0, 1.0 - EDGE)))
     outside = torch.cat((_numbers(near, 1.5, 3.0), _uniform(draw, 9, near, 4.0)))
     inside, outside = (x * _signs(draw, len(x)) for x in (inside, outside))
@@ -48,7 +48,7 @@ def pairs(plan: Plan) -> Numbers:
     duration = BEATS * TURN
     turning = kuramoto.solve_pair(outside * pull, pull, duration=duration, rtol=1e-7, atol=1e-9)
     run = kuramoto.simulate(
-        *_two(outside * pull), pull, duration=duration, step=plan.size(0.05, 0.2), pairs=True
+        *_two(outside * pull), pull, duration=duration, step=extent.size(0.05, 0.2), pairs=True
     )
     assert run.mean_cosine is not None
     quadrature = kuramoto.mean_phasor(outside).imag
@@ -68,9 +68,9 @@ def pairs(plan: Plan) -> Numbers:
     return {"locked": locked, "drifting": drifting}
 
 
-def double_count(plan: Plan) -> Numbers:
+def double_count(extent: Extent) -> Numbers:
     """The pair's own r put into kappa = K r, as the operator has it: where it says that the lock ends."""
-    ratio = torch.cat((_numbers(0.8), torch.linspace(0.5, 0.99, plan.size(491, 99), dtype=torch.float64)))
+    ratio = torch.cat((_numbers(0.8), torch.linspace(0.5, 0.99, extent.size(491, 99), dtype=torch.float64)))
     pull = 1.0 / torch.sqrt(1.0 - ratio * ratio)
     motion = kuramoto.solve_pair(ratio * pull, pull, duration=30.0)
     with_r = torch.sqrt((1.0 - (ratio / motion.coherence) ** 2).clamp(min=0.0))
@@ -82,13 +82,13 @@ def double_count(plan: Plan) -> Numbers:
     }
 
 
-def vector(plan: Plan) -> Numbers:
+def vector(extent: Extent) -> Numbers:
     """The vector form: its fixed point, its stability, and m Kuramoto pairs in its place."""
-    draw = generator(plan, 2)
+    draw = generator(extent, 2)
     error, formula_error, largest = 0.0, 0.0, -math.inf
-    sizes = plan.size((1, 2, 3, 4, 8, 16, 64), (2, 16))
+    sizes = extent.size((1, 2, 3, 4, 8, 16, 64), (2, 16))
     for m in sizes:
-        count = plan.size(64, 16)
+        count = extent.size(64, 16)
         direction = _directions(draw, count, m)
         detuning = direction * _uniform(draw, count, 0.02, 0.95)[:, None]
         start = _directions(draw, count, m) * _uniform(draw, count, 0.0, 1.0)[:, None]
@@ -109,8 +109,8 @@ def vector(plan: Plan) -> Numbers:
         "largest_eigenvalue": largest,
         "error_eigenvalue": formula_error,
         "components": [
-            _components(generator(plan, 100 + m), m, plan.size(200, 150))
-            for m in plan.size((2, 4, 8, 16, 64), (2, 8))
+            _components(generator(extent, 100 + m), m, extent.size(200, 150))
+            for m in extent.size((2, 4, 8, 16, 64), (2, 8))
         ],
     }
 
@@ -141,14 +141,14 @@ def _turned(detuning: Tensor) -> Tensor:
     return torch.linalg.vector_norm(end - middle, dim=-1)
 
 
-def order(plan: Plan) -> Numbers:
+def order(extent: Extent) -> Numbers:
     """The order parameter of 2,000 oscillators on both sides of the transition, from random phases."""
-    draw = generator(plan, 3)
+    draw = generator(extent, 3)
     count = 2000
-    above = plan.size((1.12, 1.25, 1.5, 2.0, 2.75), (1.25, 2.0))
-    below = plan.size((0.3, 0.6), (0.5,))
+    above = extent.size((1.12, 1.25, 1.5, 2.0, 2.75), (1.25, 2.0))
+    below = extent.size((0.3, 0.6), (0.5,))
     ratios = torch.tensor([*below, *above], dtype=torch.float64)
-    times = {"settle": plan.size(120.0, 60.0), "duration": plan.size(80.0, 30.0)}
+    times = {"settle": extent.size(120.0, 60.0), "duration": extent.size(80.0, 30.0)}
     again = ratios.tolist().index(2.0)  # far from the transition, where r hardly wanders
     found: dict[str, Any] = {"count": count, "ratio": ratios.tolist(), "below": len(below)}
     for distribution in (kuramoto.lorentzian(), kuramoto.gaussian()):
@@ -176,14 +176,14 @@ def order(plan: Plan) -> Numbers:
                 phase[again], frequency, float(ratios[again]) * critical, step=0.2, every=2, **times
             )
             found["runge_kutta"] = abs(float(run.order_parameter) - float(r[again]))
-    found["projected"] = _projected(plan)
+    found["projected"] = _projected(extent)
     return found
 
 
-def _projected(plan: Plan) -> float:
+def _projected(extent: Extent) -> float:
     """r as the operator has it at the published init: of phases that are a linear map of random tokens."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
+        torch.manual_seed(extent.seed)
         layer = SelectiveSynchronizationAttention(64, 4, **published(16))
         x = torch.nn.functional.layer_norm(torch.randn(4, 256, 64), (64,))
     assert layer.phase_proj is not None
@@ -192,9 +192,9 @@ def _projected(plan: Plan) -> float:
     return float(kuramoto.order_parameter(phase).mean())
 
 
-def trajectories(plan: Plan) -> Numbers:
+def trajectories(extent: Extent) -> Numbers:
     """Phases on their way: pairs that lock and drift, and a network that falls into clusters."""
-    draw = generator(plan, 5)
+    draw = generator(extent, 5)
     ratio = torch.tensor([0.5, 0.9, 1.05, 1.4], dtype=torch.float64)
     run = kuramoto.simulate(*_two(ratio), 1.0, duration=32.0, step=0.05, every=4, trajectory=True)
     assert run.trajectory is not None
@@ -234,9 +234,9 @@ def _two(detuning: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(frequency), frequency
 
 
-def generator(plan: Plan, part: int) -> Generator:
+def generator(extent: Extent, part: int) -> Generator:
     """The private random numbers of one part of the section."""
-    return Generator().manual_seed(1000 * part + plan.seed)
+    return Generator().manual_seed(1000 * part + extent.seed)
 
 
 def _uniform(draw: Generator, count: int, low: float, high: float) -> Tensor:

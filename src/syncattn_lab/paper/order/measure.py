@@ -16,7 +16,7 @@ from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.nn.convert import published
 from syncattn_lab.paper.operations import count
 from syncattn_lab.paper.peak import peak_bytes
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 WIDTH, HEADS, TOKENS = 512, 8, 256
 CAUSAL_TOKENS = 512
@@ -44,31 +44,31 @@ def root_mean_square(coherence: float, tokens: float) -> float:
     return math.sqrt(coherence**2 + (1 - coherence**2) / tokens)
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
     """r at the published initialisation over random inputs, running over positions, over alike tokens."""
-    generator = torch.Generator().manual_seed(plan.seed)
+    generator = torch.Generator().manual_seed(extent.seed)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(plan.seed)
+        torch.manual_seed(extent.seed)
         layer = SelectiveSynchronizationAttention(WIDTH, HEADS, **published(PHASES))
         projection = layer.phase_proj
         assert projection is not None
         tell("order: distribution over random inputs")
-        inputs = plan.size(100, 40)
+        inputs = extent.size(100, 40)
         value = distribution(projection, inputs, generator)
-        value |= {"fresh_networks": fresh_networks(plan.size(100, 10), generator)}
+        value |= {"fresh_networks": fresh_networks(extent.size(100, 10), generator)}
         tell("order: running form")
-        running = running_form(projection, plan.size(100, 20), generator)
+        running = running_form(projection, extent.size(100, 20), generator)
         tell("order: alike tokens")
-        alike = alikeness(layer, plan.size(256, 96), generator)
+        alike = alikeness(layer, extent.size(256, 96), generator)
     counted = {
-        "sizes": (sizes := plan.size([512, 1024, 2048, 4096], [128, 256, 512])),
+        "sizes": (sizes := extent.size([512, 1024, 2048, 4096], [128, 256, 512])),
         "global": [operations_of_r(n, is_causal=False) for n in sizes],
         "causal": [operations_of_r(n, is_causal=True) for n in sizes],
         "pairs_sizes": (pairs := [64, 128, 256]),
         "pairs": [operations_of_pairs(n) for n in pairs],
     }
     tell("order: peak memory, in a new process")
-    used = memory(plan.size([2048, 4096, 8192, 16384], [1024, 2048, 4096]), plan.seed)
+    used = memory(extent.size([2048, 4096, 8192, 16384], [1024, 2048, 4096]), extent.seed)
     return {
         "width": WIDTH,
         "heads": HEADS,

@@ -30,21 +30,21 @@ from syncattn_lab.paper.random_blocks import (
     set_locking,
     set_slope,
 )
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
-    seed = plan.seed
-    lengths = plan.size([128, 256, 512, 1024, 2048, 4096], [128, 512, 2048])
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
+    seed = extent.seed
+    lengths = extent.size([128, 256, 512, 1024, 2048, 4096], [128, 512, 2048])
     return {
-        "permutation": _permutation(plan.size(128, 32), seed),
-        "own_drift": own_drift_windows(16, 128, plan.size(16, 3), seed),
-        "shared_drift": shared_drift_windows(8, plan.size(512, 256), plan.size(8, 2), seed),
-        "translation": translations(plan.size(128, 64), seed),
+        "permutation": _permutation(extent.size(128, 32), seed),
+        "own_drift": own_drift_windows(16, 128, extent.size(16, 3), seed),
+        "shared_drift": shared_drift_windows(8, extent.size(512, 256), extent.size(8, 2), seed),
+        "translation": translations(extent.size(128, 64), seed),
         "lengths": lengths,
         "extrapolation": locked_per_row(lengths, seed),
         "default_layer": default_layer_change(lengths, seed),
-        "coherence": running_coherence(lengths[-1], plan.size(16, 4), seed),
+        "coherence": running_coherence(lengths[-1], extent.size(16, 4), seed),
         "reversal": {name: reversal_gap(name, 64, seed) for name in ("own_drift", "drift")},
         "matrices": _matrices(64, seed),
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 from syncattn import locking, selective_synchronization_attention
 from syncattn.backends.select import availability
 from syncattn_lab.paper.matrices import measure as matrices
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 
 DIMENSIONS = (1, 2, 4, 8, 16, 32, 64)
 DENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
@@ -26,16 +26,16 @@ OFF_BY = 1.25  # the factor by which a radius is set wrong
 SURELY = 1e-3  # pairs whose sqrt(D) is this close to kappa J, relatively, are left to rounding
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
     """Zeros of every backend, densities of drawn pairs beside the law and of the published settings."""
-    generator = torch.Generator().manual_seed(plan.seed)
-    pairs = plan.size(200_000, 20_000)
+    generator = torch.Generator().manual_seed(extent.seed)
+    pairs = extent.size(200_000, 20_000)
     numbers: Numbers = {
         "pairs": pairs,
         "variance": VARIANCE,
         "surely": SURELY,
         "off_by": OFF_BY,
-        "zeros": _zeros(plan.size(128, 64), generator),
+        "zeros": _zeros(extent.size(128, 64), generator),
     }
     tell("sparsity: zeros counted")
     numbers["law"] = [_law(m, pairs, generator) for m in DIMENSIONS]
@@ -43,7 +43,7 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
     numbers["mixtures"] = [_mixture(m, *mixture, pairs, generator) for m, mixture in MIXTURES.items()]
     tell("sparsity: mixtures measured")
     numbers["layer"] = _layer(512, generator)
-    numbers["published"] = _published(plan.size(512, 256), generator)
+    numbers["published"] = _published(extent.size(512, 256), generator)
     return numbers
 
 
@@ -63,10 +63,10 @@ def _zeros(tokens: int, generator: torch.Generator) -> Numbers:
             frequency = w.to(dtype)
             locks = _surely(frequency.double(), coupling.double(), bandwidth.double())
             value = torch.eye(tokens, dtype=dtype).expand(1, heads, -1, -1)
-            strengths = (coupling.to(frequency.dtype), bandwidth.to(frequency.dtype))
+            locking_of_heads = (coupling.to(frequency.dtype), bandwidth.to(frequency.dtype))
             if dtype in (torch.bfloat16, torch.float16):
-                strengths = (coupling, bandwidth)
-            weight = _attend(frequency, value, strengths, backend)
+                locking_of_heads = (coupling, bandwidth)
+            weight = _attend(frequency, value, locking_of_heads, backend)
             name = f"{backend}, {str(dtype).removeprefix('torch.')}"
             found[name] = {
                 "unlocked": int((locks < 0).sum()),
@@ -74,7 +74,7 @@ def _zeros(tokens: int, generator: torch.Generator) -> Numbers:
                 "unlocked_not_zero": int((weight[locks < 0] != 0).sum()),
                 "locked_zero": int((weight[locks > 0] == 0).sum()),
                 "negative": int((weight < 0).sum()),
-                **_changed(frequency, value, strengths, backend, locks),
+                **_changed(frequency, value, locking_of_heads, backend, locks),
             }
     return found
 
@@ -91,13 +91,17 @@ def _surely(frequency: Tensor, coupling: Tensor, bandwidth: Tensor) -> Tensor:
 
 
 def _changed(
-    frequency: Tensor, value: Tensor, strengths: tuple[Tensor, Tensor], backend: str, locks: Tensor
+    frequency: Tensor,
+    value: Tensor,
+    locking_of_heads: tuple[Tensor, Tensor],
+    backend: str,
+    locks: Tensor,
 ) -> dict[str, int]:
     """Rows whose output changes in any bit when the first token's value becomes 30,000."""
     other = value.clone()
     other[:, :, 0] = 3e4  # float16 ends at 65,504
-    before = _attend(frequency, value, strengths, backend)
-    after = _attend(frequency, other, strengths, backend)
+    before = _attend(frequency, value, locking_of_heads, backend)
+    after = _attend(frequency, other, locking_of_heads, backend)
     changed = (before != after).any(-1)  # (1, H, N)
     return {
         "rows_without_it_changed": int((changed & (locks[..., 0] < 0)).sum()),
@@ -105,8 +109,10 @@ def _changed(
     }
 
 
-def _attend(frequency: Tensor, value: Tensor, strengths: tuple[Tensor, Tensor], backend: str) -> Tensor:
-    out = selective_synchronization_attention(frequency, frequency, value, *strengths, backend=backend)
+def _attend(
+    frequency: Tensor, value: Tensor, locking_of_heads: tuple[Tensor, Tensor], backend: str
+) -> Tensor:
+    out = selective_synchronization_attention(frequency, frequency, value, *locking_of_heads, backend=backend)
     assert isinstance(out, Tensor)
     return out
 
@@ -213,13 +219,13 @@ def _layer(tokens: int, generator: torch.Generator) -> list[Numbers]:
     detuning = torch.stack(heads)
     found = []
     for density in (0.05, 0.5):
-        strengths = locking.calibrate(density, m, SHARPNESS, torch.tensor([VARIANCE]).double())
+        locking_of_heads = locking.calibrate(density, m, SHARPNESS, torch.tensor([VARIANCE]).double())
         quantile, effective = chi2.ppf(density, m), m / (1 + m / embed_dim)
         found.append(
             {
                 "law": density,
                 "corrected": float(chi2.cdf(quantile * effective / m, effective)),
-                "measured": _locked_share(detuning, *strengths),
+                "measured": _locked_share(detuning, *locking_of_heads),
             }
         )
     return found

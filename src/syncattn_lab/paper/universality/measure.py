@@ -16,7 +16,7 @@ from syncattn_lab.paper.random_blocks import (
     run_blocks,
     seeded,
 )
-from syncattn_lab.paper.section import Numbers, Plan
+from syncattn_lab.paper.section import Extent, Numbers
 from syncattn_lab.paper.universality.constructions import (
     ExactBlock,
     SequenceNetwork,
@@ -34,22 +34,22 @@ from syncattn_lab.paper.universality.heads import (
 WIDTH, HEADS = 16, 4
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> Numbers:
-    tokens, depth = plan.size(64, 32), plan.size(4, 2)
+def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
+    tokens, depth = extent.size(64, 32), extent.size(4, 2)
     couplings = [10.0**k for k in range(2, 9)]
     return {
         "tokens": tokens,
         "depth": depth,
-        "without_position": _without_position(tokens, depth, plan.seed),
-        "constant": _constant_sequences(tokens, depth, plan.seed),
+        "without_position": _without_position(tokens, depth, extent.seed),
+        "constant": _constant_sequences(tokens, depth, extent.seed),
         "deviation": [
-            _deviation(hinges, tokens, plan.seed) for hinges in plan.size((16, 64, 256, 1024), (16, 64))
+            _deviation(hinges, tokens, extent.seed) for hinges in extent.size((16, 64, 256, 1024), (16, 64))
         ],
-        "sequence": _whole_sequence(plan.size(16, 8), 3, plan.seed),
-        "softmax_limit": softmax_limit(couplings, tokens, 8, plan.seed),
-        "symmetric": symmetric_heads(plan.size(4, 1), plan.size(64, 32), 4, plan.seed),
+        "sequence": _whole_sequence(extent.size(16, 8), 3, extent.seed),
+        "softmax_limit": softmax_limit(couplings, tokens, 8, extent.seed),
+        "symmetric": symmetric_heads(extent.size(4, 1), extent.size(64, 32), 4, extent.seed),
         "previous_token": previous_token(12),
-        "what_followed": what_followed(tokens, plan.seed),
+        "what_followed": what_followed(tokens, extent.seed),
     }
 
 

@@ -1,0 +1,63 @@
+"""What the options of a layer may be: the layer asks, and so do the configurations of models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from syncattn.backends.call import FRAMES
+from syncattn.checks import check_choice, check_count, check_real, checked_range
+
+POSITIONS = ("drift", "own_drift", "rotary", "none")
+PARAMETRISATIONS = ("log", "softplus")
+
+
+def check_frequency(freq_dim: int, position: str, window_range: Sequence[float], delay: float) -> None:
+    """Make sure that the options of a `Frequency` are in range.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+    check_count("freq_dim", freq_dim)
+    check_choice("position", position, POSITIONS)
+    if position == "own_drift" and freq_dim < 2:
+        raise ValueError(f"position='own_drift' needs freq_dim of at least 2, got {freq_dim}")
+    if position == "rotary" and freq_dim % 2:
+        raise ValueError(f"position='rotary' needs an even freq_dim, got {freq_dim}")
+    checked_range("window_range", window_range, math.inf)
+    check_delay(delay)
+
+
+def check_delay(delay: float) -> None:
+    """Make sure that a delay is a fraction of the heads.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    check_real("delay", delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+def check_synchronization(frame: str, power: float, edge: float, eps: float, top_k: int | None) -> None:
+    """Make sure that the options which a layer passes to the operator are in range.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+    check_choice("frame", frame, FRAMES)
+    check_real("power", power, "positive and finite", lambda x: 0 < x < math.inf)
+    for name, value in (("edge", edge), ("eps", eps)):
+        check_real(name, value, "at least 0 and finite", lambda x: 0 <= x < math.inf)
+    if top_k is not None:
+        check_count("top_k", top_k)
+
+
+def check_start(density_range: Sequence[float] | None, sharpness: float, parametrisation: str) -> None:
+    """Make sure that the options which say how a layer starts are in range.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+    check_choice("parametrisation", parametrisation, PARAMETRISATIONS)
+    check_real("sharpness", sharpness, "positive and finite", lambda x: 0 < x < math.inf)
+    if density_range is not None:
+        checked_range("density_range", density_range, 1.0)
