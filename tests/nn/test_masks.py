@@ -239,8 +239,8 @@ def test_who_looks_back_only_where_it_may(layer, tokens):
     x = tokens(2, LENGTH)
     forms = 1 + (layer.frequency.delay > 0) + (layer.shift is not None)
     for mask, want in (("nothing", 1), ("future", 1), ("other texts", 1), ("outside of a window", forms)):
-        arguments = layer._operator_arguments(x, x, x, None, draw_mask(mask, LENGTH, LENGTH, 0), False, None)
-        assert arguments["send"].shape[2] == want * LENGTH, mask
+        call = layer.operator_call(x, attn_mask=draw_mask(mask, LENGTH, LENGTH, 0))
+        assert call.send.shape[2] == want * LENGTH, mask
 
 
 def test_densities_count_pairs_not_forms(build, tokens):

@@ -126,14 +126,23 @@ class SoftmaxAttention(nn.Module):
         allowed = allowed_by_mask(attn_mask, batch, self.num_heads, tokens, tokens)
         position = positions(real, tokens, None if state is None else state.count, x.device)
 
+        last_input = None
+        if state is not None and self.shift is not None:
+            last_input = last_real_input(x, real, state.last_input)
         q, k, v = self._project(x, real, state)  # (B, H, N, d) each
         if self.position == "rotary":
             q, k = rotate(q, position), rotate(k, position)
         emitted, k = k, self._delay_by_one(k, real, None if state is None else state.last_emitted)
+        after = None
         if state is not None:
-            state.last_emitted = last_real(emitted, real, state.last_emitted)
-            state.count = position[:, -1:].expand(batch, 1) + 1
-            k, v, real = state.append(k, v, real)
+            after = state.extended(
+                k,
+                v,
+                real,
+                last_emitted=last_real(emitted, real, state.last_emitted),
+                last_input=last_input,
+            )
+            k, v, real = after.held
 
         keys = k.shape[2]
         # SDPA's own causal mask, the fastest, takes neither another mask nor a bias, and needs a square.
@@ -158,6 +167,8 @@ class SoftmaxAttention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=square)
         out = out if seen is None else out * seen
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
+        if state is not None and after is not None:
+            state.become_(after)  # the last step: whatever fails, the past is as it was
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
     def extra_repr(self) -> str:
@@ -175,8 +186,6 @@ class SoftmaxAttention(nn.Module):
             q, k, v = self.in_proj(x).unflatten(-1, (3, *heads)).permute(2, 0, 3, 1, 4)
             return q, k, v
         before = None if state is None else state.last_input
-        if state is not None:
-            state.last_input = last_real_input(x, real, before)
         sizes, bias = (2 * self.embed_dim, self.embed_dim), self.in_proj.bias
         weights = self.in_proj.weight.split(sizes)
         biases = (None, None) if bias is None else bias.split(sizes)
@@ -188,7 +197,7 @@ class SoftmaxAttention(nn.Module):
         """Keys (B, H, N, d); in delayed heads that of the real token before, at first `last` or 0."""
         if self.delay == 0:
             return keys
-        first = torch.zeros_like(keys[:, :, 0]) if last is None else last
+        first = keys.new_zeros(*keys.shape[:2], keys.shape[3]) if last is None else last
         previous = shift_by_one(keys, first, real)
         return torch.where(self.delayed[:, None, None], previous, keys)
 

@@ -73,7 +73,9 @@ def real_tokens(key_padding_mask: Tensor | None, batch: int, keys: int) -> Tenso
     return ~key_padding_mask
 
 
-def allowed_by_mask(attn_mask: Tensor | None, batch: int, heads: int, queries: int, keys: int) -> Tensor | None:
+def allowed_by_mask(
+    attn_mask: Tensor | None, batch: int, heads: int, queries: int, keys: int
+) -> Tensor | None:
     """`nn.MultiheadAttention`'s attn_mask as a 4-D boolean one, True = may attend."""
     if attn_mask is None:
         return None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from syncattn import order_parameter, selective_synchronization_attention
 from syncattn.locking import calibrate_from_detuning
 from syncattn.nn import OSNBlock, SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 
 # Small: what is asked here is whether something works at all, not how well.
 WIDTH, HEADS, FEED_FORWARD = 64, 4, 128

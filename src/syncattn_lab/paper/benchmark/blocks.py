@@ -17,7 +17,7 @@ from syncattn import locking
 from syncattn.bench.published import published_attention
 from syncattn.functional import order_parameter
 from syncattn.nn import OSNBlock, SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 
 
 class PublishedAttention(SelectiveSynchronizationAttention):

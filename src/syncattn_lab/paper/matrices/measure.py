@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from syncattn import locking, order_parameter
 from syncattn.nn import SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 from syncattn_lab.paper.matrices import statistics
 from syncattn_lab.paper.matrices.figure import encode
 from syncattn_lab.paper.section import Extent, Numbers
