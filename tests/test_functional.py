@@ -262,15 +262,15 @@ def test_top_k_among_equal_tokens_keeps_the_earlier(backend, seed, same, frame, 
         w = vocabulary[torch.randint(4, (1, 1, 15), generator=g)]
         send = w if same else w.clone()
         value = torch.randn(1, 1, 15, 2, generator=g, dtype=torch.float64)
-        strength = locking.coupling_from_radius(torch.tensor([2.0 * m**0.5], dtype=torch.float64), 2.0)
-        want = naive(w, send, value, *strength, top_k=k, frame=frame)[0]
+        coupled = locking.coupling_from_radius(torch.tensor([2.0 * m**0.5], dtype=torch.float64), 2.0)
+        want = naive(w, send, value, *coupled, top_k=k, frame=frame)[0]
         for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
             w32 = w.to(dtype)
             arguments = (
                 w32,
                 w32 if same else send.to(dtype),
                 value.to(dtype),
-                *(x.to(dtype) for x in strength),
+                *(x.to(dtype) for x in coupled),
             )
             out = attention(*arguments, top_k=k, frame=frame, backend=backend)
             assert (out.double() - want).abs().max() < tolerance, (m, dtype)

@@ -25,12 +25,6 @@ LEVELS = (
 )
 """The rooms of the library from the ground up: modules and packages of `syncattn`."""
 
-EXCEPTIONS = {
-    ("syncattn.nn.arguments", "syncattn.nn.attention"): "the layer's arguments read the layer",
-    ("syncattn.nn.attention", "syncattn.nn.convert"): "a layer is made from the published parameters",
-}
-"""Imports (importer, imported) that the tests leave out, each with its reason."""
-
 
 def modules() -> dict[str, Path]:
     """Every module of the sources by its name; a package is its __init__ file."""
@@ -59,15 +53,11 @@ def imports_of(name: str, source: str, known: set[str]) -> set[str]:
 
 
 def graph() -> dict[str, set[str]]:
-    """Who imports whom, without the exceptions."""
+    """Who imports whom."""
     known = modules()
-    edges = {
+    return {
         name: imports_of(name, path.read_text(encoding="utf-8"), set(known)) for name, path in known.items()
     }
-    for importer, imported in EXCEPTIONS:
-        assert imported in edges[importer], f"{importer} no longer imports {imported}: remove the exception"
-        edges[importer].remove(imported)
-    return edges
 
 
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:

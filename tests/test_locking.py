@@ -86,13 +86,13 @@ class TestSynchronization:
         detuning = torch.linspace(0.0, 1.3, 50, dtype=DOUBLE).requires_grad_()
         kappa = torch.full_like(detuning, 2.0).detach().requires_grad_()
         alpha = torch.full_like(detuning, 0.3).detach().requires_grad_()
-        strength = locking.synchronization(detuning, kappa, alpha)
-        assert (strength > 0).all()
-        by_detuning, by_kappa, by_alpha = torch.autograd.grad(strength.sum(), (detuning, kappa, alpha))
+        sync = locking.synchronization(detuning, kappa, alpha)
+        assert (sync > 0).all()
+        by_detuning, by_kappa, by_alpha = torch.autograd.grad(sync.sum(), (detuning, kappa, alpha))
         squared_kernel = torch.exp(-2 * alpha * detuning)
-        torch.testing.assert_close(by_detuning, -(alpha * squared_kernel + 0.5 / kappa**2) / strength)
-        torch.testing.assert_close(by_alpha, -detuning * squared_kernel / strength)
-        torch.testing.assert_close(by_kappa, detuning / (kappa**3 * strength))
+        torch.testing.assert_close(by_detuning, -(alpha * squared_kernel + 0.5 / kappa**2) / sync)
+        torch.testing.assert_close(by_alpha, -detuning * squared_kernel / sync)
+        torch.testing.assert_close(by_kappa, detuning / (kappa**3 * sync))
 
     @pytest.mark.parametrize("edge", [0.0, 1e-2])
     def test_gradcheck_on_both_sides_of_the_edge(self, edge: float) -> None:
@@ -133,9 +133,9 @@ class TestSynchronization:
             inputs = [
                 torch.tensor(x, dtype=dtype, requires_grad=True) for x in (detuning, coupling, bandwidth)
             ]
-            strength = locking.synchronization(*inputs, edge=edge)
-            assert strength == 0
-            assert all(grad == 0 for grad in torch.autograd.grad(strength, inputs))
+            sync = locking.synchronization(*inputs, edge=edge)
+            assert sync == 0
+            assert all(grad == 0 for grad in torch.autograd.grad(sync, inputs))
 
     def test_nan_shows(self) -> None:
         nan = torch.tensor(math.nan)
@@ -153,8 +153,8 @@ class TestSynchronization:
             return  # rounding decides
         locked = bool(d <= squared_radius)
         assert bool(locking.locking_margin(d, k, a) >= 0) == locked
-        strength = float(locking.synchronization(d, k, a))
-        assert (strength > 0) == locked and 0 <= strength <= 1
+        sync = float(locking.synchronization(d, k, a))
+        assert (sync > 0) == locked and 0 <= sync <= 1
         assert (float(locking.synchronization(d, k, a, edge=1e-2)) > 0) == locked
 
 
@@ -279,10 +279,10 @@ class TestCalibrateFromDetuning:
     @staticmethod
     def locked(squared_detuning: torch.Tensor, coupling: torch.Tensor, bandwidth: torch.Tensor) -> list[int]:
         coupling, bandwidth = coupling[:, None], bandwidth[:, None]
-        by_strength = locking.synchronization(squared_detuning, coupling, bandwidth) > 0
+        by_sync = locking.synchronization(squared_detuning, coupling, bandwidth) > 0
         by_radius = squared_detuning.sqrt() <= locking.locking_radius(coupling, bandwidth)
-        assert torch.equal(by_strength, by_radius)
-        return by_strength.sum(-1).tolist()
+        assert torch.equal(by_sync, by_radius)
+        return by_sync.sum(-1).tolist()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("sharpness", [1e-2, 100.0, 1e6])
@@ -456,9 +456,9 @@ def test_arguments_broadcast() -> None:
 
 def test_compiles_into_one_graph_with_its_gradients() -> None:
     def loss(detuning: torch.Tensor, coupling: torch.Tensor, bandwidth: torch.Tensor) -> torch.Tensor:
-        strength = locking.synchronization(detuning, coupling, bandwidth, edge=1e-2).sum(-1)
+        sync = locking.synchronization(detuning, coupling, bandwidth, edge=1e-2).sum(-1)
         radius = locking.locking_radius(coupling, bandwidth).squeeze(-1)
-        return (strength * locking.gaussian_density(radius, 5) * locking.gaussian_radius(0.3, 5)).sum()
+        return (sync * locking.gaussian_density(radius, 5) * locking.gaussian_radius(0.3, 5)).sum()
 
     inputs = (
         torch.linspace(0, 4, 12, dtype=DOUBLE).view(2, 6).requires_grad_(),
@@ -477,7 +477,7 @@ CLOSED_FORMS = {
     "synchronization": lambda x: locking.synchronization(x, x, 2 * x, 0.1),
     "lambert": locking.lambert_w0,
     "radius": lambda x: locking.locking_radius(x, 2 * x),
-    "strength": lambda x: torch.stack(locking.coupling_from_radius(x, 2 * x)),
+    "coupling and bandwidth": lambda x: torch.stack(locking.coupling_from_radius(x, 2 * x)),
     "density": lambda x: locking.gaussian_density(x, 5),
     "quantile": lambda x: locking.gaussian_radius(0.4 * x, 5),
     "calibrated": lambda x: torch.stack(locking.calibrate(0.4 * x, 5, 100.0)),

@@ -75,9 +75,9 @@ def make_head() -> Head:
         w = layer.frequency.emit(x, torch.arange(len(WORDS))[None])  # (1, 1, N, 2)
         value = torch.eye(len(WORDS))[None, None]
         _, sync, _ = selective_synchronization_attention(
-            w, w, value, layer.coupling_strength, layer.bandwidth, return_weights=True
+            w, w, value, layer.coupling, layer.bandwidth, return_weights=True
         )
-    return Head(w[0, 0], layer.coupling_strength.detach(), layer.bandwidth.detach(), sync[0, 0])
+    return Head(w[0, 0], layer.coupling.detach(), layer.bandwidth.detach(), sync[0, 0])
 
 
 def integrate(detuning: float, pull: float, span: float, step: float = 0.005) -> tuple[Tensor, Tensor]:

@@ -100,11 +100,11 @@ def synchronization(
     unlocked = margin <= 0.0  # not `~(margin > 0)`: a NaN must pass on
     margin = torch.where(unlocked, torch.ones_like(margin), margin)
     if edge == 0.0:
-        strength = torch.sqrt(margin)
+        sync = torch.sqrt(margin)
     else:
         # sqrt(F + e^2) - e without the cancellation
-        strength = margin / (torch.sqrt(margin + edge * edge) + edge)
-    return torch.where(unlocked, torch.zeros_like(strength), strength).to(dtype)
+        sync = margin / (torch.sqrt(margin + edge * edge) + edge)
+    return torch.where(unlocked, torch.zeros_like(sync), sync).to(dtype)
 
 
 def lambert_w0(z: Tensor | float) -> Tensor:

@@ -26,7 +26,7 @@ def softmax_error(dtype):
     return (compute(q, k, v).double() - compute(q.double(), k.double(), v.double())).abs().max()
 
 
-def strength(m, dtype):
+def locking_pair(m, dtype):
     ladder = locking.density_ladder(0.05, 0.5, H).double()
     return [x.to(dtype) for x in locking.calibrate(ladder, m, 100.0)]
 
@@ -82,7 +82,7 @@ def test_error(frame, power, dtype, m, backend):
     send = (torch.randn(B, H, M, m, generator=g) + 2).to(dtype)
     value = torch.randn(B, H, M, D, generator=g).to(dtype)
     options = {"power": power, "frame": frame}
-    check(receive, send, value, *strength(m, dtype), options, backend)
+    check(receive, send, value, *locking_pair(m, dtype), options, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -97,7 +97,7 @@ def test_error_far_along_a_drift(power, m, backend):
     w = torch.randn(B, H, M, m, generator=g) + position * unit
     value = torch.randn(B, H, M, D, generator=g)
     options = {"power": power, "frame": "nearest", "is_causal": True}
-    check(w, w, value, *strength(m, torch.float32), options, backend)
+    check(w, w, value, *locking_pair(m, torch.float32), options, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -116,11 +116,11 @@ def test_gradients_have_no_larger_error_than_softmax(dtype, backend):
     q, k, v = (torch.randn(B, H, n, D, generator=g).to(dtype) for n in (N, M, M))
     softmax = relative_errors(lambda q, k, v: torch.softmax(q @ k.mT / D**0.5, -1) @ v, [q, k, v])
     receive, send = (torch.randn(B, H, n, 16, generator=g).to(dtype) for n in (N, M))
-    kappa, alpha = strength(16, dtype)
+    kappa, alpha = locking_pair(16, dtype)
 
     def operator(receive, send, value):
         chosen = "eager" if value.dtype == torch.float64 else backend
-        strengths = kappa.to(value.dtype), alpha.to(value.dtype)
-        return attention(receive, send, value, *strengths, power=2, frame="nearest", backend=chosen)
+        both = kappa.to(value.dtype), alpha.to(value.dtype)
+        return attention(receive, send, value, *both, power=2, frame="nearest", backend=chosen)
 
     assert max(relative_errors(operator, [receive, send, v])) <= 2 * max(softmax)

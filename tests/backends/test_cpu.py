@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
 ]
 NEAREST = {"frame": "nearest", "power": 2}
-FORMS = [  # each of the four weights, both frames
+FORMS = [  # each of the four strengths, both frames
     {},
     {"power": 2},
     {"edge": 0.05},
@@ -123,8 +123,8 @@ def test_of_equally_near_senders_the_earliest_takes_back_the_frame(order, option
         number = number[torch.randperm(300, generator=g)]
     send = vocabulary[number][None, None]
     receive = torch.randn(1, 1, 130, 2, generator=g)
-    strength = locking.coupling_from_radius(torch.tensor([1.5]), 3.0)
-    inputs = [receive, send, torch.randn(1, 1, 300, 3, generator=g), *strength]
+    coupled = locking.coupling_from_radius(torch.tensor([1.5]), 3.0)
+    inputs = [receive, send, torch.randn(1, 1, 300, 3, generator=g), *coupled]
     for extra in ({}, {"is_causal": True, "self_coupling": False}):
         want = evaluate([x.double() for x in inputs], options | extra, "eager")[1]
         got = evaluate(inputs, options | extra, "cpu")[1]
@@ -194,13 +194,13 @@ def test_what_only_just_locks_is_not_pruned(queries, keys, m, frame, share, eval
     """All senders stand at this share of the squared locking radius, and so do the boxes of their tiles."""
     g = torch.Generator().manual_seed(0)
     base = 2.0 if frame == "nearest" else 0.0
-    strength = locking.coupling_from_radius(torch.tensor([1.5]).double(), 3.0)
+    coupled = locking.coupling_from_radius(torch.tensor([1.5]).double(), 3.0)
     place = torch.eye(m)[0] * (base + share * 1.5**2) ** 0.5
     send = place.expand(1, 1, keys, m).contiguous()
     if frame == "nearest":
         send[..., keys // 2, :] *= (base / (base + share * 1.5**2)) ** 0.5
     value = torch.randn(1, 1, keys, 2, generator=g)
-    inputs = [torch.zeros(1, 1, queries, m), send, value, *(x.float() for x in strength)]
+    inputs = [torch.zeros(1, 1, queries, m), send, value, *(x.float() for x in coupled)]
     options = {"frame": frame, "power": 2, "eps": 1.0}  # without it equal weights would have no gradient
     want, wanted = evaluate([x.double() for x in inputs], options, "eager")
     out, gradients = evaluate(inputs, options, "cpu")

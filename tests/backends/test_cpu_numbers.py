@@ -44,10 +44,10 @@ def test_a_nan_coupling_shows_wherever_it_stands_in_its_tile(row, fresh_compiler
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_tracing_records_the_operator():
     """Without gradients the operator is called past the dispatcher; a trace must still contain it."""
-    w, value, strength = torch.randn(1, 2, 9, 3), torch.randn(1, 2, 9, 5), torch.ones(2)
+    w, value, coupled = torch.randn(1, 2, 9, 3), torch.randn(1, 2, 9, 5), torch.ones(2)
 
     def call(w, value):
-        return attention(w, w, value, strength * 3, strength * 0.1, power=2, backend="cpu")
+        return attention(w, w, value, coupled * 3, coupled * 0.1, power=2, backend="cpu")
 
     traced = torch.jit.trace(call, (w, value), check_trace=False)
     other = torch.randn_like(w)

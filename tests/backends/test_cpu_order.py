@@ -221,12 +221,12 @@ def test_calls_that_order_cannot_or_need_not_help_stand_as_given(decisions, with
     assert decisions == [False]  # most pairs lock
     g = torch.Generator().manual_seed(0)
     wide = [torch.randn(1, 2, n, 16, generator=g) for n in (150, 200)]
-    strength = locking.coupling_from_radius(torch.full((2,), 4.0), 0.1)
-    within_rounding([*wide, value, *strength], {"power": 2}, "cpu")
+    coupled = locking.coupling_from_radius(torch.full((2,), 4.0), 0.1)
+    within_rounding([*wide, value, *coupled], {"power": 2}, "cpu")
     assert decisions == [False, False]  # too many coordinates: halves are no nearer
     line = clusters(1, 1, 200, 200, 1, 5)[0].sort(2).values
-    strength = locking.coupling_from_radius(torch.ones(1), 5.0)
-    within_rounding([line, line, value[:, :1], *strength], {"power": 2}, "cpu")
+    coupled = locking.coupling_from_radius(torch.ones(1), 5.0)
+    within_rounding([line, line, value[:, :1], *coupled], {"power": 2}, "cpu")
     assert decisions == [False] * 3  # they are in order
 
 
@@ -268,7 +268,7 @@ def test_every_order_is_a_permutation(decisions, monkeypatch, fresh_compiler):
 
 
 SIZES = [1, 2, 23, 24, 25, 63, 64, 65, 66, 127, 128, 129, 200]
-STRENGTHS = [0.0, 0.01, 0.2, 0.5, 1.0]
+DENSITIES = [0.0, 0.01, 0.2, 0.5, 1.0]
 
 
 def gaussian(tokens, density, m=3, d=5):
@@ -277,8 +277,8 @@ def gaussian(tokens, density, m=3, d=5):
     w = torch.randn(2, 1, tokens, m, generator=g)
     apart = torch.cat([torch.pdist(x[0].double()) for x in w]) if tokens > 1 else torch.ones(1).double()
     radius = {0.0: 0.9 * apart.min(), 1.0: 1.5 * apart.max()}.get(density, apart.quantile(density))
-    strength = (x.float() for x in locking.coupling_from_radius(radius[None], 2.0))
-    return [w, w, torch.randn(2, 1, tokens, d, generator=g), *strength]
+    coupled = (x.float() for x in locking.coupling_from_radius(radius[None], 2.0))
+    return [w, w, torch.randn(2, 1, tokens, d, generator=g), *coupled]
 
 
 @pytest.mark.parametrize("count", [1, 10**6])
@@ -286,7 +286,7 @@ def gaussian(tokens, density, m=3, d=5):
 def test_symmetric_calls_of_any_size_and_density(tokens, count, within_rounding, cores):
     """As one task a head, each pair weighed once, and as many tasks, each pair weighed twice."""
     cores(count)
-    for k, density in enumerate(STRENGTHS):
+    for k, density in enumerate(DENSITIES):
         options = FORMS[(k + tokens) % 4] | {"self_coupling": (k + tokens) % 3 > 0}  # in the absolute frame
         within_rounding(gaussian(tokens, density), options, "cpu")
 

@@ -26,8 +26,8 @@ def problem(queries=150, keys=None, heads=3, m=3, d=20, batch=1, radius=1.0, dty
     receive = torch.randn(batch, heads, queries, m, generator=g)
     send = torch.randn(batch, heads, keys or queries, m, generator=g)
     value = torch.randn(batch, heads, keys or queries, d, generator=g)
-    strength = locking.coupling_from_radius(torch.full((heads,), radius), 5.0)
-    return [x.to(dtype) for x in (receive, send, value)] + [x.float() for x in strength]
+    coupled = locking.coupling_from_radius(torch.full((heads,), radius), 5.0)
+    return [x.to(dtype) for x in (receive, send, value)] + [x.float() for x in coupled]
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def peak():
 def run(tokens, **options):
     w = torch.randn(1, 1, tokens, 4, requires_grad=True)
     value = torch.randn(1, 1, tokens, 16, requires_grad=True)
-    strength = torch.tensor([0.5]), torch.tensor([0.2])
-    out = syncattn.selective_synchronization_attention(w, w, value, *strength, backend="cpu", **options)
+    coupled = torch.tensor([0.5]), torch.tensor([0.2])
+    out = syncattn.selective_synchronization_attention(w, w, value, *coupled, backend="cpu", **options)
     out.sum().backward()
 run(256, power=2)
 run(256, power=2, is_causal=True, frame="nearest")

@@ -33,8 +33,8 @@ def calls(draw, same_under_all_defaults):
     def check(backend, options, dtype=torch.float32, tokens=40):
         if (reason := syncattn.backends.availability()[backend]) is not None:
             pytest.skip(reason)
-        receive, _, value, *strength = draw(1, 2, tokens, tokens, 3, 4, density=0.05, same=True)
-        inputs = [receive.to(dtype), None, value.to(dtype), *strength]
+        receive, _, value, *coupled = draw(1, 2, tokens, tokens, 3, 4, density=0.05, same=True)
+        inputs = [receive.to(dtype), None, value.to(dtype), *coupled]
         results = same_under_all_defaults(computation(inputs, options, backend))
         assert all(x.isfinite().all() and x.any() for x in results)
 

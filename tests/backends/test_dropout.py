@@ -87,21 +87,21 @@ def test_expectation_is_the_output_without_dropout(backend):
     g = torch.Generator().manual_seed(0)
     w = torch.randn(1, 2, 8, 3, generator=g)
     value = torch.randn(1, 2, 8, 4, generator=g)
-    strength = torch.full((2,), 5.0), torch.full((2,), 0.1)
-    want = attention(w, w, value, *strength, backend=backend)
+    coupled = torch.full((2,), 5.0), torch.full((2,), 0.1)
+    want = attention(w, w, value, *coupled, backend=backend)
     torch.manual_seed(0)
     w, value = (x.expand(500, -1, -1, -1) for x in (w, value))
-    drawn = attention(w, w, value, *strength, dropout_p=0.4, backend=backend)
+    drawn = attention(w, w, value, *coupled, dropout_p=0.4, backend=backend)
     error, spread = (drawn.mean(0) - want[0]).abs(), drawn.std(0) / len(drawn) ** 0.5
     assert (error <= 5 * spread + 1e-6).all() and (spread > 0).any()
 
 
 @every_backend
 def test_returned_weights_are_before_dropout_and_the_gradient_meets_the_same_mask(backend):
-    w, _, _, *strength = problem(batch=1, heads=1, tokens=12)
+    w, _, _, *coupled = problem(batch=1, heads=1, tokens=12)
     value = torch.randn(1, 1, 12, 12, requires_grad=True)
     torch.manual_seed(3)
-    attention(w, w, value, *strength, dropout_p=0.5, eps=0.0, backend=backend).sum().backward()
+    attention(w, w, value, *coupled, dropout_p=0.5, eps=0.0, backend=backend).sum().backward()
     torch.manual_seed(3)
     kept = attention(*problem(1, 1, 12), dropout_p=0.5, eps=0.0, backend=backend)
     torch.testing.assert_close(value.grad, kept.sum(-2)[..., None].expand_as(value))

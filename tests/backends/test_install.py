@@ -95,8 +95,8 @@ def reason_for(monkeypatch):
         found = library.load.__wrapped__()
         monkeypatch.setattr(library, "load", lambda: found)
         reason = syncattn.backends.availability()["cpu"]
-        w, strength = torch.randn(1, 2, 5, 3), torch.ones(2)
-        chosen = syncattn.backends.explain(w, w, w, strength, strength)
+        w, coupled = torch.randn(1, 2, 5, 3), torch.ones(2)
+        chosen = syncattn.backends.explain(w, w, w, coupled, coupled)
         assert chosen.backend == "tiled" and chosen.reasons["cpu"] == reason
         return reason
 

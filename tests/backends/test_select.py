@@ -20,8 +20,8 @@ NO_GPU = {"triton": syncattn.backends.availability()["triton"] or "it runs on GP
 
 def problem(dtype=torch.float32):
     w = torch.randn(1, 2, 5, 3, dtype=dtype)
-    strength = torch.ones(2, dtype=dtype)
-    return w, w, torch.randn(1, 2, 5, 4, dtype=dtype), strength, strength
+    coupled = torch.ones(2, dtype=dtype)
+    return w, w, torch.randn(1, 2, 5, 4, dtype=dtype), coupled, coupled
 
 
 def test_the_first_that_can_takes_the_call_and_the_rest_say_why_not():
@@ -108,9 +108,9 @@ def test_explain_computes_nothing():
     """It answers for tensors that hold nothing, and for sizes that no memory holds."""
     w = torch.empty(8, 64, 2**20, 16, device="meta")
     value = torch.empty(8, 64, 2**20, 64, device="meta")
-    strength = torch.empty(64, device="meta")
-    assert explain(w, w, value, strength, strength).backend == "tiled"
-    out = attention(w[:1, :, :64], w[:1, :, :64], value[:1, :, :64], strength, strength)
+    coupled = torch.empty(64, device="meta")
+    assert explain(w, w, value, coupled, coupled).backend == "tiled"
+    out = attention(w[:1, :, :64], w[:1, :, :64], value[:1, :, :64], coupled, coupled)
     assert out.device.type == "meta" and out.shape == (1, 64, 64, 64)
 
 

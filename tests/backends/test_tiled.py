@@ -15,9 +15,9 @@ def peak():
 def run(tokens):
     w = torch.randn(1, 1, tokens, 8, requires_grad=True)
     value = torch.randn(1, 1, tokens, 16, requires_grad=True)
-    strength = torch.tensor([10.0]), torch.tensor([0.2])
+    coupled = torch.tensor([10.0]), torch.tensor([0.2])
     out = syncattn.selective_synchronization_attention(
-        w, w, value, *strength, is_causal=True, self_coupling=False, frame="nearest", power=2, backend="tiled"
+        w, w, value, *coupled, is_causal=True, self_coupling=False, frame="nearest", power=2, backend="tiled"
     )
     out.sum().backward()
 run(256)
@@ -40,8 +40,8 @@ def test_autocast_does_not_reach_into_it():
     leaves = w.requires_grad_(), value.requires_grad_()
 
     def compute():
-        strength = torch.full((2,), 8.0), torch.full((2,), 0.1)
-        return syncattn.selective_synchronization_attention(w, w, value, *strength, power=2, backend="tiled")
+        coupled = torch.full((2,), 8.0), torch.full((2,), 0.1)
+        return syncattn.selective_synchronization_attention(w, w, value, *coupled, power=2, backend="tiled")
 
     want = compute()
     gradients = torch.autograd.grad(want, leaves, cotangent)

@@ -40,10 +40,10 @@ def test_func_grad_and_vmap():
 
 def test_transforms_of_what_is_compiled_and_within_it(fresh_compiler):
     """The compiled call must not take a backend whose tangents would be lost: float32, which `cpu` takes."""
-    value, *strength = VALUE.float(), COUPLING.float(), BANDWIDTH.float()
+    value, *coupled = VALUE.float(), COUPLING.float(), BANDWIDTH.float()
 
     def compute(frequency):
-        return syncattn.selective_synchronization_attention(frequency, frequency, value, *strength, power=2)
+        return syncattn.selective_synchronization_attention(frequency, frequency, value, *coupled, power=2)
 
     def push(frequency, tangent):
         return torch.func.jvp(compute, (frequency,), (tangent,))[1]

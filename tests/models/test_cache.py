@@ -76,3 +76,26 @@ def test_what_the_cache_refuses(typical, ids):
     with pytest.raises(ValueError, match="as many layers as the model, 2, got 3"):
         typical(ids, past_key_values=DecoderCache(three))
     assert cache.get_seq_length() == 13
+
+
+@torch.no_grad()
+def test_a_call_that_fails_in_a_later_layer_leaves_the_whole_cache_as_it_was(typical, ids, monkeypatch):
+    want = typical(ids).logits
+    for past in (0, 4):
+        cache = DecoderCache(typical.config)
+        if past:
+            typical(ids[:, :past], past_key_values=cache)
+        held = copy.deepcopy(cache)
+        for at in (typical.model.layers[-1].linear1, typical.model.norm):
+            with monkeypatch.context() as patch:
+                patch.setattr(at, "forward", lambda x: (_ for _ in ()).throw(RuntimeError("broken")))
+                with pytest.raises(RuntimeError, match="broken"):
+                    typical(ids[:, past:], past_key_values=cache)
+        assert cache.get_seq_length() == past and cache.nbytes == held.nbytes
+        for now, before in zip(cache.states, held.states, strict=True):
+            for name, tensor in vars(before).items():
+                assert (
+                    getattr(now, name) is None if tensor is None else torch.equal(getattr(now, name), tensor)
+                )
+        got = typical(ids[:, past:], past_key_values=cache).logits
+        torch.testing.assert_close(got, want[:, past:])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from syncattn.nn import SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 
 EMBED_DIM, HEADS = 24, 4
 KINDS = {

@@ -58,7 +58,7 @@ def test_the_constructor_alone(embed_dim, heads, options):
     assert (density / wanted - 1).abs().max() < 0.2
     assert (gradient_per_head(layer, x) > 1e-6).all()
     # 2 alpha kappa^2 is the sharpness for kappa = K r, the coupling that the order parameter leaves of K
-    sharpness = 2 * layer.bandwidth * layer.coupling_strength**2
+    sharpness = 2 * layer.bandwidth * layer.coupling**2
     assert (sharpness > 0.7 * layer.sharpness).all() and (sharpness < 2 * layer.sharpness).all()
 
 
@@ -146,8 +146,8 @@ def test_calibration_leaves_everything_else_alone():
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_pre_hooks for module in model.modules())
     for name, parameter in model.named_parameters():
-        strength = name.endswith(("raw_coupling", "raw_bandwidth"))
-        assert torch.equal(parameter, before[name]) != strength and parameter.grad is None
+        set_anew = name.endswith(("raw_coupling", "raw_bandwidth"))
+        assert torch.equal(parameter, before[name]) != set_anew and parameter.grad is None
     # and when the model fails
     with pytest.raises(ValueError, match="key_padding_mask must have shape"):
         calibrate(model, text(2, LENGTH, 64), torch.zeros(1))
@@ -213,10 +213,10 @@ def test_a_limit_brings_the_density_down_and_then_leaves_it_alone():
     block, x = limited()
     before = locked_density(block, x, is_causal=True)["self_attn"]
     assert before.mean() > 0.25
-    couplings = [block.self_attn.coupling_strength.detach().clone()]
+    couplings = [block.self_attn.coupling.detach().clone()]
     for _ in range(60):
         found = limit_density_(block, 0.1, x, is_causal=True)
-        couplings.append(block.self_attn.coupling_strength.detach().clone())
+        couplings.append(block.self_attn.coupling.detach().clone())
     after = locked_density(block, x, is_causal=True)["self_attn"]
     torch.testing.assert_close(found["self_attn"], after, atol=0.01, rtol=0)
     assert 0.08 < after.mean() < 0.105
@@ -259,4 +259,4 @@ def test_a_limit_below_what_the_nearest_frame_forces_does_not_drive_couplings_aw
     for _ in range(200):
         found = limit_density_(block, 0.01, x, is_causal=True, gain=0.5)
     assert 0.3 < found["self_attn"].mean() < 0.55
-    assert block.self_attn.coupling_strength.min() > 1e-3
+    assert block.self_attn.coupling.min() > 1e-3

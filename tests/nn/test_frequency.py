@@ -7,7 +7,6 @@ import torch
 
 from syncattn import locking
 from syncattn.nn import Frequency
-from syncattn.nn.arguments import delay_by_one
 
 E, H, M = 12, 3, 6
 
@@ -98,20 +97,21 @@ def test_delayed_heads_hear_what_the_token_before_emitted():
     emitted = f.emit(x, at)
     assert made.receive is made.emitted and torch.equal(made.emitted, emitted)
     assert made.delayed.tolist() == f.delayed.tolist() == [False, True, False]
-    send, last = delay_by_one(made, None, None, None)
+    before = made.before(None)
+    send = made.send(before, None, None)
     assert torch.equal(send[:, [0, 2]], emitted[:, [0, 2]])
     assert torch.equal(send[:, 1, 1:], emitted[:, 1, :-1])
     nobody = f.emit(torch.zeros(1, 1, E, dtype=torch.float64), torch.tensor([[-1]]))
     torch.testing.assert_close(send[:, 1, 0], nobody[0, 1, 0].expand(2, M))
-    torch.testing.assert_close(last, nobody[:, :, 0].expand(2, -1, -1))
+    torch.testing.assert_close(before, nobody[:, :, 0].expand(2, -1, -1))
     real = torch.tensor([[True] * 9, [False, True, False, True, True, False, False, True, True]])
-    send = delay_by_one(made, None, real, None)[0][1, 1]
+    send = made.send(before, real, None)[1, 1]
     for j, before in ((3, 1), (4, 3), (7, 4), (8, 7)):
         assert torch.equal(send[j], emitted[1, 1, before])
     torch.testing.assert_close(send[1], nobody[0, 1, 0])
     # a first one within the sequence: nobody, at the place before it
     made = f(None, x, at, at, at)
-    send, _ = delay_by_one(made, None, None, at != 4)
+    send = made.send(made.before(None), None, at != 4)
     nobody = f.emit(torch.zeros(1, 1, E, dtype=torch.float64), torch.tensor([[3]]))
     torch.testing.assert_close(send[:, 1, 4], nobody[0, 1, 0].expand(2, M))
     assert torch.equal(send[:, 1, 5:], emitted[:, 1, 4:-1])
@@ -142,7 +142,7 @@ def test_window_law_of_own_drift(build, tokens, delay):
     layer = build(position="own_drift", delay=delay, **options)
     with torch.no_grad():
         layer.frequency.log_slope.copy_(torch.tensor([0.9, 0.3, -0.4, 0.1]))
-    rho = locking.locking_radius(layer.coupling_strength, layer.bandwidth)  # r <= 1 only narrows it
+    rho = locking.locking_radius(layer.coupling, layer.bandwidth)  # r <= 1 only narrows it
     window = (rho / layer.frequency.log_slope.exp()).floor()
     assert (window >= 1).all() and (window < 20).all()
     layer.phase_proj = None  # r = 1

@@ -97,7 +97,7 @@ def by_definition(layer, query, key, value, hidden, padding, is_causal, itself):
                     receive[None, None, None],
                     torch.stack(send)[None, None],
                     torch.stack(told)[None, None],
-                    (layer.coupling_strength[h] * r)[None],
+                    (layer.coupling[h] * r)[None],
                     layer.bandwidth[h][None],
                     top_k=layer.top_k,
                     frame=layer.frame,
@@ -256,8 +256,8 @@ def test_who_looks_back_only_where_it_may(layer, tokens):
     x = tokens(2, LENGTH)
     forms = 1 + (layer.frequency.delay > 0) + (layer.shift is not None)
     for mask, want in (("nothing", 1), ("future", 1), ("other texts", 1), ("outside of a window", forms)):
-        arguments = layer._operator_arguments(x, x, x, None, draw_mask(mask, LENGTH, LENGTH, 0), False, None)
-        assert arguments["send"].shape[2] == want * LENGTH, mask
+        call = layer.operator_call(x, attn_mask=draw_mask(mask, LENGTH, LENGTH, 0))
+        assert call.send.shape[2] == want * LENGTH, mask
 
 
 def test_densities_count_pairs_not_forms(build, tokens):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from syncattn.models.softmax import SoftmaxAttention
 from syncattn.nn import IncrementalState
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -142,3 +143,70 @@ def test_an_empty_call_changes_nothing(layer, tokens):
     layer(x[:, :0], is_causal=True, state=state)
     second, _ = layer(x[:, 3:], is_causal=True, state=state)
     torch.testing.assert_close(torch.cat((first, second), 1), want, rtol=0, atol=1e-10)
+
+
+def broken(*_, **__):
+    raise RuntimeError("broken")
+
+
+FAILURES = {  # what is put in a part's place, and what the layer raises then
+    "refused": (
+        lambda layer: (layer.raw_coupling, "data", layer.raw_coupling * torch.nan),
+        "coupling must be",
+    ),
+    "operator": (
+        lambda layer: ("syncattn.nn.attention.selective_synchronization_attention", broken),
+        "broken",
+    ),
+    "after it": (lambda layer: (layer.out_proj, "forward", broken), "broken"),
+}
+
+
+@pytest.mark.parametrize("kind", ["default", "token shift", "softmax"])
+def test_a_call_that_fails_leaves_the_past_as_it_was(build, tokens, monkeypatch, kind):
+    x, ways = tokens(2, LENGTH), list(FAILURES)
+    if kind == "softmax":
+        layer = SoftmaxAttention(24, 4, delay=0.5, token_shift=True).double().eval()
+        ways = ["after it"]
+    else:
+        layer = build(kind)
+    want, _ = layer(x, is_causal=True)
+    for past in (0, 7):
+        state = IncrementalState()
+        layer(x[:, :past], is_causal=True, state=state)
+        held = {name: (tensor, copy.deepcopy(tensor)) for name, tensor in vars(state).items()}
+        for way in ways:
+            replacement, message = FAILURES[way]
+            with monkeypatch.context() as patch, pytest.raises((ValueError, RuntimeError), match=message):
+                patch.setattr(*replacement(layer))
+                layer(x[:, past:], is_causal=True, state=state)
+            assert vars(state).keys() == held.keys()
+            for name, (tensor, values) in held.items():
+                assert getattr(state, name) is tensor, name
+                assert tensor is None or torch.equal(tensor, values), name
+        out, _ = layer(x[:, past:], is_causal=True, state=state)
+        torch.testing.assert_close(out, want[:, past:], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["default", "token shift"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_state_goes_back_to_a_mark(build, tokens, kind, padded):
+    layer, x = build(kind), tokens(2, LENGTH)
+    padding = torch.tensor([[padded] * 2 + [False] * (LENGTH - 2), [False] * LENGTH])
+    for past in (0, 5):
+        state = IncrementalState()
+        if past:
+            layer(
+                x[:, :past],
+                key_padding_mask=padding[:, :past] if padded else None,
+                is_causal=True,
+                state=state,
+            )
+        held = {name: None if x is None else x.clone() for name, x in vars(state).items()}
+        mark = state.mark()
+        for n in (past, past + 2):
+            layer(x[:, n : n + 2], key_padding_mask=torch.rand(2, 2) < 0.5, is_causal=True, state=state)
+        state.rewind_(mark)
+        for name, before in held.items():
+            now = getattr(state, name)
+            assert now is None if before is None else torch.equal(now, before), name

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import syncattn
+from syncattn.backends import eager
 from syncattn.nn import SelectiveSynchronizationAttention
 
 CASES = ["default_init", "mixed_density", "mixed_density_top6"]
@@ -57,9 +58,7 @@ def published_formula(layer, x, top_k):
 
 def synchronization(layer, x):
     """S as the operator returns it for the layer's own arguments."""
-    q, k, v, p = layer._batch_first(x, None, None, None)
-    arguments = layer._operator_arguments(q, k, v, p, None, False, None)
-    return syncattn.selective_synchronization_attention(**arguments, return_weights=True)[1]
+    return eager.run(layer.operator_call(x)._replace(return_weights=True))[1]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -147,7 +146,7 @@ def test_formula_at_many_settings():
 
 def test_published_initialisation_is_the_identity_and_does_not_train():
     """With the published defaults (64 coordinates, raw K and alpha 1) tokens never communicate."""
-    from syncattn.nn.convert import published
+    from syncattn.nn.published import published
 
     torch.manual_seed(0)
     layer = SelectiveSynchronizationAttention(512, 8, **published(64))

@@ -147,7 +147,7 @@ def _backward(
                 flow = flow * keep
             flow.sub_(delta).mul_(scale)
             dmargin = p.through_strength(flow, tile.strength)  # dL/dF
-            through = dmargin * tile.kernel
+            through = dmargin * tile.decay_square
             grad_bandwidth -= 2 * (through * tile.detuning).sum((0, 2, 3))
             dkappa = 2 * (dmargin * tile.detuning).sum(-1, keepdim=True) / kappa**3
             grad_coupling[at] += (dkappa if coupling.shape[2] > 1 else dkappa.sum(2, keepdim=True))[..., 0]

@@ -24,7 +24,7 @@ class Tile(NamedTuple):
 
     columns: slice
     detuning: Tensor  # D, counted from the row's frame; about _FAR where the pair may not attend
-    kernel: Tensor  # J^2 = exp(-2 alpha D)
+    decay_square: Tensor  # J^2 = exp(-2 alpha D)
     strength: Tensor  # W, exactly 0 where not locked
 
 
@@ -119,15 +119,15 @@ class Problem:
                 detuning.masked_fill_(_beyond(detuning, c, frame.limit), _FAR)
             if frame.base is not None:
                 detuning.sub_(frame.base)
-            kernel = (detuning * self.rate).clamp_(min=self.floor).exp_()
+            decay_square = (detuning * self.rate).clamp_(min=self.floor).exp_()
             # relu keeps a NaN: it must show, not vanish
-            strength = torch.addcmul(kernel, detuning, inverse_square, value=-1).relu_()
+            strength = torch.addcmul(decay_square, detuning, inverse_square, value=-1).relu_()
             if self.edge:
                 strength = torch.where(strength == 0, 0.0, torch.sqrt(strength + self.edge**2) - self.edge)
                 strength = strength if self.power == 1 else strength.pow_(self.power)
             elif self.power != 2:
                 strength = strength.sqrt_() if self.power == 1 else strength.pow_(self.power / 2)
-            yield Tile(c, detuning, kernel, strength)
+            yield Tile(c, detuning, decay_square, strength)
 
     def keep(self, batch: slice, rows: slice, columns: slice) -> Tensor | None:
         """The dropout mask of one tile, scaled: 1 / (1 - p) where kept."""

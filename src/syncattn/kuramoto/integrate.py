@@ -61,14 +61,14 @@ def derivative(
 
     Source: Kuramoto (1975); with J = exp(-alpha D), the network of the paper.
     """
-    strength = coupling[..., None] if isinstance(coupling, Tensor) else coupling
+    scale = coupling[..., None] if isinstance(coupling, Tensor) else coupling
     cosine, sine = phase.cos(), phase.sin()
     if kernel is None:
         across, up = cosine.mean(-1, keepdim=True), sine.mean(-1, keepdim=True)
     else:
         across, up = (kernel @ torch.stack((cosine, sine), dim=-1)).unbind(-1)
-        strength = strength / phase.shape[-1]
-    return frequency + strength * (up * cosine - across * sine)
+        scale = scale / phase.shape[-1]
+    return frequency + scale * (up * cosine - across * sine)
 
 
 def runge_kutta(slope: Callable[[Tensor], Tensor], state: Tensor, step: Tensor | float) -> Tensor:
@@ -115,16 +115,16 @@ def simulate(
     Raises:
         TypeError, ValueError: an argument is not as documented.
     """
-    phase, frequency, strength, kernel = checked(phase, frequency, coupling, kernel)
+    phase, frequency, coupling, kernel = checked(phase, frequency, coupling, kernel)
     require_times(duration, settle, step)
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ValueError(f"every must be an integer >= 1, got {every!r}")
 
     def slope(state: Tensor) -> Tensor:
-        return derivative(state, frequency, strength, kernel)
+        return derivative(state, frequency, coupling, kernel)
 
     before, steps = whole_steps(settle, step), whole_steps(duration, step)
-    require_stable(max(settle / max(before, 1), duration / steps), _relaxation(strength, kernel))
+    require_stable(max(settle / max(before, 1), duration / steps), _relaxation(coupling, kernel))
     times, kept = [0.0], [phase]
     for n in range(1, before + 1):
         phase = runge_kutta(slope, phase, settle / before)
@@ -206,8 +206,8 @@ def checked(
     count = phase.shape[-1]
     if kernel is not None and (kernel.ndim < 2 or kernel.shape[-2:] != (count, count)):
         raise ValueError(f"kernel must have shape (..., N, N), N = {count}, got {tuple(kernel.shape)}")
-    strength = require_coupling(coupling).to(phase.device)
-    leading = [phase.shape[:-1], frequency.shape[:-1], strength.shape]
+    coupling = require_coupling(coupling).to(phase.device)
+    leading = [phase.shape[:-1], frequency.shape[:-1], coupling.shape]
     if kernel is not None:
         leading.append(kernel.shape[:-2])
     try:
@@ -218,7 +218,7 @@ def checked(
             f"{[tuple(one) for one in leading]}"
         ) from None
     phase, frequency = (one.double().expand(shape) for one in (phase, frequency))
-    return phase, frequency, strength, None if kernel is None else kernel.double()
+    return phase, frequency, coupling, None if kernel is None else kernel.double()
 
 
 def require_finite(name: str, value: Any) -> None:
@@ -238,10 +238,10 @@ def require_coupling(coupling: Any) -> Tensor:
     if not usable:
         raise TypeError(f"coupling must be a number or a tensor of real numbers, got {_kind(coupling)}")
     device = coupling.device if isinstance(coupling, Tensor) else "cpu"
-    strength = torch.as_tensor(coupling, dtype=torch.float64, device=device)
-    if not bool(torch.isfinite(strength).all()):
+    values = torch.as_tensor(coupling, dtype=torch.float64, device=device)
+    if not bool(torch.isfinite(values).all()):
         raise ValueError(f"coupling must be finite, got {coupling}")
-    return strength
+    return values
 
 
 def whole_steps(time: float, step: float) -> int:
@@ -258,15 +258,15 @@ def require_stable(step: float, rate: float) -> None:
         )
 
 
-def _relaxation(strength: Tensor, kernel: Tensor | None) -> float:
+def _relaxation(coupling: Tensor, kernel: Tensor | None) -> float:
     # A bound of the Jacobian's eigenvalues: those of a weighted graph's Laplacian are at most N times its
     # largest weight, and at most twice its largest degree.
     if kernel is None:
-        rate = strength.abs()
+        rate = coupling.abs()
     else:
         weight = kernel.abs()
         degree = (weight.sum(-1) - weight.diagonal(dim1=-2, dim2=-1)).amax(-1) / kernel.shape[-1]
-        rate = strength.abs() * torch.minimum(weight.amax((-2, -1)), 2.0 * degree)
+        rate = coupling.abs() * torch.minimum(weight.amax((-2, -1)), 2.0 * degree)
     return float(rate.max()) if rate.numel() else 0.0
 
 

@@ -79,16 +79,16 @@ def self_consistent(coupling: float, distribution: Distribution) -> float:
     >>> round(self_consistent(3.0, lorentzian()), 6)  # sqrt(1 - 2 / 3)
     0.57735
     """
-    strength = _positive("coupling", coupling)
-    if strength <= critical_coupling(distribution):
+    coupling = _positive("coupling", coupling)
+    if coupling <= critical_coupling(distribution):
         return 0.0
 
     def excess(r: float) -> float:
         def integrand(u: float) -> float:
-            return 2.0 * strength * math.cos(u) ** 2 * distribution.density(strength * r * math.sin(u))
+            return 2.0 * coupling * math.cos(u) ** 2 * distribution.density(coupling * r * math.sin(u))
 
         # g is even; the splits keep the peak at u = 0 and its tail in sight when K r is large
-        edges, width = [0.0], 10.0 / (distribution.density(0.0) * strength * r)
+        edges, width = [0.0], 10.0 / (distribution.density(0.0) * coupling * r)
         while width < 0.5 * math.pi:
             edges.append(width)
             width *= 10.0
@@ -129,9 +129,9 @@ def simulate_order_parameter(
     Raises:
         TypeError, ValueError: an argument is not as documented.
     """
-    phase, frequency, strength, _ = checked(phase, frequency, coupling, None)
+    phase, frequency, coupling, _ = checked(phase, frequency, coupling, None)
     require_times(duration, settle, step)
-    scale = strength[..., None]
+    scale = coupling[..., None]
     z = torch.polar(torch.ones_like(phase), phase)
     before, steps = whole_steps(settle, step), whole_steps(duration, step)
     total = torch.zeros(phase.shape[:-1], dtype=torch.float64, device=phase.device)

@@ -30,9 +30,9 @@ def pair_formula(frequency: Tensor, coupling: Tensor | float, bandwidth: Tensor 
         bandwidth: alpha, as in `network_kernel`.
     """
     detuning = _squared_detuning(frequency)
-    strength = synchronization(detuning, coupling, bandwidth)
+    sync = synchronization(detuning, coupling, bandwidth)
     kernel = coupling_kernel(detuning, bandwidth)
-    return torch.where(strength > 0, strength / kernel, 0.0)
+    return torch.where(sync > 0, sync / kernel, 0.0)
 
 
 def locked_pairs(mean_frequency: Tensor, tolerance: float) -> Tensor:
@@ -108,11 +108,11 @@ def local_field(
     common = frequency.mean()
     for _ in range(iterations):
         field = weights @ z
-        strength = field.abs().clamp(min=1e-12)
-        new = torch.sgn(field) * mean_phasor((frequency - common) / strength)
+        pull = field.abs().clamp(min=1e-12)
+        new = torch.sgn(field) * mean_phasor((frequency - common) / pull)
         # Forces between pairs cancel in the sum over all, so what is left of it must be the common
         # frequency's.
-        locked = (frequency - common).abs() <= strength
+        locked = (frequency - common).abs() <= pull
         force = (new.conj() * field).imag.sum()
         shift = -force / locked.sum().clamp(min=1)
         moved = (new - z).abs().max() + shift.abs()

@@ -38,7 +38,7 @@ def mean_phasor(ratio: Tensor) -> Tensor:
 
     sqrt(1 - x^2) + i x when locked; i (x - sgn(x) sqrt(x^2 - 1)) when not: the cosine's mean is 0, and the
     sine's is 1 at the edge and falls as 1 / (2 x). It is also the mean of exp(i (t - t_H)) of one oscillator
-    in a constant field of strength k and phase t_H, which makes it the building block of the mean field.
+    in a constant field of size k and phase t_H, which makes it the building block of the mean field.
 
     >>> mean_phasor(torch.tensor([0.6, 1.25], dtype=torch.float64))
     tensor([0.8000+0.6000j, 0.0000+0.5000j], dtype=torch.complex128)

@@ -33,8 +33,8 @@ def solve(
         TypeError, ValueError: an argument is not as documented.
         RuntimeError: scipy could not reach the accuracy.
     """
-    phase, frequency, strength, kernel = checked(phase, frequency, coupling, kernel)
-    phase, frequency, strength = phase.detach(), frequency.detach(), strength.detach()
+    phase, frequency, coupling, kernel = checked(phase, frequency, coupling, kernel)
+    phase, frequency, coupling = phase.detach(), frequency.detach(), coupling.detach()
     kernel = None if kernel is None else kernel.detach()
     require_finite("times", times)
     if times.ndim != 1 or not times.numel() or bool((times < 0).any()) or bool((times.diff() <= 0).any()):
@@ -42,7 +42,7 @@ def solve(
 
     def slope(_: float, state: NDArray[np.float64]) -> NDArray[np.float64]:
         now = torch.from_numpy(state).reshape(phase.shape)
-        return derivative(now, frequency, strength, kernel).reshape(-1).numpy()
+        return derivative(now, frequency, coupling, kernel).reshape(-1).numpy()
 
     moments = times.detach().double().numpy()
     solution = solve_ivp(

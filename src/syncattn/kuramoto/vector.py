@@ -27,9 +27,9 @@ from syncattn.kuramoto.integrate import (
 
 def vector_derivative(difference: Tensor, detuning: Tensor, coupling: Tensor | float) -> Tensor:
     """delta - k (psi / |psi|) sin |psi|, (..., m); `coupling` k, a number or (...)."""
-    strength = coupling[..., None] if isinstance(coupling, Tensor) else coupling
+    scale = coupling[..., None] if isinstance(coupling, Tensor) else coupling
     length = torch.linalg.vector_norm(difference, dim=-1, keepdim=True)
-    return detuning - strength * difference * torch.sinc(length / math.pi)  # sinc: sin |psi| / |psi|, 1 at 0
+    return detuning - scale * difference * torch.sinc(length / math.pi)  # sinc: sin |psi| / |psi|, 1 at 0
 
 
 def vector_fixed_point(detuning: Tensor, coupling: Tensor | float) -> Tensor:
@@ -70,7 +70,7 @@ def simulate_vector(
     require_times(duration, 0.0, step)
     require_finite("difference", difference)
     require_finite("detuning", detuning)
-    strength = require_coupling(coupling)
+    coupling = require_coupling(coupling)
     if difference.ndim == 0 or detuning.ndim == 0 or difference.shape[-1] != detuning.shape[-1]:
         raise ValueError(
             "difference and detuning must have shape (..., m) with equal m, got "
@@ -78,7 +78,7 @@ def simulate_vector(
         )
     state, force = torch.broadcast_tensors(difference.double(), detuning.double())
     steps = whole_steps(duration, step)
-    require_stable(duration / steps, float(strength.abs().max()) if strength.numel() else 0.0)
+    require_stable(duration / steps, float(coupling.abs().max()) if coupling.numel() else 0.0)
     for _ in range(steps):
         state = runge_kutta(lambda now: vector_derivative(now, force, coupling), state, duration / steps)
     return state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -125,6 +127,17 @@ class DecoderCache(Cache):
     def states(self) -> list[IncrementalState]:
         """The layers' states, first layer first."""
         return [layer.state for layer in self.layers if isinstance(layer, DecoderCacheLayer)]
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Within it a model's layers append to their states; if one fails, nothing was appended to any."""
+        marks = [state.mark() for state in self.states]
+        try:
+            yield
+        except BaseException:
+            for state, mark in zip(self.states, marks, strict=True):
+                state.rewind_(mark)
+            raise
 
     @property
     def nbytes(self) -> int:

@@ -6,6 +6,7 @@ differ in these alone.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -172,15 +173,16 @@ class DecoderModel(DecoderPreTrainedModel):
         all_hidden: tuple[Tensor, ...] = ()
         all_weights: tuple[Tensor, ...] = ()
         states = [None] * len(self.layers) if cache is None else cache.states
-        for layer, state in zip(self.layers, states):
-            if output_hidden_states:
-                all_hidden += (hidden,)
-            options = {"is_causal": True, "state": state, "need_weights": output_attentions}
-            hidden = layer(hidden, None, is_padding, **options)
-            if output_attentions:
-                hidden, weights = hidden
-                all_weights += (weights,)  # (B, H, N, past + N)
-        hidden = self.norm(hidden)
+        with nullcontext() if cache is None else cache.all_or_nothing():
+            for layer, state in zip(self.layers, states):
+                if output_hidden_states:
+                    all_hidden += (hidden,)
+                options = {"is_causal": True, "state": state, "need_weights": output_attentions}
+                hidden = layer(hidden, None, is_padding, **options)
+                if output_attentions:
+                    hidden, weights = hidden
+                    all_weights += (weights,)  # (B, H, N, past + N)
+            hidden = self.norm(hidden)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=cache,

@@ -14,11 +14,11 @@ from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
 from syncattn.nn.options import check_delay
 from syncattn.nn.tokens import (
-    allowed_pairs,
+    allowed_by_mask,
     check_dense,
     delayed_heads,
-    last_input,
     last_real,
+    last_real_input,
     mix_previous,
     positions,
     real_tokens,
@@ -105,17 +105,26 @@ class SoftmaxAttention(nn.Module):
         x = query if self.batch_first else query.transpose(0, 1)
         batch, tokens, _ = x.shape
         real = real_tokens(key_padding_mask, batch, tokens)
-        allowed = allowed_pairs(attn_mask, batch, self.num_heads, tokens, tokens)
+        allowed = allowed_by_mask(attn_mask, batch, self.num_heads, tokens, tokens)
         position = positions(real, tokens, None if state is None else state.count, x.device)
 
+        last_input = None
+        if state is not None and self.shift is not None:
+            last_input = last_real_input(x, real, state.last_input)
         q, k, v = self._project(x, real, state)  # (B, H, N, d) each
         if self.position == "rotary":
             q, k = rotate(q, position), rotate(k, position)
-        emitted, k = k, self._delay_by_one(k, real, None if state is None else state.last)
+        emitted, k = k, self._delay_by_one(k, real, None if state is None else state.last_emitted)
+        after = None
         if state is not None:
-            state.last = last_real(emitted, real, state.last)
-            state.count = position[:, -1:].expand(batch, 1) + 1
-            k, v, real = state.append(k, v, real)
+            after = state.extended(
+                k,
+                v,
+                real,
+                last_emitted=last_real(emitted, real, state.last_emitted),
+                last_input=last_input,
+            )
+            k, v, real = after.held
 
         keys = k.shape[2]
         # SDPA's own causal mask, the fastest, takes neither another mask nor a bias, and needs a square.
@@ -133,6 +142,8 @@ class SoftmaxAttention(nn.Module):
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
+        if state is not None and after is not None:
+            state.become_(after)  # the last step: whatever fails, the past is as it was
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
     def extra_repr(self) -> str:
@@ -180,8 +191,6 @@ class SoftmaxAttention(nn.Module):
             q, k, v = self.in_proj(x).unflatten(-1, (3, *heads)).permute(2, 0, 3, 1, 4)
             return q, k, v
         before = None if state is None else state.last_input
-        if state is not None:
-            state.last_input = last_input(x, real, before)
         sizes, bias = (2 * self.embed_dim, self.embed_dim), self.in_proj.bias
         weights = self.in_proj.weight.split(sizes)
         biases = (None, None) if bias is None else bias.split(sizes)
@@ -193,7 +202,7 @@ class SoftmaxAttention(nn.Module):
         """Keys (B, H, N, d); in delayed heads that of the real token before, at first `last` or 0."""
         if self.delay == 0:
             return keys
-        first = torch.zeros_like(keys[:, :, 0]) if last is None else last
+        first = keys.new_zeros(*keys.shape[:2], keys.shape[3]) if last is None else last
         previous = shift_by_one(keys, first, real)
         return torch.where(self.delayed[:, None, None], previous, keys)
 

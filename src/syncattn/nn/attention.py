@@ -14,12 +14,15 @@ from syncattn.backends.call import Call, prepare
 from syncattn.checks import check_count, check_flag, check_real
 from syncattn.functional import selective_synchronization_attention
 from syncattn.nn import density
-from syncattn.nn.arguments import operator_arguments, to_batch_first
+from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
 from syncattn.nn.frequency import Frequency
+from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs
 from syncattn.nn.options import check_start, check_synchronization
-from syncattn.nn.sight import fold
+from syncattn.nn.published import published, renamed_parameters
+from syncattn.nn.shift import Mixed, find_places, mix_tokens
+from syncattn.nn.sight import Operands, both_allow, fold, in_every_form, only, who_sees_whom
 from syncattn.nn.state import IncrementalState
-from syncattn.nn.tokens import attend_themselves, real_tokens
+from syncattn.nn.tokens import last_real, last_real_input
 
 
 class _NotPacked:
@@ -182,7 +185,7 @@ class SelectiveSynchronizationAttention(nn.Module):
             self.calibrate_(x if self.batch_first else x.transpose(0, 1), is_causal=True)
 
     @property
-    def coupling_strength(self) -> Tensor:
+    def coupling(self) -> Tensor:
         """K > 0, (H,): the learnable coupling, before the order parameter scales it."""
         if self.parametrisation == "softplus":
             return F.softplus(self.raw_coupling).expand(self.num_heads)
@@ -243,29 +246,27 @@ class SelectiveSynchronizationAttention(nn.Module):
                 `state`, key is not query although `self_attention` says so, or a mask does not go with a
                 token shift.
         """
-        batched = query.ndim == 3
-        query, key, value, key_padding_mask = self._batch_first(query, key, value, key_padding_mask)
-        arguments = self._operator_arguments(
-            query, key, value, key_padding_mask, attn_mask, is_causal, state, self_attention
-        )
-        weights = None
-        dropout_p = self.dropout if self.training else 0.0
+        given = self._inputs(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
+        if state is not None:
+            check_past(state, given)
+        arguments, after = self._operator_arguments(given, state)
+        dropout_p, weights = self.dropout if self.training else 0.0, None
         result = selective_synchronization_attention(
             **arguments, dropout_p=dropout_p, return_weights=need_weights
         )
-        if need_weights:
-            out, _, weights = result
-            weights = weights if attn_mask is None else fold(weights, key.shape[1])
+        out = result[0] if isinstance(result, tuple) else result
+        if isinstance(result, tuple):
+            weights = result[2]
+            weights = weights if attn_mask is None else fold(weights, given.keys)
             weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            out = result
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
-        if not batched:
+        if state is not None and after is not None:
+            state.become_(after)  # the last step: whatever fails, the past is as it was
+        if query.ndim == 2:
             return out[0], None if weights is None else weights[0]
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
-    @torch.no_grad()
-    def locked_density(
+    def operator_call(
         self,
         query: Tensor,
         key: Tensor | None = None,
@@ -275,32 +276,43 @@ class SelectiveSynchronizationAttention(nn.Module):
         is_causal: bool = False,
         *,
         self_attention: bool | None = None,
-    ) -> Tensor:
-        """The fraction of allowed pairs that lock, (H,) float32, without padding; arguments as `forward`."""
-        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
-        return density.locked_density(call)
+    ) -> Call:
+        """The operator's checked call that `forward` would make of these arguments, for counting its pairs.
+
+        Without the pairs of receivers that are padding, which nobody reads. With an attn_mask, senders may
+        stand there in several forms, of which each receiver may see one.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        given = self._inputs(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
+        arguments, _ = self._operator_arguments(given, None)
+        if given.itself and given.real is not None:
+            arguments["attn_mask"] = arguments["attn_mask"] & given.real[:, None, :, None]
+        return prepare(**arguments)
+
+    @torch.no_grad()
+    def locked_density(self, *inputs: Any, **masks: Any) -> Tensor:
+        """The fraction of allowed pairs that lock, (H,) float32, without padding.
+
+        Args:
+            *inputs, **masks: as `operator_call` takes them.
+        """
+        return density.locked_density(self.operator_call(*inputs, **masks))
 
     @torch.no_grad()
     def calibrate_(
-        self,
-        query: Tensor,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        *,
-        self_attention: bool | None = None,
-        density_range: tuple[float, float] | None = None,
+        self, *inputs: Any, density_range: tuple[float, float] | None = None, **masks: Any
     ) -> None:
         """Set coupling and bandwidth so that the heads' densities on this input are the ladder's, in place.
 
         Args:
-            density_range: None for the layer's own; the others as in `forward`.
+            density_range: None for the layer's own.
+            *inputs, **masks: as `operator_call` takes them.
 
         Raises:
-            ValueError: the form is "softplus" (its coupling is shared: one number cannot serve every head),
-                or the input gives a head no two different frequencies.
+            ValueError: the parametrisation is "softplus" (its coupling is shared: one number cannot serve
+                every head), or the input gives a head no two different frequencies.
         """
         density_range = density_range or self.density_range
         if self.parametrisation != "log" or density_range is None:
@@ -308,59 +320,121 @@ class SelectiveSynchronizationAttention(nn.Module):
                 "calibration needs parametrisation='log' and a density_range, got "
                 f"parametrisation={self.parametrisation!r}, density_range={density_range}"
             )
-        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
+        call = self.operator_call(*inputs, **masks)
         ladder = locking.density_ladder(*density_range, self.num_heads, dtype=torch.float32, device="cpu")
-        coupling, bandwidth = density.fit_strength(call, self.coupling_strength, ladder, self.sharpness)
+        coupling, bandwidth = density.fit_coupling(call, self.coupling, ladder, self.sharpness)
         self.raw_coupling.copy_(coupling.log())
         self.raw_bandwidth.copy_(bandwidth.log())
 
     @torch.no_grad()
-    def excess_strength(
-        self,
-        query: Tensor,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        *,
-        self_attention: bool | None = None,
-        limit: float,
-    ) -> tuple[Tensor, Tensor]:
+    def excess_coupling(self, *inputs: Any, limit: float, **masks: Any) -> tuple[Tensor, Tensor]:
         """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,):
-        `syncattn.nn.limit_density_` takes that back."""
-        call = self._call(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
-        return density.excess_strength(call, limit)
+        `syncattn.nn.limit_density_` takes that back.
+
+        Args:
+            limit: the highest mean density.
+            *inputs, **masks: as `operator_call` takes them.
+        """
+        return density.excess_coupling(self.operator_call(*inputs, **masks), limit)
 
     @classmethod
     def from_reference(
         cls, state_dict: Mapping[str, Tensor], num_heads: int, top_k: int | None = None
     ) -> SelectiveSynchronizationAttention:
-        """The published formulation from its own parameters; see `syncattn.nn.convert.from_reference`."""
-        from syncattn.nn.convert import from_reference
+        """The published formulation from its own parameters, exact up to the 1e-8 that it adds to the locking
+        threshold.
 
-        return from_reference(state_dict, num_heads, top_k)
+        Symmetric frequencies of head_dim coordinates without position, self kept, absolute frame, power 1,
+        one coupling for all heads through softplus, and the global order parameter.
 
-    def _call(self, query, key, value, key_padding_mask, attn_mask, is_causal, self_attention=None) -> Call:
-        """The operator's checked call that `forward` would make, for counting."""
-        query, key, value, key_padding_mask = self._batch_first(query, key, value, key_padding_mask)
-        arguments = self._operator_arguments(
-            query, key, value, key_padding_mask, attn_mask, is_causal, None, self_attention
+        Args:
+            state_dict: K (), alpha (H,), and weight (E, E) and bias (E,) of W_omega, W_theta, W_v and W_o.
+            num_heads: H.
+            top_k: senders kept per row, None for all.
+
+        Raises:
+            ValueError: a parameter is missing, unknown, or of another shape.
+        """
+        parameters = renamed_parameters(state_dict, num_heads)
+        weight = parameters["value_proj.weight"]
+        options: dict[str, Any] = {"top_k": top_k, "device": weight.device, "dtype": weight.dtype}
+        layer = cls(len(weight), num_heads, **published(len(weight) // num_heads), **options)
+        with torch.no_grad():
+            for name, tensor in parameters.items():
+                layer.get_parameter(name).copy_(tensor)
+        return layer
+
+    def _inputs(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        self_attention: bool | None,
+    ) -> Inputs:
+        """The arguments of `forward`, batch first: who is real, and who may see whom by attn_mask."""
+        tokens = batch_first(query, key, value, self.embed_dim, self.batch_first)
+        if query.ndim == 2 and key_padding_mask is not None and key_padding_mask.ndim == 1:
+            key_padding_mask = key_padding_mask[None]
+        return checked_inputs(tokens, key_padding_mask, attn_mask, is_causal, self_attention, self.num_heads)
+
+    def _operator_arguments(
+        self, given: Inputs, past: IncrementalState | None
+    ) -> tuple[dict[str, Any], IncrementalState | None]:
+        """What the operator is called with, by name, all but dropout_p, backend and return_weights; and the
+        past that a next call goes on from, if these tokens go on from one."""
+        has_shift, has_delay = self.shift is not None, self.frequency.delay > 0
+        seen = who_sees_whom(given, has_shift, has_delay)
+        places = find_places(given, seen, past, has_delay)
+        last_input = None
+        if past is not None and has_shift:
+            last_input = last_real_input(given.key, given.real, past.last_input)
+        tokens = mix_tokens(given, seen, places, self.shift, past)
+        made = self.frequency(
+            None if given.itself and tokens.key is tokens.query else tokens.query, tokens.key, *tokens.places
         )
-        itself = attend_themselves(query, key, self_attention)
-        real = real_tokens(key_padding_mask, *query.shape[:2]) if itself else None
-        if real is not None:  # what padding hears nobody reads
-            arguments["attn_mask"] = arguments["attn_mask"] & real[:, None, :, None]
-        return prepare(**arguments)
+        value = self._of_heads(self.value_proj(tokens.value))
+        coupling, phase_sum = self._effective_coupling(given, tokens, past)
+        self_coupling, after = self.self_coupling or not given.itself, None
+        if seen.sight is not None and seen.in_forms:
+            operands = in_every_form(seen.sight, made, value, given, self_coupling)
+        else:
+            value, real = only(value, seen.heard), given.real
+            before = made.before(None if past is None else past.last_emitted)
+            send = made.send(before, real, seen.follows)
+            if past is not None:
+                after = past.extended(
+                    send,
+                    value,
+                    real,
+                    last_emitted=last_real(made.emitted, real, before),
+                    last_input=last_input,
+                    phase_sum=phase_sum,
+                )
+                send, value, real = after.held
+            mask = both_allow(given.allowed, real)
+            operands = Operands(made.receive, send, value, mask, given.is_causal, self_coupling)
+        options = {name: getattr(self, name) for name in ("top_k", "frame", "power", "edge", "eps")}
+        return {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options}, after
 
-    def _batch_first(
-        self, query: Tensor, key: Tensor | None, value: Tensor | None, key_padding_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        return to_batch_first(query, key, value, key_padding_mask, self.embed_dim, self.batch_first)
+    def _effective_coupling(
+        self, given: Inputs, tokens: Mixed, past: IncrementalState | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """kappa = K r: (H,), (B, H) or (B, H, N); and with a past, the phases' sums with these tokens."""
+        if self.phase_proj is None:
+            return self.coupling, None
+        phase = self._of_heads(self.phase_proj(tokens.key))
+        if past is not None:
+            r, phase_sum = running_coherence(phase, given.real, past.phase_sum, past.count)
+        else:
+            r, phase_sum = coherence_of_seen(phase, given, tokens.pairs, tokens.heard), None
+        return effective_coupling(self.coupling, r), phase_sum
 
-    def _operator_arguments(self, *inputs: Any) -> dict[str, Any]:
-        """`operator_arguments` of this layer: a subclass may change what its operator is called with."""
-        return operator_arguments(self, *inputs)
+    def _of_heads(self, x: Tensor) -> Tensor:
+        """(B, N, H c) to (B, H, N, c)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def extra_repr(self) -> str:
         f = self.frequency

@@ -110,7 +110,7 @@ def limit_density_(
                     f"parametrisation must be 'log', with a coupling per head, got "
                     f"{layer.parametrisation!r} in {name}"
                 )
-            found[name], excess = layer.excess_strength(**arguments, limit=limit)
+            found[name], excess = layer.excess_coupling(**arguments, limit=limit)
             if sharded:  # what a layer computes with is a copy of its shards: they change afterwards
                 changes.append((layer, gain * excess))
             else:

@@ -32,12 +32,12 @@ def locked_density(call: Call) -> Tensor:
 
 
 @torch.no_grad()
-def excess_strength(call: Call, limit: float) -> tuple[Tensor, Tensor]:
+def excess_coupling(call: Call, limit: float) -> tuple[Tensor, Tensor]:
     """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,) float32.
 
     Of an excess log(mean density / limit), each head is given its share relative to the densest head's. In
-    the nearest frame every row locks to one sender, whatever the strength: the limit is then at least twice
-    the share of those pairs, as in `fit_strength`, so that short rows do not drive couplings to 0.
+    the nearest frame every row locks to one sender, whatever the coupling: the limit is then at least twice
+    the share of those pairs, as in `fit_coupling`, so that short rows do not drive couplings to 0.
     """
     heads = locked_density(call)
     if call.frame == "nearest":
@@ -52,17 +52,17 @@ def excess_strength(call: Call, limit: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fit_strength(call: Call, strength: Tensor, density: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+def fit_coupling(call: Call, coupling: Tensor, density: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
     """(K, alpha), each (H,), with which each head locks the wanted fraction of this call's allowed pairs.
 
     Args:
         call: its frequencies, masks and frame count, not its bandwidth; top_k is not considered. Of a large
             call, evenly spaced rows stand for all.
-        strength: the K that is in the call's coupling kappa = K r, (H,): what remains is r.
+        coupling: the K that is in the call's coupling kappa = K r, (H,): what remains is r.
         density: wanted, (H,).
         sharpness: c = 2 alpha kappa^2, met up to the spread of r.
 
-    In the nearest frame every row locks to its nearest sender, whatever the strength. Where that alone comes
+    In the nearest frame every row locks to its nearest sender, whatever the coupling. Where that alone comes
     near the wanted density, in short rows, the density is raised to twice that, with a warning.
 
     Raises:
@@ -83,7 +83,7 @@ def fit_strength(call: Call, strength: Tensor, density: Tensor, sharpness: float
         share = torch.tensor([wanted], dtype=torch.float64, device=pairs.device)
         _, bandwidth = locking.calibrate_from_detuning(pairs[None], share, sharpness)
         # A pair locks from K r = sqrt(D) exp(alpha D) on; that threshold's quantile is K, whatever r varies.
-        threshold = 0.5 * pairs.log() + bandwidth * pairs - (coherence / strength[h].double()).log()
+        threshold = 0.5 * pairs.log() + bandwidth * pairs - (coherence / coupling[h].double()).log()
         couplings.append(_between(threshold, wanted).exp())
         bandwidths.append(bandwidth[0])
     if raised:

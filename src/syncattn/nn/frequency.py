@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from syncattn.checks import check_flag
 from syncattn.nn.options import check_frequency
-from syncattn.nn.tokens import delayed_heads
+from syncattn.nn.tokens import delayed_heads, shift_by_one
 
 
 class Frequencies(NamedTuple):
@@ -20,6 +20,29 @@ class Frequencies(NamedTuple):
     emitted: Tensor  # (B, H, M, m), what senders emit; the same tensor as `receive` where it can be
     nobody: Tensor | None  # (B or 1, H, M or 1, m), what a token without content emits at the place before
     delayed: Tensor  # (H,) bool, the heads that couple to what the token before emitted
+
+    def before(self, last_emitted: Tensor | None) -> Tensor | None:
+        """What stands before the first of these tokens (B, H, m): what the last real one before them emitted,
+        at a sequence's start a token without content; None without a delay and a past."""
+        if last_emitted is not None or self.nobody is None:
+            return last_emitted
+        return self.nobody[:, :, 0].expand(self.emitted.shape[0], -1, -1)
+
+    def send(self, before: Tensor | None, real: Tensor | None, follows: Tensor | None) -> Tensor:
+        """What couples to the receivers (B, H, M, m): in delayed heads, what the real token before emitted.
+
+        Args:
+            before: what stands before these tokens, from `before`.
+            real: (B, M) bool, False = padding, which emits nothing; None if there is none.
+            follows: (B or 1, M) bool, False where a sender counts as the first of its sequence; None: nobody
+                else than the first.
+        """
+        if before is None:
+            return self.emitted
+        previous = shift_by_one(self.emitted, before.to(self.emitted.dtype), real)
+        if follows is not None and self.nobody is not None:
+            previous = torch.where(follows[:, None, :, None], previous, self.nobody)
+        return torch.where(self.delayed[:, None, None], previous, self.emitted)
 
 
 class Frequency(nn.Module):

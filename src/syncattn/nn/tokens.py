@@ -73,7 +73,9 @@ def real_tokens(key_padding_mask: Tensor | None, batch: int, keys: int) -> Tenso
     return ~key_padding_mask
 
 
-def allowed_pairs(attn_mask: Tensor | None, batch: int, heads: int, queries: int, keys: int) -> Tensor | None:
+def allowed_by_mask(
+    attn_mask: Tensor | None, batch: int, heads: int, queries: int, keys: int
+) -> Tensor | None:
     """`nn.MultiheadAttention`'s attn_mask as a 4-D boolean one, True = may attend."""
     if attn_mask is None:
         return None
@@ -139,7 +141,7 @@ def shift_by_one(x: Tensor, first: Tensor, real: Tensor | None) -> Tensor:
     return shifted.gather(2, number_before(real)[:, None, :, None].expand_as(x))
 
 
-def last_input(x: Tensor, real: Tensor | None, before: Tensor | None) -> Tensor | None:
+def last_real_input(x: Tensor, real: Tensor | None, before: Tensor | None) -> Tensor | None:
     """The last real token of x (B, N, E), (B, E); where there is none, `before`, or 0."""
     latest = last_real(x[:, None], real, None if before is None else before[:, None])
     return None if latest is None else latest[:, 0].clone()  # a view would keep all of x alive

@@ -253,7 +253,7 @@ def unusable(model: torch.nn.Module) -> str | None:
                 return name
         for name, module in model.named_modules():
             if isinstance(module, SelectiveSynchronizationAttention):
-                for raw, value in (("bandwidth", module.bandwidth), ("coupling", module.coupling_strength)):
+                for raw, value in (("bandwidth", module.bandwidth), ("coupling", module.coupling)):
                     if not bool(((value > 0) & torch.isfinite(value)).all()):
                         return f"{name}.raw_{raw}"
     return None

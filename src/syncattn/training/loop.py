@@ -82,7 +82,7 @@ class Loop(Trainer):
         self.remove_callback(PrinterCallback)
         self.options, self.keep, self.probe = options, keep, windows.probe
         layers = [m for m in model.modules() if isinstance(m, SelectiveSynchronizationAttention)]
-        self._has_strengths = any(layer.parametrisation == "log" for layer in layers)  # none, no limit
+        self._has_couplings = any(layer.parametrisation == "log" for layer in layers)  # none, no limit
         self.stop_requested = False
         self.train_seconds = 0.0
         self.wall_seconds = 0.0
@@ -115,7 +115,7 @@ class Loop(Trainer):
     def _limit_density(self) -> None:
         """Every ten steps, on training windows that depend on the step alone: all processes do the same."""
         step, limit = self.state.global_step, self.options.max_density
-        if limit is None or step % LIMIT_EVERY or not self._has_strengths:
+        if limit is None or step % LIMIT_EVERY or not self._has_couplings:
             return
         dataset: Any = self.train_dataset
         count, first = len(dataset), step * self.options.batch_size

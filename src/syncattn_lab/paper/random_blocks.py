@@ -13,7 +13,7 @@ from torch import Tensor
 
 from syncattn import locking
 from syncattn.nn import OSNBlock, SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 
 PUBLISHED_COHERENCE = math.exp(-1 / 6)  # r of phases with the published initialisation's variance of 1/3
 

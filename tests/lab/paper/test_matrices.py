@@ -10,7 +10,7 @@ from scipy.spatial.distance import jensenshannon
 
 from syncattn.drawing import png, style
 from syncattn.nn import SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 from syncattn_lab.paper.matrices import figure, measure, statistics
 from syncattn_lab.paper.matrices.claims import SECTION
 from syncattn_lab.paper.section import Extent

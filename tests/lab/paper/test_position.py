@@ -87,7 +87,7 @@ def test_synchronization_of_a_drift_of_its_own():
     for first in (0, 5000):
         found = layers.synchronization(layer, x, first).numpy()
         weight = layer.frequency.receive_proj.weight.numpy().reshape(3, 3, 6)
-        kappa, alpha = layer.coupling_strength.numpy(), layer.bandwidth.numpy()
+        kappa, alpha = layer.coupling.numpy(), layer.bandwidth.numpy()
         place = first + np.arange(30)
         for h in range(3):
             content = x[0].numpy() @ weight[h].T

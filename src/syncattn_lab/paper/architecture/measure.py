@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from syncattn.nn import OSNBlock
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 from syncattn_lab.paper.architecture.replacement import anew, initialisation, interface, leak, transfer
 from syncattn_lab.paper.section import Extent, Numbers
 

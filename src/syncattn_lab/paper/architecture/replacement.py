@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from syncattn import order_parameter, selective_synchronization_attention
 from syncattn.locking import calibrate_from_detuning
 from syncattn.nn import OSNBlock, SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 
 # Small: what is asked here is whether something works at all, not how well.
 WIDTH, HEADS, FEED_FORWARD = 64, 4, 128
@@ -229,9 +229,9 @@ def leak(seed: int) -> dict[str, float]:
             value = layer.value_proj(given).unflatten(-1, (heads, -1)).transpose(1, 2)
             phase = projection(given).unflatten(-1, (heads, -1)).transpose(1, 2)
             r = order_parameter(phase, is_causal=is_causal)  # (1, H) or (1, H, N)
-            strength = kappa / level  # K, such that kappa = K r on x
-            coupling = r * (strength[:, None] if is_causal else strength)
-            out = selective_synchronization_attention(w, w, value, coupling, bandwidth, is_causal=True)
+            coupling = kappa / level  # K, such that kappa = K r on x
+            effective = r * (coupling[:, None] if is_causal else coupling)
+            out = selective_synchronization_attention(w, w, value, effective, bandwidth, is_causal=True)
             assert isinstance(out, Tensor)
             return out[:, :, :early]
 

@@ -17,7 +17,7 @@ from syncattn import locking
 from syncattn.bench.published import published_attention
 from syncattn.functional import order_parameter
 from syncattn.nn import OSNBlock, SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 
 
 class PublishedAttention(SelectiveSynchronizationAttention):
@@ -35,7 +35,7 @@ class PublishedAttention(SelectiveSynchronizationAttention):
         frequency = self.frequency.receive_proj(query).unflatten(-1, heads)
         phase = self.phase_proj(query).unflatten(-1, heads).transpose(1, 2)
         value = self.value_proj(query).unflatten(-1, heads)
-        coupling = self.coupling_strength * order_parameter(phase)  # (B, H)
+        coupling = self.coupling * order_parameter(phase)  # (B, H)
         out = published_attention(frequency, value, coupling, self.bandwidth, top_k=self.top_k)
         return self.out_proj(out.flatten(-2)), None
 

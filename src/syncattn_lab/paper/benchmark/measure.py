@@ -162,7 +162,7 @@ def agreement(x: Tensor, seed: int, top_k: int | None = None) -> dict[str, float
 @torch.no_grad()
 def density(block: OSNBlock, x: Tensor, seed: int) -> float:
     """The share of the allowed pairs that lock in one of our blocks, x (1, N, E), counted on some rows."""
-    call = layer_of(block)._call(block.norm1(x), None, None, None, None, False)
+    call = layer_of(block).operator_call(block.norm1(x))
     case = Case("block", x.shape[1], self_coupling=call.self_coupling, frame=call.frame)
     inputs = Inputs(call.receive, call.send, call.value, call.coupling[0, :, 0], call.bandwidth)
     return count_locked(case, inputs, _COUNTED_ROWS, seed)["density"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from syncattn import locking, order_parameter
 from syncattn.nn import SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 from syncattn_lab.paper.matrices import statistics
 from syncattn_lab.paper.matrices.figure import encode
 from syncattn_lab.paper.section import Extent, Numbers
@@ -104,7 +104,7 @@ def published_parts(layer: SelectiveSynchronizationAttention, x: Tensor) -> tupl
     assert layer.phase_proj is not None
     phase = layer.phase_proj(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
     frequency = layer.frequency.emit(x, torch.arange(x.shape[1])[None])
-    return frequency[0], layer.coupling_strength * order_parameter(phase)[0]
+    return frequency[0], layer.coupling * order_parameter(phase)[0]
 
 
 def squared_detuning(frequency: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from syncattn import kuramoto
 from syncattn.kuramoto.vector import vector_derivative
 from syncattn.locking import gaussian_density, gaussian_radius
 from syncattn.nn import SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 from syncattn_lab.paper.section import Extent, Numbers
 
 TURN = 2.0 * math.pi

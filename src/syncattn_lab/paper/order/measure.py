@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncattn import order_parameter, selective_synchronization_attention
+from syncattn import order_parameter
+from syncattn.backends import eager
 from syncattn.bench.published import published_attention
 from syncattn.nn import SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 from syncattn_lab.paper.operations import count
 from syncattn_lab.paper.peak import peak_bytes
 from syncattn_lab.paper.section import Extent, Numbers
@@ -175,12 +176,12 @@ def alikeness(
         for name, (coupling, bandwidth) in SETTINGS.items():
             layer.raw_coupling.fill_(coupling)
             layer.raw_bandwidth.fill_(bandwidth)
-            arguments = layer._operator_arguments(x, x, x, None, None, False, None)
-            _, sync, _ = selective_synchronization_attention(**arguments, return_weights=True)
+            call = layer.operator_call(x)._replace(return_weights=True)
+            _, sync, _ = eager.run(call)
             locked = int((sync > 0).sum()) - HEADS * tokens  # a token always locks to itself
             rows[f"density_{name}"].append(locked / (HEADS * tokens * (tokens - 1)))
             # what scaled K in this very call
-            rows[f"r_{name}"].append(float((arguments["coupling"] / layer.coupling_strength).mean()))
+            rows[f"r_{name}"].append(float((call.coupling[:, :, 0] / layer.coupling).mean()))
         rows["r"].append(float(order_parameter(phases_of(layer.phase_proj, x)).mean()))
         rows["theory"].append(expected(coherence((1 - q) / 3), tokens))
     return rows

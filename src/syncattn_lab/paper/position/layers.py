@@ -27,7 +27,7 @@ def synchronization(
     layer, x = layer.to(dtype), x.to(dtype)
     w = layer.frequency.emit(x, first + torch.arange(x.shape[1])[None])
     _, sync, _ = selective_synchronization_attention(
-        w, w, w, layer.coupling_strength, layer.bandwidth, backend="eager", return_weights=True
+        w, w, w, layer.coupling, layer.bandwidth, backend="eager", return_weights=True
     )
     layer.to(torch.float64)
     return sync[0]
@@ -55,7 +55,7 @@ def own_drift_windows(heads: int, tokens: int, draws: int, seed: int) -> dict[st
         layer = drifting_layer("own_drift", 2 * heads, heads, seed + draw)
         set_locking(layer, radius, 10 ** (5 * uniform[2] - 2))
         set_slope(layer, radius / window)
-        bound = (locking.locking_radius(layer.coupling_strength, layer.bandwidth) / _slope(layer)).floor()
+        bound = (locking.locking_radius(layer.coupling, layer.bandwidth) / _slope(layer)).floor()
         constant = farthest_locked(synchronization(layer, torch.zeros(1, tokens, 2 * heads)))
         # contents of a fifth of the radius, so that some of the farthest pairs tie enough to lock
         layer.frequency.receive_proj.weight.mul_(0.2 * radius.repeat_interleave(3)[:, None])
@@ -112,7 +112,7 @@ def content_along_drift(layer: SelectiveSynchronizationAttention, x: Tensor) -> 
     unit = F.normalize(frequency.direction, dim=-1)
     along = torch.einsum("hm,hme->he", unit, frequency.receive_proj.weight.view(*unit.shape, -1))
     content = x[0] @ along.T  # (N, H)
-    radius = locking.locking_radius(layer.coupling_strength, layer.bandwidth)
+    radius = locking.locking_radius(layer.coupling, layer.bandwidth)
     return radius, content.amax(0) - content.amin(0), along.norm(dim=-1)
 
 

@@ -11,24 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from syncattn.nn import OSNBlock, SelectiveSynchronizationAttention
-from syncattn.nn.convert import published
+from syncattn.nn.published import published
 from syncattn_lab.paper.random_blocks import make_blocks
 
 ROW_SUM_TERM = 1e-8  # what the layer adds to the sum of a row, as the published code does
 
 
-class ExactAttention(SelectiveSynchronizationAttention):
-    """The layer without the 1e-8 in its row sums: weights that sum to 1 to the last bits."""
-
-    def _operator_arguments(self, *args: Any) -> dict[str, Any]:
-        return super()._operator_arguments(*args) | {"eps": 0.0}
-
-
 class ExactBlock(OSNBlock):
-    """A block with `ExactAttention`."""
+    """A block without the 1e-8 in its row sums: weights that sum to 1 to the last bits."""
 
     def make_attention(self, embed_dim: int, num_heads: int, **arguments: Any) -> nn.Module:
-        return ExactAttention(embed_dim, num_heads, **arguments)
+        return super().make_attention(embed_dim, num_heads, **arguments | {"eps": 0.0})
 
 
 def run_with_weights(blocks: list[OSNBlock], x: Tensor) -> tuple[Tensor, Tensor]:
