@@ -138,7 +138,13 @@ def checked_addresses(kernels, monkeypatch):
             found.append(message)
 
     def begin(self, args, kwargs):
-        names = [name for name, x in zip(self.arg_names, args) if isinstance(x, torch.Tensor)]
+        names = []
+        for name, x in zip(self.arg_names, args):
+            if isinstance(x, torch.Tensor):
+                names.append(name)
+            elif isinstance(x, tuple):  # a group of arguments
+                fields = zip(x._fields, x, strict=True)
+                names += [f"{name}.{field}" for field, y in fields if isinstance(y, torch.Tensor)]
         assert not any(isinstance(x, torch.Tensor) for x in kwargs.values())
         launch.update(names=names, arguments=[], writers={}, readers={})
         return list(args), kwargs  # on the host already

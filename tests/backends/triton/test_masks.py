@@ -27,7 +27,7 @@ def test_masks_by_sender(shape, within_rounding, draw, device, kernels, argument
     mask = random_mask(*shape, share=0.3)
     inputs = draw(2, 2, 30, 100, 3, 4)
     p = kernels.Problem(arguments_of(inputs, device, attn_mask=mask))
-    assert not p.has_mask and p.mask_tiles is None and p.listed
+    assert p.mask is None and p.mask_tiles is None and p.listed
     within_rounding(inputs, LAYER | {"attn_mask": mask}, "triton")
     within_rounding(
         draw(2, 2, 100, 100, 20, 3, same=True, density=0.8), {"power": 2, "attn_mask": mask}, "triton"
@@ -60,11 +60,11 @@ def test_masks_by_tile(name, within_rounding, draw, per_query, device, kernels, 
     mask = mask.view((1,) * (4 - mask.ndim) + mask.shape)
     tile = p.blocks.tile
     rows, columns = (-(-n // tile) if n > 1 else 1 for n in mask.shape[2:])
-    assert p.mask_tiles.untyped_storage().nbytes() == mask[:, :, 0, 0].numel() * rows * columns
+    assert p.mask_tiles.base.untyped_storage().nbytes() == mask[:, :, 0, 0].numel() * rows * columns
     padded = mask.new_zeros(2, 2, p.receive.tiles * tile, p.send.tiles * tile)
     padded[:, :, :40, :100] = mask
     want = padded.unflatten(-1, (-1, tile)).unflatten(2, (-1, tile)).any(-1).any(3)
-    assert torch.equal(p.mask_tiles.cpu().bool(), want)
+    assert torch.equal(p.mask_tiles.base.cpu().bool(), want)
     for options in ({"power": 2}, LAYER):
         within_rounding(inputs, options | {"attn_mask": OTHERS[name]}, "triton")
 
