@@ -43,7 +43,7 @@ class Slopes(NamedTuple):
 
 
 class TileLaw(NamedTuple):
-    """The same for tiles of pairs (b, H, n, k), with the gradients written out, in place where that is faster.
+    """The same for tiles of pairs (b, H, n, k), with gradients written out, in place where that is faster.
 
     Attributes:
         coupling: kappa (b, H, n or 1, 1).

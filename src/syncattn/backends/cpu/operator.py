@@ -30,7 +30,7 @@ def run(call: Call) -> Tensor:
     tensors = (call.receive, call.send, call.value, call.coupling, call.bandwidth)
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     # a decoding step takes half as long if it need not pass through the dispatcher
-    return _operator(call) if recorded or not is_plain(call.receive) else _forward(call)[0]
+    return OPERATOR(call) if recorded or not is_plain(call.receive) else _forward(call)[0]
 
 
 def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -115,7 +115,7 @@ def _backward(
     )
 
 
-_operator = register("cpu", _forward, _backward, _saved, ("row_sum", "base", "sender", "order"), "cpu")
+OPERATOR = register("cpu", _forward, _backward, _saved, ("row_sum", "base", "sender", "order"), "cpu")
 
 BACKEND = Backend(
     run=run,

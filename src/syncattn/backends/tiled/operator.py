@@ -30,7 +30,7 @@ def unavailable() -> str | None:
 
 def run(call: Call) -> Tensor:
     """The operator: out (B, H, N, d)."""
-    return _operator(call)
+    return OPERATOR(call)
 
 
 def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -127,7 +127,7 @@ def _backward(
     )
 
 
-_operator = register("tiled", _forward, _backward, _saved, ("row_sum", "base", "index"))
+OPERATOR = register("tiled", _forward, _backward, _saved, ("row_sum", "base", "index"))
 
 BACKEND = Backend(
     run=run,

@@ -78,7 +78,7 @@ def only_by_name(call: Call) -> str:
 
 def run(call: Call) -> Tensor:
     """The operator: out (B, H, N, d)."""
-    return _operator(call)
+    return OPERATOR(call)
 
 
 def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -106,7 +106,7 @@ def _backward(
     return passes.backward(call, grad, out, row_sum, base, sender)
 
 
-_operator = register("triton", _forward, _backward, _saved, ("row_sum", "base", "sender"), ("cpu", "cuda"))
+OPERATOR = register("triton", _forward, _backward, _saved, ("row_sum", "base", "sender"), ("cpu", "cuda"))
 
 BACKEND = Backend(
     run=run,
