@@ -11,6 +11,7 @@ SOURCES = Path(__file__).parents[1] / "src"
 
 LEVELS = (
     ("checks", "values", "special_functions", "option", "starting", "terminal"),
+    ("margin",),
     ("locking", "order_parameter"),
     ("backends",),
     ("functional",),

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from syncattn.backends import tiled
+from syncattn.backends.select import BACKENDS
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.training.errors import Diverged, UserError
@@ -251,7 +251,7 @@ def test_a_backend_by_name_takes_all_calls_and_is_recorded(
 ):
     named = replace(options, backend="tiled")
     assert train(config, corpus, tokenizer, tmp_path / "run", named).options["backend"] == "tiled"
-    monkeypatch.setattr(tiled, "refuses", lambda call: "not today")
+    monkeypatch.setitem(BACKENDS, "tiled", BACKENDS["tiled"]._replace(refuses=lambda call: "not today"))
     with pytest.raises(UserError, match="backend='tiled' cannot take this call: not today"):
         train(config, corpus, tokenizer, tmp_path / "refused", named)
     with pytest.raises(UserError, match="backend must be one of"):

@@ -56,6 +56,7 @@ CASES = {
 
 def launches(case, backward=True):
     """[(kernel, arguments by name, num_warps, num_stages)] of one call on tensors without content."""
+    from syncattn.backends.call import prepare
     from syncattn.backends.triton import passes
 
     found = []
@@ -72,24 +73,19 @@ def launches(case, backward=True):
     receive = torch.empty(batch, heads, queries, m, **made)
     send = receive if options.pop("same", False) else torch.empty(batch, heads, keys, m, **made)
     value = torch.empty(batch, heads, keys, d, dtype=dtype, device="meta")
-    strength = torch.empty(1, heads, 1, device="meta"), torch.empty(heads, device="meta")
+    law = (torch.empty(heads, device="meta") for _ in ("coupling", "bandwidth"))
     masked, mask = options.pop("masked", None), None  # by pair, or only "senders"
     if masked:
         rows = 1 if masked == "senders" else queries
         mask = torch.empty(1, 1, rows, keys, dtype=torch.bool, device="meta")
-    p = options.get("dropout_p", 0.0)
-    seed = torch.empty((), dtype=torch.int64, device="meta") if p else None
-    rest = (
-        mask, seed, options.get("is_causal", False), options.get("self_coupling", True), p,
-        options.get("frame") == "nearest", options.get("power", 1), options.get("edge", 0.0), 1e-8,
-        send is receive,
-    )  # fmt: skip
+    call = prepare(receive, send, value, *law, attn_mask=mask, **options)
+    if call.dropout_p:
+        call = call._replace(seed=torch.empty((), dtype=torch.int64, device="meta"))
     run, jit.JITFunction.run = jit.JITFunction.run, record
     try:
-        arguments = (receive, send, value, *strength, *rest)
-        out, *saved = passes.forward(*arguments)
+        out, *saved = passes.forward(call)
         if backward and queries > 1:
-            passes.backward(torch.empty_like(out), out, *saved, *arguments)
+            passes.backward(call, torch.empty_like(out), out, *saved)
     finally:
         jit.JITFunction.run = run
     return found

@@ -5,15 +5,14 @@ import torch
 
 import syncattn
 from syncattn import locking
+from syncattn.backends.call import prepare
 
 attention = syncattn.selective_synchronization_attention
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def problem(launch, inputs, device, causal=False):
-    receive, send, value, coupling, bandwidth = (x.to(device) for x in inputs)
-    arguments = receive, send, value, coupling[None, :, None], bandwidth, None, None
-    return launch.Problem((*arguments, causal, True, 0.0, False, 2, 0.0, 1e-8, False))
+    return launch.Launch(prepare(*(x.to(device) for x in inputs), is_causal=causal, power=2))
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -3,7 +3,6 @@ device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from syncattn.backends.call import Call
 from syncattn.backends.triton.arrange import arrange_kernel, reach_kernel
 from syncattn.backends.triton.detuning import NOWHERE_RECEIVE, NOWHERE_SEND
 from syncattn.backends.triton.groups import (
@@ -50,19 +50,6 @@ _FEWEST_ORDERED = 1024
 # tree. By the shape alone: whether it pays depends on the values, but to look at them would wait for the
 # device. Below, sorting costs more than it can save. Not yet measured on a GPU.
 FEWEST_SORTED = 16384
-
-
-class Options(NamedTuple):
-    """What of a call is not a tensor, in the order of the operators' schema."""
-
-    is_causal: bool
-    self_coupling: bool
-    dropout_p: float
-    nearest: bool
-    power: int
-    edge: float
-    eps: float
-    symmetric: bool
 
 
 class Blocks(NamedTuple):
@@ -105,12 +92,12 @@ class Side(NamedTuple):
     block: int
 
 
-class Problem:
+class Launch:
     """One call's tensors, and what every kernel is told about them."""
 
-    def __init__(self, arguments: Sequence[Any], arranged: bool = True) -> None:
-        receive, send, value, coupling, bandwidth, mask, seed = arguments[:7]
-        self.options = Options(*arguments[7:])
+    def __init__(self, call: Call, arranged: bool = True) -> None:
+        receive, send, value, coupling, bandwidth, mask, seed = call[:7]
+        self.call, self.nearest = call, call.frame == "nearest"
         self.batch, self.heads, self.queries, self.freq_dim = receive.shape
         self.keys, self.value_dim = value.shape[-2:]
         self.value = last_contiguous(value)
@@ -125,7 +112,7 @@ class Problem:
         if allowed is not None:
             mask = None  # those senders stand nowhere
         self.order: Order | None = None
-        any_order = arranged and mask is None and not self.options.is_causal
+        any_order = arranged and mask is None and not self.call.is_causal
         if any_order and min(self.queries, self.keys) >= FEWEST_SORTED:
             self._sort(receive, send, allowed)
         self.numbered = allowed is not None or self.order is not None
@@ -147,11 +134,11 @@ class Problem:
             self.mask_tiles = self._mask_tiles(mask)
         self.dropout: Dropout | None = None
         if seed is not None:
-            p = self.options.dropout_p
+            p = self.call.dropout_p
             self.dropout = Dropout(seed, int(p * 2**32), 1 / (1 - p))
 
     def _sort(self, receive: Tensor, send: Tensor, allowed: Tensor | None) -> None:
-        self.order = order = order_of(receive, send, self.blocks.tile, allowed, self.options.symmetric)
+        self.order = order = order_of(receive, send, self.blocks.tile, allowed, self.call.symmetric)
         self.value = values_taken(self.value, order.senders, self.heads)
         if self.coupling.stride(2):  # 0: the same for all rows
             self.coupling = taken(self.coupling, order.receivers)
@@ -239,7 +226,7 @@ class Problem:
         look = Look(
             FREQ=self.freq_dim, BLOCK_M=self.block_m, OWN=own.block, OTHER=other.block,
             CHUNK=max(_CHUNK, granule), LEVELS=granule.bit_length(), OF_QUERIES=of_queries,
-            CAUSAL=self.options.is_causal,
+            CAUSAL=self.call.is_causal,
         )  # fmt: skip
         with on(self.device):
             lists_kernel[(rows * own.tiles,)](
@@ -256,7 +243,7 @@ class Problem:
         return Rows(self.value, *self.value.stride()[:3])
 
     def law(self) -> Law:
-        edge = self.options.edge
+        edge = self.call.edge
         batch, head, row = self.coupling.stride()
         return Law(self.coupling, batch, head, row, self.bandwidth, edge if edge > 0 else None)
 
@@ -284,8 +271,9 @@ class Problem:
         return {"num_warps": self.blocks.warps, "num_stages": self.blocks.stages}
 
     def form(self) -> Form:
-        o = self.options
-        return constant(Form(o.is_causal, o.self_coupling, o.symmetric, self.order is not None, o.power))
+        call, is_sorted = self.call, self.order is not None
+        power = int(call.power)
+        return constant(Form(call.is_causal, call.self_coupling, call.symmetric, is_sorted, power))
 
 
 def _largest_granule(tiles: int) -> int:

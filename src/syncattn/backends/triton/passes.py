@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from syncattn.backends.call import Call
+from syncattn.backends.operator import sum_groups
 from syncattn.backends.triton.backward import ROW_NUMBERS, receivers_kernel, senders_kernel
 from syncattn.backends.triton.decode import combine_kernel, nearest_part_kernel, part_kernel
 from syncattn.backends.triton.forward import forward_kernel
@@ -20,18 +21,17 @@ from syncattn.backends.triton.groups import (
     Rows,
     Walk,
 )
-from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, Problem, last_contiguous, on
+from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, Launch, last_contiguous, on
 from syncattn.backends.triton.nearest import nearest_kernel
 
 MOST_DECODED = 4  # up to so many receivers the senders are split over programs, of which there are about
 _PROGRAMS = 1056  # eight for each multiprocessor of an H200: the loads of one are few
 
 
-def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(out (B, H, N, d) in value's dtype, and what the backward needs: the row sums (B, H, N) float32; in the
     nearest frame also the nearest sender's D, float32, and place, int32, (B, H, N), else empty ones)."""
-    value, nearest = arguments[2], arguments[10]
-    rows = arguments[0].shape[:3]
+    value, nearest, rows = call.value, call.frame == "nearest", call.receive.shape[:3]
     framed = rows if nearest else (0,)
     out = value.new_empty(*rows, value.shape[-1])
     row_sum = value.new_empty(rows, dtype=torch.float32)
@@ -40,9 +40,9 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if row_sum.numel() == 0 or value.numel() == 0:
         return out.zero_(), row_sum.zero_(), base.zero_(), sender.fill_(-1)
     if rows[2] <= MOST_DECODED:
-        _decode(Problem(arguments, arranged=False), arguments, out, row_sum, base, sender)
+        _decode(Launch(call, arranged=False), out, row_sum, base, sender)
         return out, row_sum, base, sender
-    p = Problem(arguments)
+    p = Launch(call)
     if nearest:
         find_nearest(p, Nearest(base, sender))
     lists = None
@@ -51,7 +51,7 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with on(p.device):
         forward_kernel[(p.batch * p.heads * p.receive.tiles,)](
             *_weighed(p), Nearest(base, p.places(sender)) if nearest else None, *_walk(lists), out, row_sum,
-            p.head_counts(p.send.heads), p.queries, p.keys, p.options.eps,
+            p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
             EVEN=p.keys == p.send.planes.stride, TILE=p.tile(), FORM=p.form(), **p.compiled(),
         )  # fmt: skip
     if nearest:
@@ -59,7 +59,7 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return p.rows_back(out), p.rows_back(row_sum), base, sender
 
 
-def find_nearest(p: Problem, nearest: Nearest) -> None:
+def find_nearest(p: Launch, nearest: Nearest) -> None:
     """Each receiver's nearest allowed sender, by its number in the call, the receivers in the order of p."""
     with on(p.device):
         nearest_kernel[(p.batch * p.heads * p.receive.tiles,)](
@@ -69,11 +69,9 @@ def find_nearest(p: Problem, nearest: Nearest) -> None:
         )  # fmt: skip
 
 
-def _decode(
-    p: Problem, arguments: Sequence[Any], out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor
-) -> None:
+def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor) -> None:
     """The forward with the senders split over programs."""
-    receive, send = (Frequencies(x, *x.stride()) for x in arguments[:2])
+    receive, send = (Frequencies(x, *x.stride()) for x in p.call[:2])
     rows = p.batch * p.heads * p.queries
     keys_block = 64 if p.block_d <= 64 else 32
     tiles = triton.cdiv(p.keys, keys_block)
@@ -82,12 +80,12 @@ def _decode(
     parts = triton.cdiv(tiles, part_tiles)
     mixed = row_sum.new_empty(rows, parts, p.value_dim)
     total = row_sum.new_empty(rows, parts)
-    heads = p.head_counts(arguments[1].shape[1])
+    heads = p.head_counts(p.call.send.shape[1])
     sizes = p.queries, p.keys, parts, part_tiles
     compiled = {"TILE": p.tile(KEYS=keys_block), "FORM": p.form(), "num_warps": 4}
     nearest = of_part = None
     with on(p.device):
-        if p.options.nearest:
+        if p.nearest:
             nearest = Nearest(base, sender)
             of_part = Nearest(torch.empty_like(total), sender.new_empty(rows, parts))
             nearest_part_kernel[(rows, parts)](receive, send, p.mask, of_part, heads, *sizes, **compiled)
@@ -96,14 +94,14 @@ def _decode(
             heads, *sizes, PARTS=max(64, triton.next_power_of_2(parts)), **compiled,
         )  # fmt: skip
         combine_kernel[(rows,)](
-            mixed, total, out, row_sum, parts, p.options.eps, DIM=p.value_dim, BLOCK_D=p.block_d, num_warps=4
+            mixed, total, out, row_sum, parts, p.call.eps, DIM=p.value_dim, BLOCK_D=p.block_d, num_warps=4
         )
 
 
-def _weighed(p: Problem) -> tuple[Any, ...]:
+def _weighed(p: Launch) -> tuple[Any, ...]:
     """The arguments that the kernels which weigh pairs begin with. Unsorted, places are the numbers, and a
     sender that stands nowhere meets nobody but itself."""
-    numbered = p.order is not None or p.options.symmetric
+    numbered = p.order is not None or p.call.symmetric
     receive, send = (x.planes if numbered else x.planes._replace(numbers=None) for x in (p.receive, p.send))
     return receive, send, p.values(), p.law(), p.mask, p.mask_tiles, p.dropout
 
@@ -114,21 +112,21 @@ def _walk(lists: Walk | None) -> tuple[Walk, int]:
 
 
 def backward(
-    grad: Tensor, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor, *arguments: Any
+    call: Call, grad: Tensor, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of receive, send, value, coupling and bandwidth."""
-    receive, send, value, coupling = arguments[:4]
+    receive, send, value, coupling = call[:4]
     if row_sum.numel() == 0 or value.numel() == 0:
-        return tuple(x.new_zeros(x.shape) for x in arguments[:5])  # type: ignore[return-value]
-    p = Problem(arguments)
+        return tuple(x.new_zeros(x.shape) for x in call[:5])  # type: ignore[return-value]
+    p = Launch(call)
     # hooks on saved tensors may give them back in another layout
     row_sum, base, sender = (x.contiguous() for x in (row_sum, base, sender))
     # to the order in which p has the receivers, and grad_receive and the like back again
     grad, out = last_contiguous(p.sorted_rows(grad)), p.sorted_rows(out).contiguous()
     row_sum = p.sorted_rows(row_sum)
-    if p.options.nearest:
+    if p.nearest:
         base, sender = p.sorted_rows(base), p.places(p.sorted_rows(sender))
-    nearest = Nearest(base, sender) if p.options.nearest else None
+    nearest = Nearest(base, sender) if p.nearest else None
     by_query = by_key = None
     if p.listed:
         reach = p.reach(base if nearest else None)
@@ -151,7 +149,7 @@ def backward(
     with on(p.device):
         receivers_kernel[(heads_in_all * p.receive.tiles,)](
             *_weighed(p), nearest, *_walk(by_query), gradient, out, row_sum, for_senders, of_receivers,
-            *sizes, p.options.eps, EVEN=p.keys == p.send.planes.stride, **compiled,
+            *sizes, p.call.eps, EVEN=p.keys == p.send.planes.stride, **compiled,
         )  # fmt: skip
         senders_kernel[(heads_in_all * p.send.tiles,)](
             *_weighed(p), *_walk(by_key), gradient, for_senders, grad_send, grad_value,
@@ -159,21 +157,14 @@ def backward(
         )  # fmt: skip
     return (
         p.rows_back(of_receivers.receive),
-        _sum_groups(p.senders_back(grad_send), send),
-        _sum_groups(p.senders_back(grad_value), value),
+        sum_groups(p.senders_back(grad_send), send),
+        sum_groups(p.senders_back(grad_value), value),
         p.rows_back(of_receivers.coupling).sum_to_size(coupling.shape),
         of_receivers.bandwidth.sum((0, 2)),
     )
 
 
-def _per_head(p: Problem, x: Tensor) -> Tensor:
+def _per_head(p: Launch, x: Tensor) -> Tensor:
     """Room for the gradient of x from each head of receivers; float32 if several are to be summed."""
     shape = (p.batch, p.heads, *x.shape[2:])
     return x.new_empty(shape, dtype=x.dtype if x.shape[1] == p.heads else torch.float32)
-
-
-def _sum_groups(gradient: Tensor, like: Tensor) -> Tensor:
-    """(B, H, M, x) to like's (B, heads, M, x): the sum over the heads of receivers that share a head."""
-    if gradient.shape[1] == like.shape[1]:
-        return gradient
-    return gradient.unflatten(1, (like.shape[1], -1)).sum(2).to(like.dtype)
