@@ -12,7 +12,6 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import syncattn
-from syncattn import locking
 from syncattn.nn import (
     IncrementalState,
     OSNBlock,
@@ -190,16 +189,8 @@ def test_in_the_place_of_a_decoder_layers_attentions():
 # Mapped over
 
 
-@pytest.fixture
-def vmappable():
-    try:
-        vmap(lambda x: locking.locking_margin(x, x, x))(torch.ones(2))
-    except RuntimeError:
-        pytest.skip("needs locking._require not to read values under vmap")
-
-
 @pytest.mark.parametrize("kind", ["default", "rotary, all delayed", "token shift", "published"])
-def test_vmap(build, tokens, vmappable, kind):
+def test_vmap(build, tokens, kind):
     """Over sequences, with what is theirs: padding, masks."""
     layer, x = build(kind), tokens(3, LENGTH)
     for options in CALLS.values():
@@ -212,7 +203,7 @@ def test_vmap(build, tokens, vmappable, kind):
     torch.testing.assert_close(out, layer(x, attn_mask=WINDOW)[0])
 
 
-def test_gradients_of_each_sequence(vmappable):
+def test_gradients_of_each_sequence():
     torch.manual_seed(0)
     block = OSNBlock(E, H, 48, batch_first=True, dropout=0.0, token_shift=True).double()
     parameters, x = dict(block.named_parameters()), torch.randn(3, LENGTH, E, dtype=torch.float64)

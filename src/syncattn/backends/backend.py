@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import Call, is_transformed
+from syncattn.backends.call import Call, exports_to_onnx, is_transformed
 
 
 class Capabilities(NamedTuple):
@@ -22,6 +22,7 @@ class Capabilities(NamedTuple):
         most_coordinates, most_columns: of a frequency (m) and of a value (d).
         weights: whether it can return S and P.
         transforms: whether it has forward-mode derivatives, and goes through torch.func.
+        onnx: whether ONNX has a translation of what it computes with.
     """
 
     device: str | None = None
@@ -32,6 +33,7 @@ class Capabilities(NamedTuple):
     most_columns: int | None = None
     weights: bool = True
     transforms: bool = True
+    onnx: bool = True
 
     def missing(self, call: Call) -> str | None:
         """What this call needs that is not there, in words, or None."""
@@ -53,6 +55,8 @@ class Capabilities(NamedTuple):
             return f"it takes values of up to {self.most_columns} columns, got {columns}"
         if not self.transforms and is_transformed():
             return "it has no forward-mode or torch.func derivative"
+        if not self.onnx and exports_to_onnx():
+            return "ONNX has no translation of its operator"
         return None
 
 

@@ -298,6 +298,13 @@ def _is_within_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+@constant_when_compiled
+def exports_to_onnx() -> bool:
+    """Whether torch.onnx.export is recording, which needs operators that ONNX knows."""
+    recording = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return recording and torch.onnx.is_in_onnx_export()  # asked only then: it takes time to import
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether the tensor holds numbers on the CPU, and nothing records or replaces what is done with it."""
     if is_transformed() or readable(tensor) is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from syncattn.backends.backend import Backend
-from syncattn.backends.call import Call, expand_heads
+from syncattn.backends.call import Call, expand_heads, exports_to_onnx
 from syncattn.backends.dropout import keep_mask, row_numbers
 from syncattn.margin import margin_of, strength_of, synchronization_of
 
@@ -75,7 +75,9 @@ def allowed_pairs(call: Call) -> Tensor:
 
 def _nearest_k(detuning: Tensor, allowed: Tensor, k: int) -> Tensor:
     """The k allowed senders nearest in frequency, hence of largest S; the earlier one on a tie."""
-    order = detuning.masked_fill(~allowed, torch.inf).sort(dim=-1, stable=True).indices
+    far = detuning.masked_fill(~allowed, torch.inf)
+    # ONNX has one way to sort, which is stable, and no translation of asking for it
+    order = far.sort(dim=-1).indices if exports_to_onnx() else far.sort(dim=-1, stable=True).indices
     return torch.zeros_like(detuning, dtype=torch.bool).scatter(-1, order[..., :k], True)
 
 

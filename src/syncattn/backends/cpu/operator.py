@@ -128,5 +128,6 @@ BACKEND = Backend(
         most_coordinates=512,
         weights=False,
         transforms=False,
+        onnx=False,
     ),
 )

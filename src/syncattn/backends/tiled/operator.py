@@ -132,5 +132,5 @@ OPERATOR = register("tiled", _forward, _backward, _saved, ("row_sum", "base", "i
 BACKEND = Backend(
     run=run,
     unavailable=unavailable,
-    capabilities=Capabilities(weights=False, transforms=False),
+    capabilities=Capabilities(weights=False, transforms=False, onnx=False),
 )

@@ -121,5 +121,6 @@ BACKEND = Backend(
         most_columns=256,
         weights=False,
         transforms=False,
+        onnx=False,
     ),
 )
