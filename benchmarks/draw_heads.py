@@ -23,8 +23,8 @@ from matplotlib.colors import PowerNorm
 from syncattn.drawing import PAGES, canvas, png
 from syncattn.training.checkpoints import load_model
 from syncattn.training.data import load_corpus
+from syncattn.training.settings import quiet
 from syncattn.training.texts import BUILT_IN, read_text
-from syncattn.training.train import quiet
 
 WINDOWS, LENGTH, TWICE = 8, 256, 32
 

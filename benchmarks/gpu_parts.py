@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from syncattn.bench.command import run
 from syncattn.bench.plan import BenchPlan, quick
+from syncattn.bench.run import run
 from syncattn.training.compare import contenders
 from syncattn.training.data import load_corpus
 from syncattn.training.environment import machine, versions
@@ -72,11 +72,11 @@ def train_part(out: Path, seconds: float, warm: bool, dry: bool) -> int:
         }
         record["models"].append(shown)
         if entrant.name != "osn":
-            options = replace(
-                options, backend=None
-            )  # a Transformer needs none of ours, not even that it works
+            # A Transformer needs none of ours, not even that it works.
+            options = replace(options, backend=None)
         try:
-            done = train(entrant.config, corpus, tokenizer, out / f"model-{len(record['models'])}", options)
+            folder = out / f"model-{len(record['models'])}"
+            done = train(entrant.config, corpus, tokenizer, folder, options).to_json()
         except Exception as error:
             shown["failed"] = f"{type(error).__name__}: {error}"[:1000]
             done = None

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from syncattn.training.checkpoints import load_model
-from syncattn.training.train import quiet
+from syncattn.training.settings import quiet
 from syncattn_lab.study.lines import LINES_FILE
 from syncattn_lab.study.records import read_runs
 

@@ -23,7 +23,7 @@ from syncattn.training.checkpoints import load_model
 from syncattn.training.data import load_corpus
 from syncattn.training.environment import machine, versions
 from syncattn.training.loop import head_densities
-from syncattn.training.train import quiet
+from syncattn.training.settings import quiet
 from syncattn_lab.study.lines import LINES_FILE
 from syncattn_lab.study.records import read_runs
 

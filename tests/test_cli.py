@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -18,8 +19,11 @@ from typer.testing import CliRunner
 
 from syncattn import __version__
 from syncattn.__main__ import main
-from syncattn.cli import app
+from syncattn.cli.app import app
+from syncattn.cli.given import Budget, training_options
+from syncattn.cli.options import Written
 from syncattn.training.errors import UserError
+from syncattn.training.options import TrainingOptions
 
 runner = CliRunner()
 BOM = b"\xef\xbb\xbf"
@@ -148,14 +152,12 @@ def test_a_text_that_is_too_short_leaves_nothing_behind(command, content, tmp_pa
 
 
 def test_a_warm_up_longer_than_the_default_run_fits_a_budget():
-    from syncattn.training.given import training_options
-
-    values = {"tokens": 10_000_000, "context": 128, "batch_size": 16, "warmup": 2000, "quiet": True}
-    options = training_options(values, {})
+    make = partial(TrainingOptions, context=128, batch_size=16, warmup=2000)
+    options = training_options(make, Budget(10_000_000), Written())
     assert options.warmup == 2000 < options.steps
-    for changed, message in (({"tokens": 0}, "tokens must be positive"), ({"tokens": 4096}, "of steps, 2")):
+    for tokens, message in ((0, "tokens must be positive"), (4096, "of steps, 2")):
         with pytest.raises(UserError, match=message):
-            training_options(values | changed, {})
+            training_options(make, Budget(tokens), Written())
 
 
 def test_bad_output_folders_are_told_in_one_line(trained, text, tmp_path):
@@ -176,8 +178,8 @@ def test_bad_comparisons_are_told_in_one_line(text, tmp_path):
         (["--baseline", "learned"], "baselines must be among"),
         (["--baseline-delay", "3"], "delay must be"),
         (["--baseline-delay", "nan"], "delay must be"),
-        (["--lr-grid", "0.01,-1"], "OSN: learning_rate must be a positive number, not -1"),
-        (["--lr-grid", "0.01,nan"], "OSN: learning_rate must be a positive number, not nan"),
+        (["--lr-grid", "0.01,-1"], "OSN: learning_rate must be a positive number, got -1.0"),
+        (["--lr-grid", "0.01,nan"], "OSN: learning_rate must be a positive number, got nan"),
         (["--lr-grid", "0.01,0.01"], "--lr-grid must be different numbers"),
         (["--baseline-lr", "-1"], "Transformer, rotary: learning_rate must be"),
         (["--seeds", "0,-1"], "seed must be from 0"),
@@ -246,7 +248,7 @@ def test_doctor_and_version_need_pytorch_alone(monkeypatch, capsys):
     for name in list(sys.modules):
         if name.partition(".")[0] in ("typer", "click", "rich", "transformers", "tokenizers", "safetensors"):
             monkeypatch.setitem(sys.modules, name, None)
-    for name in ("cli", "doctor", "training.environment", "training.show", "training.command"):
+    for name in ("cli.app", "cli.doctor", "training.environment"):
         monkeypatch.delitem(sys.modules, f"syncattn.{name}", raising=False)
     for arguments, expected in ((["doctor"], "a causal layer on cpu uses"), (["--version"], __version__)):
         monkeypatch.setattr(sys, "argv", ["syncattn", *arguments])
@@ -303,8 +305,8 @@ def test_training_goes_on_from_a_model(trained, text, tmp_path):
 
 
 def test_characters_that_a_tokenizer_does_not_know_are_named():
+    from syncattn.cli.given import unknown_characters
     from syncattn.training.data import Corpus
-    from syncattn.training.given import unknown_characters
     from syncattn.training.tokenizers import byte_tokenizer, char_tokenizer
 
     corpus = Corpus("cab", "é", "aü", ("x",))
@@ -328,7 +330,7 @@ def python(*arguments, **keywords):
 
 def test_help_does_not_wait_for_pytorch():
     code = (
-        "import sys, syncattn.__main__, syncattn.cli\n"
+        "import sys, syncattn.__main__, syncattn.cli.app\n"
         "print([m for m in ('torch', 'numpy', 'transformers', 'matplotlib') if m in sys.modules])"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

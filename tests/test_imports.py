@@ -10,7 +10,8 @@ from pathlib import Path
 SOURCES = Path(__file__).parents[1] / "src"
 
 LEVELS = (
-    ("checks", "values", "special_functions", "starting", "terminal"),
+    ("checks", "values", "special_functions", "option", "starting", "terminal"),
+    ("margin",),
     ("locking", "order_parameter"),
     ("backends",),
     ("functional",),
@@ -19,7 +20,7 @@ LEVELS = (
     ("models",),
     ("integrations",),
     ("kuramoto",),
-    ("doctor", "drawing", "errors", "training"),
+    ("drawing", "training"),
     ("bench",),
     ("cli", "__main__"),
 )

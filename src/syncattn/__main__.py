@@ -10,7 +10,7 @@ def main() -> None:
     """Run the command line; where its libraries are missing, what needs none, or say what to install."""
     with stopped_at_once():  # until a command says that it has started
         try:
-            from syncattn.cli import app
+            from syncattn.cli.app import app
         except ModuleNotFoundError as error:
             if error.name and error.name.startswith("syncattn"):
                 raise
@@ -21,7 +21,7 @@ def main() -> None:
 def _with_torch_alone(arguments: list[str], missing: str) -> str | None:
     """Do what needs no extra; else what to say."""
     if arguments == ["doctor"]:
-        from syncattn.doctor import doctor_command
+        from syncattn.cli.doctor import doctor_command
 
         doctor_command()
         return None

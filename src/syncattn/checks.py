@@ -35,15 +35,14 @@ def check_real(name: str, value: Any, expected: str, accept: Any) -> None:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
-def checked_range(name: str, value: Any, highest: float) -> tuple[float, float]:
-    """A pair of numbers, 0 < low <= high <= highest, as floats."""
+def check_range(name: str, value: Any, highest: float) -> None:
+    """Make sure that an option is a pair of finite numbers, 0 < low <= high <= highest."""
     expected = "two numbers, 0 < low <= high" + (f" <= {highest:g}" if highest < math.inf else "")
     if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(_is_number(end) for end in value):
         raise TypeError(f"{name} must be {expected}, got {short(value)}")
     low, high = value
     if not (0 < low <= high <= highest and high < math.inf):
         raise ValueError(f"{name} must be {expected}, got {value!r}")
-    return (float(low), float(high))
 
 
 def short(value: Any) -> str:

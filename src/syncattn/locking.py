@@ -25,6 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from syncattn.margin import margin_of, synchronization_of
 from syncattn.special_functions import LambertW0, RadialDistribution, RadialQuantile
 from syncattn.values import readable
 
@@ -69,7 +70,7 @@ def locking_margin(
     _require("coupling", coupling, "positive", _positive_or_nan)
     _require("bandwidth", bandwidth, "positive", _positive_or_nan)
     (detuning, kappa, alpha), dtype = _prepare(squared_detuning, coupling, bandwidth)
-    return unchecked_margin(detuning, kappa, alpha).to(dtype)
+    return margin_of(detuning, kappa, alpha).to(dtype)
 
 
 def synchronization(
@@ -96,14 +97,10 @@ def synchronization(
     # Beyond 2 kappa^2 no pair locks. Holding D there, and kappa where its square is a normal number, keeps
     # every term of F finite, so that an unlocked pair's zero gradient is never multiplied by an infinity.
     kappa = kappa.clamp_min(2.0 * math.sqrt(torch.finfo(kappa.dtype).tiny))
-    margin = unchecked_margin(torch.minimum(detuning, 2.0 * kappa * kappa), kappa, alpha)
+    margin = margin_of(torch.minimum(detuning, 2.0 * kappa * kappa), kappa, alpha)
     unlocked = margin <= 0.0  # not `~(margin > 0)`: a NaN must pass on
     margin = torch.where(unlocked, torch.ones_like(margin), margin)
-    if edge == 0.0:
-        sync = torch.sqrt(margin)
-    else:
-        # sqrt(F + e^2) - e without the cancellation
-        sync = margin / (torch.sqrt(margin + edge * edge) + edge)
+    sync = synchronization_of(margin, edge)
     return torch.where(unlocked, torch.zeros_like(sync), sync).to(dtype)
 
 
@@ -293,12 +290,6 @@ def density_ladder(
     ends = math.log(low), math.log(high)
     ladder = torch.linspace(*ends, num_heads, dtype=torch.float64, device=device).exp()
     return ladder.clamp(low, high).to(dtype or torch.get_default_dtype())
-
-
-def unchecked_margin(squared_detuning: Tensor, coupling: Tensor, bandwidth: Tensor) -> Tensor:
-    """`locking_margin` of tensors of one dtype, float32 or float64, whose values are known to be right."""
-    # Dividing twice keeps F right where coupling ** 2 would underflow.
-    return torch.exp(-2.0 * bandwidth * squared_detuning) - squared_detuning / coupling / coupling
 
 
 def _prepare(

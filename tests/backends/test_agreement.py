@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import syncattn
-from syncattn.backends import tiles
+from syncattn.backends.tiled import tiles
 
 AVAILABLE = [
     name for name, reason in syncattn.backends.availability().items() if reason is None and name != "triton"

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import syncattn
-from syncattn.backends.tiled import _backward, _forward
 
 attention = syncattn.selective_synchronization_attention
 explain = syncattn.backends.explain
@@ -90,34 +89,6 @@ def test_export():
     assert sum(f"{explain(*problem()).backend}_forward" in name for name in names) == 1
     for n in (2, 9, 100):
         torch.testing.assert_close(program.module()(*problem(n)), Operator()(*problem(n)))
-
-
-OPTIONS = {  # is_causal, self_coupling, top_k, dropout_p, nearest, power, edge, eps, symmetric
-    "plain": (False, True, 0, 0.0, False, 2.0, 0.0, 1e-8, False),
-    "everything": (True, False, 3, 0.2, True, 1.0, 0.1, 1e-8, False),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", OPTIONS)
-def test_custom_operators_keep_their_contracts(name, dtype):
-    """Schema, shapes and dtypes of fake tensors, autograd registration, dynamic shapes."""
-    receive, send, value, coupling, bandwidth = problem(dtype=dtype)
-    wide = torch.promote_types(dtype, torch.float32)
-    coupling = coupling.to(wide)[None, :, None].expand(2, 2, 9)
-    mask = torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(0)) > 0.2
-    seed = torch.tensor(5) if OPTIONS[name][3] else None
-    tensors = [x.requires_grad_() for x in (receive, send, value, coupling.clone(), bandwidth.to(wide))]
-    arguments = (*tensors, mask, seed, *OPTIONS[name])
-    torch.library.opcheck(_forward, arguments)
-    with torch.no_grad():
-        out, *saved = _forward(*arguments)
-        detached = [x.detach() for x in tensors]
-        torch.library.opcheck(
-            _backward,
-            (torch.randn_like(out), out, *saved, *detached, mask, seed, *OPTIONS[name]),
-            test_utils=("test_schema", "test_faketensor"),
-        )
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tiled"])

@@ -11,7 +11,6 @@ import torch
 
 import syncattn
 from syncattn import locking
-from syncattn.backends import cpu
 from syncattn.backends.cpu import library
 
 attention = syncattn.selective_synchronization_attention
@@ -187,38 +186,6 @@ def test_a_padded_sender_may_hold_anything(fresh_compiler):
         padded[:, :, 120:] = torch.inf
         out = unchecked([inputs[0], padded, *inputs[2:]], options | {"attn_mask": mask}, "cpu")
         torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-6)
-
-
-ARGUMENTS = {  # is_causal, self_coupling, dropout_p, nearest, power, edge, eps, symmetric
-    "plain": (False, True, 0.0, False, 2, 0.0, 1e-8, False),
-    "everything": (True, False, 0.2, True, 1, 0.1, 1e-8, False),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ARGUMENTS)
-@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
-def test_custom_operators_keep_their_contracts(layout, name, dtype):
-    """Schema, shapes, strides and dtypes of fake tensors, autograd registration, dynamic shapes."""
-    receive, send, value, coupling, bandwidth = problem(9, heads=2, d=5, dtype=dtype)
-    if layout == "transposed":
-        receive, send, value = (
-            x.transpose(1, 2).contiguous().transpose(1, 2) for x in (receive, send, value)
-        )
-    coupling = coupling[None, :, None].repeat(1, 1, 9)
-    mask = torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(0)) > 0.2
-    seed = torch.tensor(5) if ARGUMENTS[name][2] else None
-    tensors = [x.detach().requires_grad_() for x in (receive, send, value, coupling, bandwidth)]
-    arguments = (*tensors, mask, seed, *ARGUMENTS[name])
-    torch.library.opcheck(cpu._forward, arguments)
-    with torch.no_grad():
-        out, *saved = cpu._forward(*arguments)
-        detached = [x.detach() for x in tensors]
-        torch.library.opcheck(
-            cpu._backward,
-            (torch.randn_like(out), out, *saved, *detached, mask, seed, *ARGUMENTS[name]),
-            test_utils=("test_schema", "test_faketensor"),
-        )
 
 
 @pytest.mark.parametrize("options", [NEAREST | {"is_causal": True}, {"edge": 0.1}], ids=str)

@@ -89,7 +89,8 @@ def test_what_the_native_kernel_refuses_is_refused_by_name(options, reason):
 def test_a_backend_that_is_not_available_says_so(monkeypatch):
     gone = dict.fromkeys(("triton", "cpu", "tiled"), "it has gone fishing")
     for name in gone:
-        monkeypatch.setattr(select.BACKENDS[name], "unavailable", lambda: "it has gone fishing")
+        backend = select.BACKENDS[name]._replace(unavailable=lambda: "it has gone fishing")
+        monkeypatch.setitem(select.BACKENDS, name, backend)
     assert syncattn.backends.availability() == gone | {"eager": None}
     chosen = explain(*problem())
     assert chosen.backend == "eager" and chosen.reasons == gone
@@ -196,9 +197,13 @@ def test_a_block_closed_by_another_thread_and_blocks_closed_out_of_order():
 def test_a_checkpointed_forward_runs_again_on_the_same_backend(reentrant, monkeypatch):
     """Also where autograd does so on another thread."""
     ran = []
-    for name, module in select.BACKENDS.items():
-        run = module.run
-        monkeypatch.setattr(module, "run", lambda call, name=name, run=run: ran.append(name) or run(call))
+    for name, backend in list(select.BACKENDS.items()):
+
+        def run(call, name=name, run=backend.run):
+            ran.append(name)
+            return run(call)
+
+        monkeypatch.setitem(select.BACKENDS, name, backend._replace(run=run))
     receive, _, *others = problem()
     receive.requires_grad_()
     with syncattn.use_backend("eager"):

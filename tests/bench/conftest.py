@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 from rich.console import Console
 
 from syncattn.bench import figures, memory
-from syncattn.bench.command import run
 from syncattn.bench.plan import SUITES, BenchPlan
+from syncattn.bench.run import run
 
 
 @pytest.fixture

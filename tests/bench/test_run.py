@@ -8,14 +8,17 @@ import torch
 from typer.testing import CliRunner
 
 from syncattn import functional
-from syncattn.backends import eager, select, tiled
+from syncattn.backends import select
+from syncattn.backends.backend import Backend
+from syncattn.backends.eager import BACKEND as EAGER
+from syncattn.backends.tiled.operator import BACKEND as TILED
 from syncattn.bench import memory, operators, targets
 from syncattn.bench.contenders import backend_names
 from syncattn.bench.inputs import Case
 from syncattn.bench.plan import BACKWARD, FORWARD, SUITES
 from syncattn.bench.session import Session
 from syncattn.bench.timing import Clock, interleave, ratios, spread
-from syncattn.cli import app
+from syncattn.cli.app import app
 
 
 def record(folder):
@@ -82,26 +85,25 @@ def test_a_suite_alone_ends_well(suite, bench):
 
 def prefer(monkeypatch, name, run):
     """Put a backend before all others; only tiled and eager stay."""
-    module = types.SimpleNamespace(unavailable=lambda: None, refuses=lambda call: None, run=run)
-    backends = {name: module, "tiled": tiled, "eager": eager}
+    backends = {name: Backend(run), "tiled": TILED, "eager": EAGER}
     monkeypatch.setattr(select, "BACKENDS", backends)
     monkeypatch.setattr(functional, "BACKENDS", backends)
 
 
 def only_backward_wrong(call):
-    return tiled.run(call._replace(bandwidth=call.bandwidth.detach() + 0 * call.bandwidth))
+    return TILED.run(call._replace(bandwidth=call.bandwidth.detach() + 0 * call.bandwidth))
 
 
 def crashes(call):
     if call.value.shape[-1] > 1:
         raise RuntimeError("illegal instruction")
-    return tiled.run(call)
+    return TILED.run(call)
 
 
 @pytest.mark.parametrize(
     ("how", "said", "right"),
     [
-        (lambda call: 1.01 * tiled.run(call), "out is off by 1.0e-02", ()),
+        (lambda call: 1.01 * TILED.run(call), "out is off by 1.0e-02", ()),
         (only_backward_wrong, "gradient of bandwidth is off", (FORWARD,)),
         (crashes, "it failed: illegal instruction", ()),
     ],
@@ -125,7 +127,7 @@ def test_a_wrong_backend_gets_no_number_and_exit_status_1(how, said, right, benc
 
 @pytest.mark.parametrize("suite", ["block", "train", "decode"])
 def test_a_wrong_backend_is_seen_in_models(suite, bench, monkeypatch):
-    prefer(monkeypatch, "wrong", lambda call: 1.5 * tiled.run(call))
+    prefer(monkeypatch, "wrong", lambda call: 1.5 * TILED.run(call))
     status, out = bench(suite, decode_keys=())
     assert status == 1
     entries = record(out)["entries"]
@@ -223,7 +225,7 @@ def test_an_occupied_folder_is_refused(tmp_path):
 
 
 def test_what_is_wrong_can_be_timed_all_the_same(bench, monkeypatch):
-    prefer(monkeypatch, "wrong", lambda call: 1.5 * tiled.run(call))
+    prefer(monkeypatch, "wrong", lambda call: 1.5 * TILED.run(call))
     status, out = bench("gpu-64", time_wrong=True)
     assert status == 1
     found = record(out)

@@ -32,7 +32,7 @@ def runs(run, tmp_path_factory):
     choose = random.Random(0)
     lines = [" ".join(choose.choices(sentence.split(), k=7)) + ".\n" for _ in range(250)]
     (folder / "text.txt").write_text("".join(lines))
-    from syncattn.cli import app
+    from syncattn.cli.app import app
 
     alone = ["train", str(folder / "text.txt"), *OPTIONS, "--quiet", "--out", str(folder / "alone")]
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +102,7 @@ def test_windows_that_processes_cannot_share_equally_count_once(runs, part):
 
 def test_a_process_that_comes_late_finds_the_folder_begun(monkeypatch, tmp_path):
     """The first process may have written to --out by the time the second looks."""
-    from syncattn.cli import app
+    from syncattn.cli.app import app
     from syncattn.training import train as module
 
     (tmp_path / "text.txt").write_text("all of them lock to the same beat\n" * 50)

@@ -12,14 +12,15 @@ from typing import Any
 
 from syncattn.__main__ import main
 from syncattn.training import train as module
+from syncattn.training.record import Record
 
 
 def note_records(folder: Path) -> None:
     train = module.train
 
-    def noting(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    def noting(*args: Any, **kwargs: Any) -> Record:
         record = train(*args, **kwargs)
-        (folder / f"record-{os.environ['RANK']}.json").write_text(json.dumps(record))
+        (folder / f"record-{os.environ['RANK']}.json").write_text(json.dumps(record.to_json()))
         return record
 
     module.train = noting

@@ -12,13 +12,13 @@ pytest.importorskip("typer")
 import typer
 from typer.testing import CliRunner
 
-from syncattn import cli
+from syncattn.cli import app as program
 
 
 def test_they_are_listed_and_cost_nothing_slow():
     """In a process of its own: nothing of them may have been loaded before."""
     code = (
-        "import json, sys, syncattn.cli as cli\n"
+        "import json, sys, syncattn.cli.app as cli\n"
         "slow = ('torch', 'numpy', 'transformers', 'matplotlib', 'scipy', 'rich.progress')\n"
         "names = [command.name for command in cli.app.registered_commands]\n"
         "print(json.dumps([names, [name for name in slow if name in sys.modules]]))"
@@ -46,8 +46,8 @@ def test_every_entry_point_of_the_project_loads():
 def test_a_command_that_cannot_be_loaded_leaves_the_others_and_says_why(value, reason, monkeypatch):
     app = typer.Typer()
     app.command("well")(lambda: None)
-    monkeypatch.setattr(cli, "app", app)
-    cli._add(EntryPoint("broken", value, "syncattn.commands"))
+    monkeypatch.setattr(program, "app", app)
+    program._add(EntryPoint("broken", value, "syncattn.commands"))
     runner = CliRunner()
     assert runner.invoke(app, ["well"]).exit_code == 0
     result = runner.invoke(app, ["broken", "--any", "thing"])

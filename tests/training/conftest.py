@@ -3,6 +3,7 @@
 import random
 import shutil
 import signal
+from dataclasses import asdict
 
 import pytest
 
@@ -73,7 +74,7 @@ def options() -> TrainingOptions:
         device="cpu",
         threads=1,
         max_density=0.3,
-        strength_lr=0.5,
+        coupling_lr=0.5,
     )
 
 
@@ -136,7 +137,7 @@ def without_times():
     times = ("tokens_per_second", "train_seconds", "wall_seconds")
 
     def without_times(record):
-        history = [{k: v for k, v in entry.items() if k not in times} for entry in record["history"]]
-        return history, {k: v for k, v in record["result"].items() if k not in times}
+        history = [{k: v for k, v in entry.items() if k not in times} for entry in record.history]
+        return history, {k: v for k, v in asdict(record.result).items() if k not in times}
 
     return without_times

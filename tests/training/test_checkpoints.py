@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from syncattn.cli import app
+from syncattn.cli.app import app
 from syncattn.training.checkpoints import find_checkpoint, is_checkpoint, load_model
 from syncattn.training.errors import UserError
 from syncattn.training.files import fingerprints
-from syncattn.training.generate import Sampling, generate
+from syncattn.training.generate import generate
 from syncattn.training.loop import Loop
+from syncattn.training.options import Sampling
 from syncattn.training.train import resume
 
 runner = CliRunner()

@@ -15,8 +15,8 @@ from syncattn.training import once
 from syncattn.training.compare import compare, contenders, mean_and_spread, prompt_from, sentence_from
 from syncattn.training.data import Corpus
 from syncattn.training.errors import Interrupted, UserError
-from syncattn.training.generate import Sampling
 from syncattn.training.loop import Loop
+from syncattn.training.options import Sampling
 from syncattn.training.report import render, table_rows, write_report
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from syncattn.training.checkpoints import load_model
 from syncattn.training.errors import UserError
-from syncattn.training.generate import Sampling, generate
+from syncattn.training.generate import generate
+from syncattn.training.options import Sampling
 from syncattn.training.tokenizers import char_tokenizer
 from syncattn.training.train import train
 

@@ -82,7 +82,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on_from_its_star
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 1, lambda: torn.exists() and pytest.fail("a torn save is still there"))
         resumed = resume(left)
-    assert without_times(resumed) == without_times(record) and resumed["config"] == record["config"]
+    assert without_times(resumed) == without_times(record) and resumed.config == record.config
     if has_tensorboard():
         assert len(list((left / "logs").iterdir())) == 1
     for name, tensor in load_file(whole / "model.safetensors").items():
@@ -94,13 +94,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on_from_its_star
     [
         ("syncattn.training.train.encode_corpus", "^stopped; there is nothing to go on from", None),
         (
-            "syncattn.training.train.EventFile",
+            "syncattn.training.fit.Loop",
             "^stopped; .*begin again with `syncattn train --resume",
             "start",
         ),
         ("syncattn.training.loop.Loop.create_optimizer", "^stopped at step 0; .*begin again with", "start"),
         (
-            "syncattn.training.train._finish",
+            "syncattn.training.fit._measured",
             "^stopped at step 12; the checkpoint of step 1[02]",
             "checkpoint-1",
         ),
@@ -176,7 +176,7 @@ def test_a_disk_that_fills_up_leaves_the_last_whole_checkpoint(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value) and "syncattn train --resume" in str(caught.value)
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["checkpoint-5", "start"]
-    assert resume(out)["history"][-1]["step"] == 12
+    assert resume(out).history[-1]["step"] == 12
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

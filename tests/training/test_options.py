@@ -21,7 +21,7 @@ from syncattn.training.tokenizers import byte_tokenizer
         ("max_density", 0.0),
         ("max_density", 1.5),
         ("max_density", math.nan),
-        ("strength_lr", 0.0),
+        ("coupling_lr", 0.0),
         ("learning_rate", 0.0),
         ("learning_rate", math.nan),
         ("weight_decay", -1.0),
@@ -66,7 +66,7 @@ def test_lists_of_numbers():
     assert numbers("--seeds", "0,1, 2", int) == [0, 1, 2]
     with pytest.raises(UserError, match="--seeds must be numbers"):
         numbers("--seeds", "0,x", int)
-    with pytest.raises(UserError, match=r"--lr-grid must be different numbers, but 0\.1 is twice"):
+    with pytest.raises(UserError, match=r"--lr-grid must be different numbers, got .* with 0\.1 twice"):
         numbers("--lr-grid", "0.1,0.2,0.10", float)
 
 

@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
+from syncattn.cli.show import show_run, show_table
 from syncattn.terminal import fold
 from syncattn.training.progress import Display, describe, fit
-from syncattn.training.show import show_run, show_table
+from syncattn.training.record import Record, Result
 
 LOGS = {"loss": 12.3456, "tokens_per_second": 21_543.0, "grad_norm": 0.512}
 LOGS |= {f"density/layer_{i}": 0.1 * i for i in range(6)}
@@ -102,9 +103,9 @@ def test_tables_are_never_cut_and_no_number_is_folded(width):
 
 
 def test_a_runs_last_lines_fit_and_can_be_copied(monkeypatch, capsys, tmp_path):
-    record = {"parameters": 12_345_678, "result": {"density": [[0.1, 0.2]], "wall_seconds": 12_345.0}}
-    record["result"] |= {"validation_loss": 1.23456, "test_loss": 1.3}
-    monkeypatch.setattr("syncattn.training.show.width", lambda: 40)
+    result = Result(1.23456, 100, 1.3, 100, [[0.1, 0.2]], 1.0, 1.0, 12_345.0)
+    record = Record("osn", {}, {}, {}, "", {}, {}, 12_345_678, {}, [], result, "cpu")
+    monkeypatch.setattr("syncattn.cli.show.width", lambda: 40)
     show_run(record, tmp_path / "a folder")
     *numbers, hint = capsys.readouterr().out.splitlines()
     assert max(map(len, numbers)) <= 40 and "12,345,678 parameters," in " ".join(numbers)

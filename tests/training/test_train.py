@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from syncattn.backends import tiled
+from syncattn.backends.select import BACKENDS
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.training.errors import Diverged, UserError
 from syncattn.training.logs import has_tensorboard
 from syncattn.training.loop import Loop, has_diverged
+from syncattn.training.record import Record
 from syncattn.training.tokenizers import encode
 from syncattn.training.train import train
 from syncattn.training.windows import EvaluationWindows
@@ -42,33 +43,24 @@ def test_a_run_leaves_a_model_that_the_auto_classes_load(finished, corpus):
         batch = {name: value[None] for name, value in windows[i].items()}
         with torch.no_grad():
             losses.append(model.eval()(**batch).loss.item())
-    assert sum(losses) / len(losses) == pytest.approx(record["result"]["validation_loss"], abs=1e-5)
-    assert record["result"]["validation_tokens"] == windows.predicted
+    assert sum(losses) / len(losses) == pytest.approx(record.result.validation_loss, abs=1e-5)
+    assert record.result.validation_tokens == windows.predicted
 
 
 def test_the_record_has_every_number(finished):
     record, out = finished
-    assert json.loads((out / "training.json").read_text()) == record
-    history = {entry["step"]: entry for entry in record["history"]}
+    assert json.loads((out / "training.json").read_text()) == record.to_json()
+    assert Record.from_json(record.to_json(), out / "training.json") == record
+    history = {entry["step"]: entry for entry in record.history}
     assert [step for step, entry in history.items() if "loss" in entry] == [4, 8, 12]
     assert [step for step, entry in history.items() if "validation_loss" in entry] == [6, 12]
     assert [step for step, entry in history.items() if "density" in entry] == [0, 4, 8, 12]
     assert torch.tensor(history[12]["density"]).shape == (2, 2)
     assert all(history[12][name] > 0 for name in ("grad_norm", "tokens_per_second"))
     assert history[12]["loss"] < history[4]["loss"] < math.log(256) + 1
-    assert record["data"]["characters"]["train"] > 0 and len(record["data"]["sha256"]) == 64
-    assert record["versions"]["torch"] == torch.__version__ and record["machine"]["cores"] >= 1
-    assert record["options"]["steps"] == 12 and record["model_type"] == "osn"
-    assert set(record["result"]) == {
-        "validation_loss",
-        "validation_tokens",
-        "test_loss",
-        "test_tokens",
-        "density",
-        "tokens_per_second",
-        "train_seconds",
-        "wall_seconds",
-    }
+    assert record.data["characters"]["train"] > 0 and len(record.data["sha256"]) == 64
+    assert record.versions["torch"] == torch.__version__ and record.machine["cores"] >= 1
+    assert record.options["steps"] == 12 and record.model_type == "osn"
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(
@@ -88,7 +80,7 @@ def test_tensorboard_reads_the_logs(finished):
     record, out = finished
     accumulator = EventAccumulator(str(out / "logs")).Reload()
     events = accumulator.Scalars("train/loss")
-    losses = {entry["step"]: entry["loss"] for entry in record["history"] if "loss" in entry}
+    losses = {entry["step"]: entry["loss"] for entry in record.history if "loss" in entry}
     assert {event.step: event.value for event in events} == pytest.approx(losses)
     assert {"eval/loss", "train/grad_norm", "train/density/layer_1"} <= set(accumulator.Tags()["scalars"])
 
@@ -108,27 +100,27 @@ def test_training_starts_calibrated_unless_told_otherwise(config, corpus, tokeni
     config = copy.deepcopy(config)
     config.density_range = (0.25, 0.5)
     options = replace(options, steps=1)
-    start = train(config, corpus, tokenizer, tmp_path / "a", options)["history"][0]
+    start = train(config, corpus, tokenizer, tmp_path / "a", options).history[0]
     assert start["step"] == 0
     for layer in start["density"]:
         assert layer == pytest.approx([0.25, 0.5], abs=0.12)  # calibrated on training text, measured on other
-    other = train(config, corpus, tokenizer, tmp_path / "b", replace(options, calibrate=False))["history"][0]
+    other = train(config, corpus, tokenizer, tmp_path / "b", replace(options, calibrate=False)).history[0]
     assert other["density"] != start["density"]
 
 
 def test_the_published_form_keeps_its_start(corpus, tokenizer, options, tmp_path):
     config = OSNConfig.paper(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     record = train(config, corpus, tokenizer, tmp_path / "run", replace(options, steps=2))
-    assert math.isfinite(record["result"]["validation_loss"])
+    assert math.isfinite(record.result.validation_loss)
 
 
 def test_a_limit_on_the_density_holds(config, corpus, tokenizer, options, tmp_path):
-    long = replace(options, steps=160, strength_lr=1.0, learning_rate=1e-4)
+    long = replace(options, steps=160, coupling_lr=1.0, learning_rate=1e-4)
     free = train(config, corpus, tokenizer, tmp_path / "free", replace(long, max_density=None))
     held = train(config, corpus, tokenizer, tmp_path / "held", replace(long, max_density=0.25))
 
     def layers(record):
-        return [sum(heads) / len(heads) for heads in record["result"]["density"]]
+        return [sum(heads) / len(heads) for heads in record.result.density]
 
     assert max(layers(held)) < 0.85 * min(layers(free))
 
@@ -145,7 +137,7 @@ def test_couplings_and_bandwidths_can_have_a_learning_rate_of_their_own(
         other = "model.layers.0.self_attn.value_proj.weight"
         return [float((ends[0][key] - ends[1][key]).abs().max()) for key in (own, other)]
 
-    plain, fast = moved("plain", strength_lr=1.0), moved("fast", strength_lr=5.0)
+    plain, fast = moved("plain", coupling_lr=1.0), moved("fast", coupling_lr=5.0)
     assert 3 < fast[0] / plain[0] < 7  # Adam's first steps are as long as the rate
     assert 0.5 < fast[1] / plain[1] < 2
 
@@ -153,8 +145,8 @@ def test_couplings_and_bandwidths_can_have_a_learning_rate_of_their_own(
 def test_a_softmax_transformer_trains_without_densities(corpus, tokenizer, options, tmp_path):
     config = TransformerConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, position="alibi")
     record = train(config, corpus, tokenizer, tmp_path / "run", replace(options, steps=4))
-    assert record["result"]["density"] == [] and record["model_type"] == "syncattn_transformer"
-    assert not any("density" in entry for entry in record["history"])
+    assert record.result.density == [] and record.model_type == "syncattn_transformer"
+    assert not any("density" in entry for entry in record.history)
 
 
 def test_only_weights_of_layers_decay(config, corpus, tokenizer, options, tmp_path, monkeypatch):
@@ -221,7 +213,7 @@ def test_a_start_that_fails_leaves_nothing_behind(config, corpus, tokenizer, opt
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="sees no CUDA device"):
         train(config, corpus, tokenizer, tmp_path / "run", replace(options, device="cuda"))
-    monkeypatch.setattr("syncattn.training.train.calibrate", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("syncattn.training.fit.calibrate", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(config, corpus, tokenizer, tmp_path / "run", options)
     assert not (tmp_path / "run").exists()
@@ -229,7 +221,7 @@ def test_a_start_that_fails_leaves_nothing_behind(config, corpus, tokenizer, opt
 
 def test_mixed_precision_runs(config, corpus, tokenizer, options, tmp_path):
     record = train(config, corpus, tokenizer, tmp_path / "run", replace(options, steps=4, precision="bf16"))
-    assert 2 < record["result"]["validation_loss"] < 7
+    assert 2 < record.result.validation_loss < 7
     saved = load_file(tmp_path / "run" / "model.safetensors").values()
     assert {tensor.dtype for tensor in saved if tensor.is_floating_point()} == {torch.float32}
 
@@ -237,7 +229,7 @@ def test_mixed_precision_runs(config, corpus, tokenizer, options, tmp_path):
 def test_a_vocabulary_that_does_not_fit_is_refused(config, corpus, tokenizer, options, tmp_path):
     config = copy.deepcopy(config)
     config.vocab_size = 100
-    with pytest.raises(UserError, match="vocab_size is 100, the tokenizer has 256"):
+    with pytest.raises(UserError, match="vocab_size must be at least the tokenizer's 256 tokens, got 100"):
         train(config, corpus, tokenizer, tmp_path / "run", options)
     assert not (tmp_path / "run").exists()
 
@@ -258,8 +250,8 @@ def test_a_backend_by_name_takes_all_calls_and_is_recorded(
     config, corpus, tokenizer, options, tmp_path, monkeypatch
 ):
     named = replace(options, backend="tiled")
-    assert train(config, corpus, tokenizer, tmp_path / "run", named)["options"]["backend"] == "tiled"
-    monkeypatch.setattr(tiled, "refuses", lambda call: "not today")
+    assert train(config, corpus, tokenizer, tmp_path / "run", named).options["backend"] == "tiled"
+    monkeypatch.setitem(BACKENDS, "tiled", BACKENDS["tiled"]._replace(refuses=lambda call: "not today"))
     with pytest.raises(UserError, match="backend='tiled' cannot take this call: not today"):
         train(config, corpus, tokenizer, tmp_path / "refused", named)
     with pytest.raises(UserError, match="backend must be one of"):

@@ -33,11 +33,11 @@ class Call(NamedTuple):
     coupling: Tensor  # (B or 1, H, N or 1), compute dtype, from 1e-10 to 1e15 or NaN
     bandwidth: Tensor  # (H,), compute dtype, positive or NaN
     mask: Tensor | None  # bool, (B or 1, H or 1, N or 1, M or 1), True = may attend
+    seed: Tensor | None  # int64 scalar, given to backends exactly when dropout_p > 0
     is_causal: bool  # key j is allowed for query i when j <= i + (M - N); then M >= N
     self_coupling: bool  # False leaves out the pair (i, i + M - N); then M >= N
     top_k: int | None  # at least 1; larger than M keeps everything
     dropout_p: float  # in [0, 1)
-    seed: Tensor | None  # int64 scalar, given to backends exactly when dropout_p > 0
     frame: str  # one of FRAMES
     power: float  # positive
     edge: float  # not negative
@@ -115,11 +115,11 @@ def prepare(
         coupling=coupling,
         bandwidth=bandwidth,
         mask=mask,
+        seed=None,
         is_causal=is_causal,
         self_coupling=self_coupling,
         top_k=top_k,
         dropout_p=float(dropout_p),
-        seed=None,
         frame=frame,
         power=float(power),
         edge=float(edge),

@@ -9,19 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from syncattn.backends.backend import Backend
 from syncattn.backends.call import Call, expand_heads
 from syncattn.backends.dropout import keep_mask, row_numbers
-from syncattn.locking import unchecked_margin
-
-
-def unavailable() -> str | None:
-    """Why this backend cannot run on this machine: it can, always."""
-    return None
-
-
-def refuses(call: Call) -> str | None:
-    """Why this backend cannot take the call: it takes every one."""
-    return None
+from syncattn.margin import margin_of, strength_of, synchronization_of
 
 
 def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
@@ -45,20 +36,13 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     if call.frame == "nearest":
         nearest = detuning.detach().masked_fill(~allowed, torch.inf).argmin(-1, keepdim=True)
         detuning = detuning - detuning.gather(-1, nearest)
-    detuning = detuning.masked_fill(
-        ~allowed, 0.0
-    )  # keeps what is masked out of exp's range and of the gradient
+    detuning = detuning.masked_fill(~allowed, 0.0)  # out of exp's range and of the gradient
 
-    margin = unchecked_margin(detuning, call.coupling[..., None], call.bandwidth[:, None, None])
+    margin = margin_of(detuning, call.coupling[..., None], call.bandwidth[:, None, None])
     locked = allowed & ~(margin <= 0)  # NaN counts as locked: it must show, not vanish
     margin = torch.where(locked, margin, 1.0)
-    sync = torch.where(locked, torch.sqrt(margin + call.edge**2) - call.edge, 0.0)
-    if call.power == 2 and call.edge == 0:
-        strength = torch.where(locked, margin, 0.0)  # no square root, no singularity
-    elif call.power == 1:
-        strength = sync
-    else:
-        strength = torch.where(locked, sync.masked_fill(~locked, 1.0) ** call.power, 0.0)
+    sync = torch.where(locked, synchronization_of(margin, call.edge), 0.0)
+    strength = torch.where(locked, strength_of(margin, call.power, call.edge), 0.0)
     total = strength.sum(-1, keepdim=True)
     weight = strength / (total + call.eps).masked_fill(
         total == 0, 1.0
@@ -93,3 +77,6 @@ def _nearest_k(detuning: Tensor, allowed: Tensor, k: int) -> Tensor:
     """The k allowed senders nearest in frequency, hence of largest S; the earlier one on a tie."""
     order = detuning.masked_fill(~allowed, torch.inf).sort(dim=-1, stable=True).indices
     return torch.zeros_like(detuning, dtype=torch.bool).scatter(-1, order[..., :k], True)
+
+
+BACKEND = Backend(run=run)

@@ -1,53 +1,104 @@
-"""What the fused backends' custom operators share: the schema and the way to autograd."""
+"""The custom operators of the backends with derivatives of their own: one schema, one way to autograd.
+
+As operators of torch they are single nodes to autograd, `torch.compile` and `torch.export`. A backend gives
+functions of a `Call`; here alone calls are taken apart for the dispatcher and put together again.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from torch.library import CustomOpDef
+import torch
+from torch import Tensor
 
 from syncattn.backends.call import Call, without_autocast
 
-# What the kernels' operators take, and a call in that form; `tiled` takes more (top_k, any power).
-FUSED_SCHEMA = (
+# The fields of a call, in their order; of return_weights there is no need: nothing here returns them.
+SCHEMA = (
     "Tensor receive, Tensor send, Tensor value, Tensor coupling, Tensor bandwidth, Tensor? mask, "
-    "Tensor? seed, bool is_causal, bool self_coupling, float dropout_p, bool nearest, int power, "
+    "Tensor? seed, bool is_causal, bool self_coupling, int? top_k, float dropout_p, str frame, float power, "
     "float edge, float eps, bool symmetric"
 )
-_TENSORS = 7  # the first arguments of every forward
+_TENSORS = 7  # the first of them
+_DIFFERENTIABLE = 5  # of which these have gradients
 
 
-def fused_arguments(call: Call) -> tuple[Any, ...]:
-    """The call as the arguments of FUSED_SCHEMA."""
-    return (
-        call.receive,
-        call.send,
-        call.value,
-        call.coupling,
-        call.bandwidth,
-        call.mask,
-        call.seed,
-        call.is_causal,
-        call.self_coupling,
-        call.dropout_p,
-        call.frame == "nearest",
-        int(call.power),
-        call.edge,
-        call.eps,
-        call.symmetric,
-    )
+def pack(call: Call) -> tuple[Any, ...]:
+    """The call as the arguments of SCHEMA."""
+    return call[:-1]
 
 
-def differentiate(backend: str, forward: CustomOpDef, backward: CustomOpDef) -> None:
-    """Register the operator `backward` as the derivative of `forward`, whose own is refused.
+def unpack(*arguments: Any) -> Call:
+    """The inverse of `pack`."""
+    return Call._make((*arguments, False))
+
+
+class Operator(NamedTuple):
+    """A backend's two operators of torch; a call of `forward` is recorded, and compiled as one node."""
+
+    forward: Callable[..., Any]  # SCHEMA to (out, what is saved...)
+    backward: Callable[..., Any]  # (dL/dout, out, what is saved..., SCHEMA) to the gradients
+
+    def __call__(self, call: Call) -> Tensor:
+        """out (B, H, N, d)."""
+        return self.forward(*pack(call))[0]
+
+
+def register(
+    backend: str,
+    forward: Callable[[Call], tuple[Tensor, ...]],
+    backward: Callable[..., tuple[Tensor, ...]],
+    saved: Callable[[Call], tuple[Tensor, ...]],
+    names: Sequence[str],
+    devices: str | Sequence[str] | None = None,
+) -> Operator:
+    """Make a backend's operators, with their fakes and derivatives; a second derivative is refused.
 
     Args:
-        backend: the name that the refusal gives.
-        forward: takes (receive, send, value, coupling, bandwidth, mask or None, seed or None, options...)
-            and returns (out, what the backward needs...).
-        backward: takes (dL/dout, everything that forward returned, everything that it took) and returns the
-            gradients of the first five arguments.
+        backend: its name.
+        forward: gives (out (B, H, N, d) in value's dtype, contiguous, and what the backward needs).
+        backward: is given (call, dL/dout, and what forward returned) and gives the gradients of receive,
+            send, value, coupling and bandwidth, in their shapes and dtypes.
+        saved: empty tensors of the shapes and dtypes of what the backward needs.
+        names: what the backward needs is called so, in forward's order.
+        devices: the kinds that it runs on; None for all.
     """
+    kept = "".join(f"Tensor {name}, " for name in names)
+    outputs = ", ".join(["Tensor"] * (1 + len(names)))
+    count = 2 + len(names)  # dL/dout, and what forward returned
+
+    def run_forward(*arguments):
+        return forward(unpack(*arguments))
+
+    def run_backward(*arguments):
+        gradients = backward(unpack(*arguments[count:]), *arguments[:count])
+        return tuple(gradient.contiguous() for gradient in gradients)
+
+    def fake_forward(*arguments):
+        call = unpack(*arguments)
+        shape = (*call.receive.shape[:3], call.value.shape[-1])
+        return call.value.new_empty(shape), *saved(call)
+
+    def fake_backward(*arguments):
+        return tuple(x.new_empty(x.shape) for x in arguments[count : count + _DIFFERENTIABLE])
+
+    ahead = torch.library.custom_op(
+        f"syncattn::{backend}_forward",
+        run_forward,
+        mutates_args=(),
+        device_types=devices,
+        schema=f"({SCHEMA}) -> ({outputs})",
+    )
+    back = torch.library.custom_op(
+        f"syncattn::{backend}_backward",
+        run_backward,
+        mutates_args=(),
+        device_types=devices,
+        schema=f"(Tensor grad, Tensor out, {kept}{SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    )
+    ahead.register_fake(fake_forward)
+    back.register_fake(fake_backward)
 
     def setup_context(ctx, inputs, output) -> None:
         ctx.options = inputs[_TENSORS:]
@@ -55,8 +106,8 @@ def differentiate(backend: str, forward: CustomOpDef, backward: CustomOpDef) -> 
 
     def derivative(ctx, grad, *_):
         with without_autocast(grad.device):  # .backward() may be called inside of it
-            gradients = backward(grad, *ctx.saved_tensors, *ctx.options)
-        return (*gradients, *(None,) * (_TENSORS - len(gradients) + len(ctx.options)))
+            gradients = back(grad, *ctx.saved_tensors, *ctx.options)
+        return (*gradients, *(None,) * (_TENSORS - _DIFFERENTIABLE + len(ctx.options)))
 
     def second(ctx, *_):
         raise RuntimeError(
@@ -64,5 +115,13 @@ def differentiate(backend: str, forward: CustomOpDef, backward: CustomOpDef) -> 
             "every order (a double backward, create_graph=True)"
         )
 
-    forward.register_autograd(derivative, setup_context=setup_context)
-    backward.register_autograd(second)
+    ahead.register_autograd(derivative, setup_context=setup_context)
+    back.register_autograd(second)
+    return Operator(ahead, back)
+
+
+def sum_groups(gradient: Tensor, like: Tensor) -> Tensor:
+    """(B, H, M, x) to like's (B, heads, M, x) and dtype: the sum over the receivers' heads that share one."""
+    if gradient.shape[1] != like.shape[1]:
+        gradient = gradient.unflatten(1, (like.shape[1], -1)).sum(2)
+    return gradient.to(like.dtype)

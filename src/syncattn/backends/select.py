@@ -5,27 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from syncattn.backends import cpu, eager, tiled, triton
+from syncattn.backends import eager
+from syncattn.backends.backend import Backend
 from syncattn.backends.call import Call, prepare
-
-
-class Backend(Protocol):
-    """What a backend's module offers."""
-
-    def unavailable(self) -> str | None: ...
-
-    def refuses(self, call: Call) -> str | None: ...
-
-    def run(self, call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]: ...
-
+from syncattn.backends.cpu import operator as cpu
+from syncattn.backends.tiled import operator as tiled
+from syncattn.backends.triton import operator as triton
 
 # In order of preference: the first that is available and does not refuse takes the call.
-BACKENDS: dict[str, Backend] = {"triton": triton, "cpu": cpu, "tiled": tiled, "eager": eager}
+BACKENDS: dict[str, Backend] = {
+    "triton": triton.BACKEND,
+    "cpu": cpu.BACKEND,
+    "tiled": tiled.BACKEND,
+    "eager": eager.BACKEND,
+}
 
 
 class _Block:
@@ -115,10 +112,10 @@ def select(call: Call, backend: str | None = None) -> Explanation:
     backend = backend or _asked_for()
     reasons: dict[str, str] = {}
     chosen = None
-    for name, module in BACKENDS.items():
-        reason = module.unavailable() or module.refuses(call)
-        if reason is None and backend is None and name == "triton":
-            reason = triton.only_by_name(call)
+    for name, candidate in BACKENDS.items():
+        reason = candidate.unavailable() or candidate.refuses(call) or candidate.capabilities.missing(call)
+        if reason is None and backend is None:
+            reason = candidate.only_by_name(call)
         if reason is None and chosen is None and backend in (None, name):
             chosen = name
         else:
@@ -140,4 +137,4 @@ def explain(*args: Any, backend: str | None = None, **kwargs: Any) -> Explanatio
 
 def availability() -> dict[str, str | None]:
     """Each backend's name, with None if it can run on this machine, else the reason why not."""
-    return {name: module.unavailable() for name, module in BACKENDS.items()}
+    return {name: backend.unavailable() for name, backend in BACKENDS.items()}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
+from syncattn.option import option
 from syncattn.training.errors import UserError
 
-# In the order in which they run: the issue's table first, the longest extras last.
+# In the order in which they run: the table of the targets first, the longest extras last.
 SUITES = {
     "table": "the operator at the targets' sizes",
     "decode": "one query and a cache",
@@ -35,16 +34,11 @@ FORWARD, BACKWARD = "forward", "forward+backward"
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """Sizes and limits of a run.
+    """Sizes and limits of a run; the options of the command line have their help beside them.
 
     Args:
         suites: names out of `SUITES`.
         threads: numbers of CPU threads; the first is the one for the extras, which run with one setting only.
-        device: "cpu" or "cuda".
-        rounds: how often every contender is timed, interleaved with the others.
-        budget: seconds that one contender may take for one number. When they are spent it sits out the other
-            rounds; if one call alone would take longer, it is left out, with the reason.
-        tokens: N of the table and of the variants.
         heads, head_dim, freq_dim: H, d, m of the operator.
         densities: wanted fractions of locked pairs, dense to sparse.
         window: tokens that a drifting head can look back.
@@ -61,8 +55,6 @@ class BenchPlan:
         model_sizes: (hidden size, blocks, heads) of the models; the first is the block's.
         step_tokens: tokens in a training step's batch; the batch has at least one sequence.
         check_rows: rows per head that correctness is checked on, and density is counted on.
-        seed: of the inputs.
-        time_wrong: wrong results are timed, too, for bench.json; the GPU's targets show them as WRONG.
 
     Raises:
         UserError: something is out of range; the message names the option.
@@ -70,10 +62,12 @@ class BenchPlan:
 
     suites: tuple[str, ...] = GROUPS["all"]
     threads: tuple[int, ...] = (1, 2)
-    device: str = "cpu"
-    rounds: int = 5
-    budget: float = 10.0
-    tokens: int = 4096
+    device: str = option("cpu", "'cpu' or 'cuda'.")
+    # Interleaved with the others.
+    rounds: int = option(5, "How often each contender is timed.")
+    # When they are spent, a contender sits out the other rounds.
+    budget: float = option(10.0, "Seconds for one number; what needs longer for one call is left out.")
+    tokens: int = option(4096, "N of the table; the targets are stated for 4096.")
     heads: int = 8
     head_dim: int = 64
     freq_dim: int = 8
@@ -94,9 +88,10 @@ class BenchPlan:
     model_sizes: tuple[tuple[int, int, int], ...] = ((256, 4, 4), (64, 2, 4))
     step_tokens: int = 2048
     check_rows: int = 32
-    seed: int = 0
+    seed: int = option(0, "Of the inputs.")
     quick: bool = False
-    time_wrong: bool = False
+    # For bench.json; the GPU's targets show them as WRONG.
+    time_wrong: bool = option(False, "Time wrong results as well; they stay marked as wrong.")
 
     def __post_init__(self) -> None:
         for name in self.suites:
@@ -112,14 +107,20 @@ class BenchPlan:
             raise UserError(f"--tokens must be at least 16, got {self.tokens}")
         if self.device not in ("cpu", "cuda"):
             raise UserError(f"--device must be 'cpu' or 'cuda', got {self.device!r}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
+        if self.device == "cuda" and not _has_cuda():
+            raise UserError("--device must be 'cpu' where PyTorch sees no CUDA device, got 'cuda'")
         if self.seed < 0:
             raise UserError(f"--seed must be 0 or more, got {self.seed}")
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
         return asdict(self)
+
+
+def _has_cuda() -> bool:
+    import torch  # slow, and not needed to list the options
+
+    return torch.cuda.is_available()
 
 
 def quick(plan: BenchPlan) -> BenchPlan:

@@ -174,6 +174,7 @@ class DecoderConfig(PreTrainedConfig):
         """
         if getattr(self, "is_heterogeneous", False):
             raise ValueError("per_layer_config must be left out, got one: all layers have the same options")
+        # What a field of ours means we know, whatever it is called.
         inherited = {name: value for name, value in vars(self).items() if name not in self.own_fields()}
         check_foreign({**inherited, "attn_implementation": self._attn_implementation})
         check_transformers(self)

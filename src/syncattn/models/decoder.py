@@ -152,7 +152,7 @@ class DecoderModel(DecoderPreTrainedModel):
                 any in training with checkpointing and gradients.
             TypeError: `past_key_values` is not a `DecoderCache`; a mask or positions that are no tensor.
         """
-        check_keywords(kwargs)
+        check_keywords(kwargs, is_causal=True)
         if (input_ids is None) == (inputs_embeds is None):
             given = "neither" if input_ids is None else "both"
             raise ValueError(f"one of input_ids and inputs_embeds must be given, got {given}")

@@ -58,17 +58,17 @@ def check_embeddings(inputs_embeds: Tensor, hidden_size: int) -> None:
         )
 
 
-def check_keywords(given: Mapping[str, Any]) -> None:
+def check_keywords(given: Mapping[str, Any], is_causal: bool) -> None:
     """Refuse keywords that would change which tokens see each other; pass others by, as transformers does.
 
     Raises:
-        ValueError: one that describes packed texts, or is_causal=False.
+        ValueError: one that describes packed texts, or another is_causal than the model's.
     """
     for name in _PACKING:
         if given.get(name) is not None:
             raise ValueError(f"{name} must be left out, got {type(given[name]).__name__}: {_WAY_OUT}")
-    if given.get("is_causal") not in (None, True):
-        raise ValueError(f"is_causal must be True or left out, got {given['is_causal']!r}")
+    if given.get("is_causal") not in (None, is_causal):
+        raise ValueError(f"is_causal must be {is_causal} or left out, got {given['is_causal']!r}")
 
 
 def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> Tensor | None:

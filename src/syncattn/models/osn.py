@@ -105,10 +105,8 @@ class OSNConfig(DecoderConfig):
         check_frequency(freq_dim, self.position, self.window_range, self.delay)
         check_synchronization(self.frame, self.power, self.edge, self.eps, self.top_k)
         check_start(self.density_range, self.sharpness, self.parametrisation)
-        # JSON makes lists of tuples
-        self.window_range = (self.window_range[0], self.window_range[1])
-        if self.density_range is not None:
-            self.density_range = (self.density_range[0], self.density_range[1])
+        self.window_range = tuple(self.window_range)  # JSON makes lists of tuples
+        self.density_range = None if self.density_range is None else tuple(self.density_range)
 
 
 class OSNPreTrainedModel(DecoderPreTrainedModel):
@@ -119,6 +117,7 @@ class OSNPreTrainedModel(DecoderPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one submodule; the layers' own are initialised before them."""
         if isinstance(module, SelectiveSynchronizationAttention):
             _calibrate(module)
         else:

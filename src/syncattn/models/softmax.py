@@ -101,27 +101,9 @@ class SoftmaxAttention(nn.Module):
         Raises:
             ValueError: key or value is not query, or a shape or mask is not as documented.
         """
-        if any(x is not None and x is not query for x in (key, value)):
-            raise ValueError(
-                "key and value must be None or query itself, got another tensor: this is self-attention"
-            )
-        check_dense("query", query)
-        if query.ndim != 3 or query.shape[-1] != self.embed_dim:
-            raise ValueError(f"query must have shape (B, N, {self.embed_dim}), got {tuple(query.shape)}")
-        if state is not None and (not is_causal or attn_mask is not None):
-            masked = "no attn_mask" if attn_mask is None else "an attn_mask"
-            raise ValueError(
-                f"state must come with is_causal=True and no attn_mask, got is_causal={is_causal}, {masked}"
-            )
-        if attn_mask is not None and (self.delay or self.shift is not None):
-            raise ValueError(
-                "attn_mask must be None with a delay or a token shift, got a mask: what it hides would reach "
-                "other rows through the token after"
-            )
+        self._check(query, key, value, attn_mask, is_causal, state)
         x = query if self.batch_first else query.transpose(0, 1)
         batch, tokens, _ = x.shape
-        if state is not None and state.value is not None and state.value.shape[0] != batch:
-            raise ValueError(f"state must hold a batch of {batch} sequences, got {state.value.shape[0]}")
         real = real_tokens(key_padding_mask, batch, tokens)
         allowed = allowed_by_mask(attn_mask, batch, self.num_heads, tokens, tokens)
         position = positions(real, tokens, None if state is None else state.count, x.device)
@@ -151,16 +133,9 @@ class SoftmaxAttention(nn.Module):
             mask = mask | ~seen
         if self.position == "alibi":
             mask = self._penalty(position, positions(real, keys, None, x.device), mask).to(q.dtype)
-        dropout_p = self.dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            weights = _softmax_weights(q, k, mask)
-            out = F.dropout(weights, dropout_p).to(v.dtype) @ v
-            weights = weights if seen is None else weights * seen
-            weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=square)
-        out = out if seen is None else out * seen
+        out, weights = self._attend(q, k, v, mask, seen, square, need_weights)
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
         if state is not None and after is not None:
             state.become_(after)  # the last step: whatever fails, the past is as it was
@@ -171,6 +146,36 @@ class SoftmaxAttention(nn.Module):
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, position={self.position!r}, "
             f"delay={self.delay}, token_shift={self.shift is not None}"
         )
+
+    def _check(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        state: IncrementalState | None,
+    ) -> None:
+        if any(x is not None and x is not query for x in (key, value)):
+            raise ValueError(
+                "key and value must be None or query itself, got another tensor: this is self-attention"
+            )
+        check_dense("query", query)
+        if query.ndim != 3 or query.shape[-1] != self.embed_dim:
+            raise ValueError(f"query must have shape (B, N, {self.embed_dim}), got {tuple(query.shape)}")
+        if state is not None and (not is_causal or attn_mask is not None):
+            masked = "no attn_mask" if attn_mask is None else "an attn_mask"
+            raise ValueError(
+                f"state must come with is_causal=True and no attn_mask, got is_causal={is_causal}, {masked}"
+            )
+        if attn_mask is not None and (self.delay or self.shift is not None):
+            raise ValueError(
+                "attn_mask must be None with a delay or a token shift, got a mask: what it hides would reach "
+                "other rows through the token after"
+            )
+        batch = query.shape[0 if self.batch_first else 1]
+        if state is not None and state.value is not None and state.value.shape[0] != batch:
+            raise ValueError(f"state must hold a batch of {batch} sequences, got {state.value.shape[0]}")
 
     def _project(
         self, x: Tensor, real: Tensor | None, state: IncrementalState | None
@@ -203,6 +208,27 @@ class SoftmaxAttention(nn.Module):
         distance = (query[:, :, None] - key[:, None, :]).abs()  # (B or 1, N, M)
         penalty = -slopes[:, None, None] * distance[:, None]
         return penalty if mask is None else penalty.masked_fill(~mask, -torch.inf)
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        seen: Tensor | None,
+        is_causal: bool,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Values (B, H, N, d), and the weights (B, H, N, M) if they are wanted; rows not `seen` are 0."""
+        dropout_p = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            weights = _softmax_weights(q, k, mask)
+            out = F.dropout(weights, dropout_p).to(v.dtype) @ v
+            weights = weights if seen is None else weights * seen
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=is_causal)
+        return (out if seen is None else out * seen), weights
 
 
 def _visible(

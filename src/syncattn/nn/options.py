@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from syncattn.backends.call import FRAMES
-from syncattn.checks import check_choice, check_count, check_real, checked_range
+from syncattn.checks import check_choice, check_count, check_range, check_real
 
 POSITIONS = ("drift", "own_drift", "rotary", "none")
 PARAMETRISATIONS = ("log", "softplus")
@@ -24,7 +24,7 @@ def check_frequency(freq_dim: int, position: str, window_range: Sequence[float],
         raise ValueError(f"position='own_drift' needs freq_dim of at least 2, got {freq_dim}")
     if position == "rotary" and freq_dim % 2:
         raise ValueError(f"position='rotary' needs an even freq_dim, got {freq_dim}")
-    checked_range("window_range", window_range, math.inf)
+    check_range("window_range", window_range, math.inf)
     check_delay(delay)
 
 
@@ -60,4 +60,4 @@ def check_start(density_range: Sequence[float] | None, sharpness: float, paramet
     check_choice("parametrisation", parametrisation, PARAMETRISATIONS)
     check_real("sharpness", sharpness, "positive and finite", lambda x: 0 < x < math.inf)
     if density_range is not None:
-        checked_range("density_range", density_range, 1.0)
+        check_range("density_range", density_range, 1.0)

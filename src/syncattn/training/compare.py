@@ -22,13 +22,14 @@ from syncattn.training.data import Corpus, encode_corpus
 from syncattn.training.environment import command, machine, versions
 from syncattn.training.errors import Diverged, UserError
 from syncattn.training.files import check_output, prepare_output, write_json
-from syncattn.training.generate import Sampling, encode_prompt, generate
+from syncattn.training.generate import encode_prompt, generate
 from syncattn.training.lock import locked
 from syncattn.training.once import train_once
-from syncattn.training.options import TrainingOptions
-from syncattn.training.settings import config_errors
+from syncattn.training.options import Sampling, TrainingOptions
+from syncattn.training.record import Record
+from syncattn.training.settings import config_errors, quiet
 from syncattn.training.tokenizers import encode, token_labels
-from syncattn.training.train import check_start, quiet
+from syncattn.training.train import check_start
 
 RUNS = "runs"
 COMPARE_FILE = "compare.json"
@@ -69,7 +70,7 @@ def contenders(
     """
     if not baselines or not set(baselines) <= set(BASELINES):
         raise UserError(
-            f"baselines must be among {', '.join(BASELINES)}, not {', '.join(baselines) or 'none'}"
+            f"baselines must be among {', '.join(BASELINES)}, got {', '.join(baselines) or 'none'}"
         )
     rates = tuple(dict.fromkeys(learning_rates))
     others = tuple(dict.fromkeys(baseline_learning_rates or rates))
@@ -158,7 +159,7 @@ def _compare(
     )
 
     @cache  # what the grid has run, the seeds need not look up again
-    def run(entrant: Contender, rate: float, seed: int) -> dict[str, Any] | None:
+    def run(entrant: Contender, rate: float, seed: int) -> Record | None:
         chosen = replace(options, learning_rate=rate, seed=seed)
         return _run(entrant, chosen, corpus, tokenizer, out, console)
 
@@ -167,7 +168,7 @@ def _compare(
     for entrant in entrants:
         if len(entrant.learning_rates) > 1:
             tried = {rate: run(entrant, rate, seeds[0]) for rate in entrant.learning_rates}
-            losses = {rate: record["result"]["validation_loss"] for rate, record in tried.items() if record}
+            losses = {rate: record.result.validation_loss for rate, record in tried.items() if record}
             if not losses:
                 raise UserError(
                     f"{entrant.title} diverged with every learning rate: {entrant.learning_rates}"
@@ -180,7 +181,7 @@ def _compare(
             say(f"{entrant.title}: learning rate {chosen_rate[entrant.name]:g} of {len(tried)} tried")
         else:
             chosen_rate[entrant.name] = entrant.learning_rates[0]
-    runs: dict[str, list[dict[str, Any]]] = {entrant.name: [] for entrant in entrants}
+    runs: dict[str, list[Record]] = {entrant.name: [] for entrant in entrants}
     for seed in seeds:
         for entrant in entrants:
             record = run(entrant, chosen_rate[entrant.name], seed)
@@ -281,7 +282,7 @@ def _run(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
     console: Console | None,
-) -> dict[str, Any] | None:
+) -> Record | None:
     """One run's record; None if it diverged."""
     key = _key(entrant, options.learning_rate, options.seed)
     folder = out / RUNS / key
@@ -300,24 +301,24 @@ def _key(entrant: Contender, rate: float, seed: int) -> str:
     return f"{entrant.name}-lr{short}-seed{seed}"
 
 
-def _summary(entrant: Contender, runs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _summary(entrant: Contender, runs: list[Record], folder: Path) -> dict[str, Any]:
     """What the table and the report say about one entrant; the runs in full are part of it."""
-    results = [run["result"] for run in runs]
-    loss, spread = mean_and_spread([result["validation_loss"] for result in results])
-    test, test_spread = mean_and_spread([result["test_loss"] for result in results])
-    densities = [value for result in results for layer in result["density"] for value in layer]
+    results = [run.result for run in runs]
+    loss, spread = mean_and_spread([result.validation_loss for result in results])
+    test, test_spread = mean_and_spread([result.test_loss for result in results])
+    densities = [value for result in results for layer in result.density for value in layer]
     return {
         "name": entrant.name,
         "title": entrant.title,
-        "parameters": runs[0]["parameters"],
-        "learning_rate": runs[0]["options"]["learning_rate"],
+        "parameters": runs[0].parameters,
+        "learning_rate": runs[0].options["learning_rate"],
         "validation_loss": loss,
         "validation_spread": spread,
         "test_loss": test,
         "test_spread": test_spread,
         "density": statistics.fmean(densities) if densities else None,
-        "tokens_per_second": statistics.fmean(result["tokens_per_second"] for result in results),
-        "wall_seconds": statistics.fmean(result["wall_seconds"] for result in results),
+        "tokens_per_second": statistics.fmean(result.tokens_per_second for result in results),
+        "wall_seconds": statistics.fmean(result.wall_seconds for result in results),
         "folder": f"{RUNS}/{folder.name}",
-        "runs": runs,
+        "runs": [run.to_json() for run in runs],
     }

@@ -98,7 +98,7 @@ def load_corpus(
     if not specs:
         raise UserError("no text given: expected files, folders or one of " + ", ".join(sorted(BUILT_IN)))
     if max_chars is not None and max_chars < 1:
-        raise UserError(f"max_chars must be positive, not {max_chars}")
+        raise UserError(f"max_chars must be positive, got {max_chars}")
     reader = Reader(encoding, skip_undecodable)
     own = {"validation": validation, "test": test}
     places = [reader.find(spec) for spec in specs]

@@ -10,7 +10,15 @@ class Diverged(UserError):
 
 
 class Interrupted(UserError):
-    """Training was stopped from outside, and left a checkpoint; the message says how to go on."""
+    """Training was stopped from outside; the message says how to go on.
+
+    Attributes:
+        step: the last step that was done; None if that is not known.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class DiskError(UserError):

@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from syncattn.training.errors import UserError
-from syncattn.training.options import check_seed
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        max_new_tokens: length of the continuation.
-        temperature: of the distribution that is sampled from; below 1 is more cautious.
-        top_k: sample among this many likeliest tokens only; None takes all.
-        greedy: always take the likeliest token instead of sampling.
-        seed: of the sampling; below 2**32.
-    """
-
-    max_new_tokens: int = 200
-    temperature: float = 0.8
-    top_k: int | None = None
-    greedy: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        for name in ("max_new_tokens", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-        if not 0 < self.temperature < float("inf"):
-            raise UserError(
-                f"temperature must be positive, not {self.temperature}; greedy takes the likeliest token"
-            )
+from syncattn.training.options import Sampling
 
 
 def generate(

@@ -8,8 +8,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,37 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import SaveStrategy
 
 from syncattn.nn import SelectiveSynchronizationAttention, limit_density_, locked_density
 from syncattn.training.checkpoints import NOT_OURS, unusable
 from syncattn.training.errors import Diverged, UserError
-from syncattn.training.files import CHECKPOINTS, PROGRESS_FILE, disk_errors, fingerprints, read_object, staged
+from syncattn.training.files import PROGRESS_FILE, disk_errors, fingerprints, read_object, staged
 from syncattn.training.options import TrainingOptions
+from syncattn.training.windows import Windows
 
 LIMIT_EVERY = 10
 """Steps between two looks at the density, where it is limited."""
 LIMIT_WINDOWS = 2
 """Windows that such a look takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Keeping:
+    """What a run leaves while it goes on, so that it can be gone on with.
+
+    Attributes:
+        folder: of the checkpoints.
+        tokenizer: saved beside each model.
+        state: the checkpoint that the run goes on from; None if it begins.
+        begin: called when nothing speaks against the run any more, before anything is written.
+    """
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    state: Path | None
+    begin: Callable[[], None]
 
 
 class Loop(Trainer):
@@ -40,9 +59,7 @@ class Loop(Trainer):
     a fixed batch; checkpoints appear whole; weight decay falls on weights of linear layers and embeddings.
 
     Args:
-        tokenizer: saved beside the model; None where the tokens are no text.
-        out: the run's output folder; checkpoints go to its subfolder.
-        probe: token ids (B, N) of validation text, on which densities are measured.
+        keep: where checkpoints go; None for a run that leaves none.
         callbacks: extra callbacks, called after this class's own.
     """
 
@@ -50,26 +67,20 @@ class Loop(Trainer):
         self,
         model: PreTrainedModel,
         arguments: TrainingArguments,
+        windows: Windows,
         options: TrainingOptions,
-        tokenizer: PreTrainedTokenizerBase | None,
-        train_windows: Dataset,
-        eval_windows: Dataset,
-        out: Path,
-        probe: Tensor,
-        callbacks: list[TrainerCallback],
+        keep: Keeping | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        # The Trainer switches the cache off in the config that it then saves; generation wants it on.
-        self._keeps_cache = getattr(model.config, "use_cache", True)
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=train_windows,
-            eval_dataset=eval_windows,
+            train_dataset=windows.train,
+            eval_dataset=windows.validation,
             callbacks=[_Clock(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
-        self.options, self.out, self.probe = options, out, probe
-        self.tokenizer: Any = tokenizer
+        self.options, self.keep, self.probe = options, keep, windows.probe
         layers = [m for m in model.modules() if isinstance(m, SelectiveSynchronizationAttention)]
         self._has_couplings = any(layer.parametrisation == "log" for layer in layers)  # none, no limit
         self.stop_requested = False
@@ -78,6 +89,19 @@ class Loop(Trainer):
         self._loss_sum: Tensor | float = 0.0
         self._loss_steps = 0
         self._started = time.perf_counter()
+        if keep is not None and keep.state is not None:
+            self._restore(keep.state)
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Take over the clock and the open mean loss of a checkpoint."""
+        progress = read_object(checkpoint / PROGRESS_FILE)
+        self.train_seconds, self.wall_seconds = progress["train_seconds"], progress["wall_seconds"]
+        self._loss_sum, self._loss_steps = progress["loss_sum"], progress["loss_steps"]
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # By word of the call, not of the config, which is saved: generation wants a cache.
+        uncached = {"use_cache": False} if self.args.use_cache else {}
+        return super().compute_loss(model, {**inputs, **uncached}, *args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -103,14 +127,14 @@ class Loop(Trainer):
         """The Trainer's, with couplings and bandwidths at a learning rate of their own if so wanted."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if fresh and self.options.strength_lr != 1:
+        if fresh and self.options.coupling_lr != 1:
             model = self.accelerator.unwrap_model(self.model)
             layers = [m for m in model.modules() if isinstance(m, SelectiveSynchronizationAttention)]
             own = [p for layer in layers for p in (layer.raw_coupling, layer.raw_bandwidth)]
             for group in optimizer.param_groups:
                 group["params"] = [p for p in group["params"] if not any(p is other for other in own)]
             if own:
-                rate = self.options.learning_rate * self.options.strength_lr
+                rate = self.options.learning_rate * self.options.coupling_lr
                 optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
@@ -183,12 +207,6 @@ class Loop(Trainer):
             if isinstance(module, (nn.Linear, nn.Embedding))
         ]
 
-    def restore(self, checkpoint: Path) -> None:
-        """Take over the clock and the open mean loss of a checkpoint, before `train` goes on from it."""
-        progress = read_object(checkpoint / PROGRESS_FILE)
-        self.train_seconds, self.wall_seconds = progress["train_seconds"], progress["wall_seconds"]
-        self._loss_sum, self._loss_steps = progress["loss_sum"], progress["loss_steps"]
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _states_of(checkpoint, "optimizer.pt or scheduler.pt"):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -197,32 +215,38 @@ class Loop(Trainer):
         with _states_of(checkpoint, "rng_state.pth"):
             super()._load_rng_state(checkpoint)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(getattr(self, "_staging", self.args.output_dir))
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        checkpoints = self.out / CHECKPOINTS
+        # Not the Trainer's own, which knows one folder for all: a checkpoint is written aside, then moved.
+        assert self.keep is not None
+        checkpoints, name = self.keep.folder, f"checkpoint-{self.state.global_step}"
         loss_sum = self._over_processes(float(self._loss_sum))
         with disk_errors(f"cannot write a checkpoint to {checkpoints}"):
             if self.args.world_size > 1:
                 # The processes must agree on a folder, so none is staged; the list of files comes last.
-                super()._save_checkpoint(model, trial)
+                self._write(checkpoints / name)
                 self.accelerator.wait_for_everyone()
+                if self.is_world_process_zero():
+                    self._write_progress(checkpoints / name, loss_sum)
             else:
-                with staged(checkpoints) as self._staging:
-                    super()._save_checkpoint(model, trial)
-                    self._save_progress(self._staging, loss_sum)
-                del self._staging
+                with staged(checkpoints) as folder:
+                    self._write(folder / name)
+                    self._write_progress(folder / name, loss_sum)
             if self.is_world_process_zero():
-                if self.args.world_size > 1:
-                    self._save_progress(checkpoints, loss_sum)
-                newest = f"checkpoint-{self.state.global_step}"
                 for path in checkpoints.glob("checkpoint-*"):
-                    if path.name != newest:
+                    if path.name != name:
                         shutil.rmtree(path, ignore_errors=True)
 
-    def _save_progress(self, folder: Path, loss_sum: float) -> None:
-        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+    def _write(self, checkpoint: Path) -> None:
+        """All that the Trainer needs to go on."""
+        self.store_flos()
+        self.save_model(str(checkpoint), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(checkpoint))
+        self._save_scaler(str(checkpoint))
+        self._save_rng_state(str(checkpoint))
+        if self.args.should_save:
+            self.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    def _write_progress(self, checkpoint: Path, loss_sum: float) -> None:
         progress = {
             "train_seconds": self.train_seconds,
             "wall_seconds": self.elapsed(),
@@ -235,12 +259,9 @@ class Loop(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # Not the Trainer's own: it adds a pickle of the arguments, which nothing reads (run.json has them).
-        if output_dir is not None and self.args.should_save:
-            self.save_final(Path(output_dir))
-
-    def save_final(self, folder: Path) -> None:
-        """Write the model and its tokeniser to `folder`, to be loaded by the Auto classes."""
-        save_pretrained(self.accelerator.unwrap_model(self.model), self.tokenizer, folder, self._keeps_cache)
+        if output_dir is not None and self.args.should_save and self.keep is not None:
+            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir)
+            self.keep.tokenizer.save_pretrained(output_dir)
 
 
 class _Clock(TrainerCallback):
@@ -272,7 +293,7 @@ class _Clock(TrainerCallback):
             control.should_log = True
         elif self.loop.stop_requested:
             control.should_training_stop = True
-            control.should_save = args.save_strategy != SaveStrategy.NO
+            control.should_save = self.loop.keep is not None
 
 
 def diverged(step: int, what: str, options: TrainingOptions) -> Diverged:
@@ -296,20 +317,8 @@ def head_densities(model: PreTrainedModel, input_ids: Tensor) -> list[list[float
     """
     if not any(isinstance(module, SelectiveSynchronizationAttention) for module in model.modules()):
         return []
-    return [heads.tolist() for heads in locked_density(model, input_ids=input_ids.to(model.device)).values()]
-
-
-def save_pretrained(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, use_cache: bool = True
-) -> None:
-    """Write `config.json`, `model.safetensors` and the tokeniser's files, if there is one."""
-    during_training, model.config.use_cache = model.config.use_cache, use_cache
-    try:
-        model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-    finally:
-        model.config.use_cache = during_training
+    found = locked_density(model, input_ids=input_ids.to(model.device), use_cache=False)
+    return [heads.tolist() for heads in found.values()]
 
 
 @contextmanager

@@ -11,15 +11,14 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from syncattn.training.checkpoints import check_checkpoint, find_checkpoint
 from syncattn.training.data import Corpus
 from syncattn.training.errors import Diverged, Interrupted, UserError
-from syncattn.training.files import RESULT_FILE, RUN_FILE, is_number, read_object, write_json
+from syncattn.training.files import RESULT_FILE, RUN_FILE, read_object, write_json
 from syncattn.training.lock import locked
 from syncattn.training.options import TrainingOptions
-from syncattn.training.record import NEUTRAL
+from syncattn.training.record import NEUTRAL, Record
 from syncattn.training.settings import describe_config
 from syncattn.training.train import train
 
 DIVERGED_FILE = "diverged.json"
-_RESULTS = ("validation_loss", "test_loss", "tokens_per_second", "train_seconds", "wall_seconds")
 
 
 def train_once(
@@ -31,7 +30,7 @@ def train_once(
     *,
     console: Console | None = None,
     label: str = "",
-) -> dict[str, Any]:
+) -> Record:
     """`train`, whose record is read from `folder` if the same run is there, finished or interrupted.
 
     Raises:
@@ -51,7 +50,7 @@ def _train_once(
     options: TrainingOptions,
     console: Console | None,
     label: str,
-) -> dict[str, Any]:
+) -> Record:
     settings = {
         "model_type": config.model_type,
         "config": describe_config(config),
@@ -61,13 +60,15 @@ def _train_once(
     }
     for name in (RESULT_FILE, DIVERGED_FILE):
         if (folder / name).is_file():
-            record = read_object(folder / name)
-            _same_settings(folder, record, settings)
-            _check_record(folder / name, record)
+            found = read_object(folder / name)
+            _same_settings(folder, found, settings)
+            record = None if name == DIVERGED_FILE else Record.from_json(found, folder / name)
+            if record is None and not isinstance(found.get("message"), str):
+                raise UserError(f"{folder / name} must have a message, got {found.get('message')!r}")
             if console is not None:
                 console.print(f"{label}: already there", highlight=False)
-            if name == DIVERGED_FILE:
-                raise Diverged(record["message"])
+            if record is None:
+                raise Diverged(found["message"])
             return record
     checkpoint = None
     if (folder / RUN_FILE).is_file():
@@ -95,7 +96,9 @@ def _train_once(
         raise
     except Interrupted as error:
         about = str(error).partition(";")[0]
-        raise Interrupted(f"{label}: {about}; start the same command again to go on from there") from None
+        raise Interrupted(
+            f"{label}: {about}; start the same command again to go on from there", error.step
+        ) from None
 
 
 def _same_settings(folder: Path, record: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -117,19 +120,3 @@ def _same_settings(folder: Path, record: dict[str, Any], settings: dict[str, Any
             f"{folder} has a run with other settings ({', '.join(differing)} differ): use --overwrite or "
             "another --out"
         )
-
-
-def _check_record(path: Path, record: dict[str, Any]) -> None:
-    """What is taken from a record that an earlier run wrote has to be there."""
-    if path.name == DIVERGED_FILE:
-        usable = isinstance(record.get("message"), str)
-    else:
-        found = record.get("result")
-        result = found if isinstance(found, dict) else {}
-        density = result.get("density")
-        usable = all(is_number(result.get(name)) for name in _RESULTS)
-        usable = usable and isinstance(density, list) and all(isinstance(layer, list) for layer in density)
-        usable = usable and all(is_number(head) for layer in density or () for head in layer)
-        usable = usable and isinstance(record.get("history"), list) and is_number(record.get("parameters"))
-    if not usable:
-        raise UserError(f"{path} is no record that syncattn wrote: use --overwrite or another --out")

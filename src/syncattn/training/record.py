@@ -1,8 +1,9 @@
-"""What identifies a run: written when it begins, read when it goes on; and its history."""
+"""What a run is, written when it begins and read when it goes on, and what came of it."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
@@ -19,6 +20,7 @@ from syncattn.training.files import (
     START,
     disk_errors,
     fingerprints,
+    is_number,
     read_object,
     staged,
     write_json,
@@ -26,6 +28,7 @@ from syncattn.training.files import (
 from syncattn.training.options import TrainingOptions
 from syncattn.training.settings import describe_config
 
+FORMAT = 1
 NEUTRAL = ("log_every", "eval_every", "save_every", "eval_tokens")
 """Options that say how a run is watched, not what comes out: runs may differ in them."""
 _PLACE = ("device", "threads", "backend")
@@ -37,6 +40,85 @@ _DATA: dict[str, Any] = {
     "sha256": str,
 }
 _DATA |= {"test_source": str | None, "encoding": str, "skip_undecodable": bool}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run on text ended with; losses are means in nats per predicted token.
+
+    Attributes:
+        validation_loss, test_loss: of that many tokens: validation_tokens, test_tokens.
+        density: the share of allowed pairs that lock, (layer, head); [] without SSA.
+        tokens_per_second, train_seconds: of the training steps alone.
+        wall_seconds: of all, before an interruption too.
+    """
+
+    validation_loss: float
+    validation_tokens: int
+    test_loss: float
+    test_tokens: int
+    density: list[list[float]]
+    tokens_per_second: float
+    train_seconds: float
+    wall_seconds: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """All there is to say of a finished run on text, as training.json has it.
+
+    Attributes:
+        model_type, config: the model, as its folder stores it.
+        options: see `TrainingOptions`.
+        data: see `Corpus.describe`, and the size of the vocabulary.
+        command, versions, machine: what it ran on.
+        parameters: trainable ones, shared ones counted once.
+        tokens: of the three parts of the text.
+        history: see `history`.
+        device: where the model was.
+    """
+
+    model_type: str
+    config: dict[str, Any]
+    options: dict[str, Any]
+    data: dict[str, Any]
+    command: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    parameters: int
+    tokens: dict[str, int]
+    history: list[dict[str, Any]]
+    result: Result
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        """What training.json holds."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any], path: Path) -> Record:
+        """The record that `path` holds.
+
+        Raises:
+            UserError: something in it is missing, unknown or of another kind.
+        """
+        try:
+            given = {name: value for name, value in found.items() if name != "format"}
+            record = cls(**given | {"result": Result(**found["result"])})
+        except (KeyError, TypeError):
+            record = None
+        if record is None or found.get("format") != FORMAT or not record._usable():
+            raise UserError(f"{path} is no record that syncattn wrote: use --overwrite or another --out")
+        return record
+
+    def _usable(self) -> bool:
+        """Whether what is computed with is there."""
+        numbers = [getattr(self.result, f.name) for f in fields(Result) if f.name != "density"]
+        density = self.result.density
+        if not (isinstance(density, list) and all(isinstance(layer, list) for layer in density)):
+            return False
+        numbers += [self.parameters, *(head for layer in density for head in layer)]
+        return all(map(is_number, numbers)) and isinstance(self.history, list)
 
 
 def describe_run(
@@ -81,15 +163,15 @@ def read_run(out: Path, begun: dict[str, Any]) -> tuple[TrainingOptions, dict[st
         UserError: there is none, or something in it is missing, unknown, of another type or run.
     """
     path = out / RUN_FILE
-    fields = read_object(path)
-    _check_types(path, "", {name: fields.get(name) for name in ("data", "options")}, _PARTS)
-    _check_types(path, "options.", fields["options"], get_type_hints(TrainingOptions))
-    data = {"encoding": "utf-8", "skip_undecodable": False, "max_chars": None, **fields["data"]}
+    found = read_object(path)
+    _check_types(path, "", {name: found.get(name) for name in ("data", "options")}, _PARTS)
+    _check_types(path, "options.", found["options"], get_type_hints(TrainingOptions))
+    data = {"encoding": "utf-8", "skip_undecodable": False, "max_chars": None, **found["data"]}
     _check_types(path, "data.", {name: data.get(name) for name in _DATA}, _DATA)
     if not all(isinstance(source, str) for source in data["sources"]):
         raise UserError(f"{path}: data.sources must be names of texts, got {data['sources']!r}")
     try:
-        options = TrainingOptions(**fields["options"])
+        options = TrainingOptions(**found["options"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     for name, value in options.as_dict().items():

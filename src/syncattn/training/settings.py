@@ -6,13 +6,17 @@ import copy
 import difflib
 import hashlib
 import json
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from syncattn.backends.select import BackendError, use_backend
 from syncattn.models import OSNConfig
@@ -121,3 +125,42 @@ def chosen_backend(name: str | None) -> Iterator[None]:
             yield
     except BackendError as error:
         raise UserError(str(error)) from error
+
+
+@contextmanager
+def chosen_threads(count: int | None) -> Iterator[None]:
+    """PyTorch's threads on the CPU; None leaves its choice."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' progress bars, hints and warnings out of the output; errors still show."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    accelerate = logging.getLogger("accelerate")
+    accelerate_level = accelerate.level
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    accelerate.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        accelerate.setLevel(accelerate_level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def as_told(options: TrainingOptions) -> Iterator[None]:
+    """Around all that a run does: its backend, its threads, and no word from the libraries."""
+    with quiet(), chosen_threads(options.threads), chosen_backend(options.backend):
+        yield

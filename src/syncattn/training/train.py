@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import shlex
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import syncattn.models  # noqa: F401  registers the models with the Auto classes
-from syncattn.nn import SelectiveSynchronizationAttention, calibrate
 from syncattn.training.checkpoints import (
     check_checkpoint,
     check_weights,
@@ -47,15 +35,16 @@ from syncattn.training.files import (
     staged,
     write_json,
 )
+from syncattn.training.fit import Fitted, check_device, fit, parameter_count
 from syncattn.training.lock import locked
 from syncattn.training.logs import EventFile, has_tensorboard
-from syncattn.training.loop import Loop, diverged, has_diverged, stop_on_signals
+from syncattn.training.loop import Keeping
 from syncattn.training.options import TrainingOptions
 from syncattn.training.progress import Display
-from syncattn.training.record import describe_run, history, read_run, write_start
-from syncattn.training.settings import chosen_backend, first_model
+from syncattn.training.record import Record, Result, describe_run, read_run, write_start
+from syncattn.training.settings import as_told, chosen_backend, first_model
 from syncattn.training.tokenizers import encode, load_tokenizer
-from syncattn.training.windows import EvaluationWindows, RandomWindows
+from syncattn.training.windows import EvaluationWindows, RandomWindows, Windows, stacked
 
 PROBE_WINDOWS = 4
 """Windows of validation text on which densities are measured."""
@@ -72,13 +61,11 @@ def train(
     checkpoint: Path | None = None,
     console: Console | None = None,
     label: str = "",
-) -> dict[str, Any]:
-    """Train a model from scratch or from a trained one's weights, or go on from a checkpoint of the same run.
+) -> Record:
+    """`fit` on text, in a folder: from scratch, from a trained model's weights, or from the run's checkpoint.
 
     The finished folder has `config.json`, `model.safetensors`, the tokeniser's files, and `training.json`,
-    whose content is returned: options, data, history (loss, validation loss, density per layer and head,
-    tokens per second), result, versions, machine and command. Losses are means in nats per predicted token.
-    The same seed on the same machine gives the same losses, interrupted or not.
+    the record that is returned.
 
     Args:
         config: of any causal language model that the Auto classes know; its vocabulary must be the
@@ -108,7 +95,7 @@ def _train(
     checkpoint: Path | None,
     console: Console | None,
     label: str,
-) -> dict[str, Any]:
+) -> Record:
     """`train` in a folder that no other process has."""
     main = int(os.environ.get("RANK", "0")) == 0
     state = checkpoint if checkpoint is not None and is_checkpoint(checkpoint) else None
@@ -119,62 +106,59 @@ def _train(
             remove_staging(folder)
         if state is None:
             shutil.rmtree(out / LOGS, ignore_errors=True)  # they begin again, too
-    with quiet(), _threads(options.threads), chosen_backend(options.backend):
+    with as_told(options):
         tokens = encode_corpus(corpus, lambda text: encode(tokenizer, text), options.context)
         set_seed(options.seed)
         model, options = first_model(config, options, state)
-        arguments = _training_arguments(out, options)
-        train_windows = RandomWindows(
-            tokens["train"], options.context, options.steps * options.batch_size, options.seed
-        )
-        eval_windows = EvaluationWindows(tokens["validation"], options.context, options.eval_tokens or None)
-        probe = _stack(
-            EvaluationWindows(tokens["validation"], options.context, PROBE_WINDOWS * options.context)
-        )
-        if state is None and options.calibrates and wants_calibration(model):
-            first = torch.stack([train_windows[i]["input_ids"] for i in range(options.batch_size)])
-            # Where it will train: a backend asked for by name may be of that device alone.
-            calibrate(model.to(arguments.device), input_ids=first.to(arguments.device), use_cache=False)
-        # Only now, so that a start that fails leaves nothing behind.
-        if checkpoint is None and main:
-            # The final model, one checkpoint (model and two moments), another while it is replaced, logs.
-            prepare_output(out, 8 * 4 * parameter_count(model) + 2_000_000, overwrite=overwrite)
-            write_start(out, describe_run(config, corpus, tokenizer, options), config, tokenizer)
+
+        def begin() -> None:  # not before, so that a start that fails leaves nothing behind
+            if checkpoint is None and main:
+                # The final model, one checkpoint (model and two moments), another while it is replaced, logs.
+                prepare_output(out, 8 * 4 * parameter_count(model) + 2_000_000, overwrite=overwrite)
+                write_start(out, describe_run(config, corpus, tokenizer, options), config, tokenizer)
+
+        windows = windows_of(tokens, options)
         display = Display(console if main else None, label, every_log=options.log_every is not None)
-        logs = [EventFile(out / LOGS)] if main and has_tensorboard() else []
-        loop = Loop(
-            model,
-            arguments,
-            options,
-            tokenizer,
-            train_windows,
-            eval_windows,
-            out,
-            probe,
-            [display, *logs],
+        shown: list[Display | EventFile] = [display]
+        if main and has_tensorboard():
+            shown.append(EventFile(out / LOGS))
+        with ExitStack() as opened:
+            for callback in shown:
+                opened.callback(callback.close)
+            keep = Keeping(out / CHECKPOINTS, tokenizer, state, begin)
+            try:
+                fitted = fit(model, windows, options, callbacks=shown, keep=keep)
+            except Interrupted as error:
+                raise _interrupted(out, error.step) from None
+        record = Record(
+            **describe_run(model.config, corpus, tokenizer, options),
+            parameters=fitted.parameters,
+            tokens={name: len(part) for name, part in tokens.items()},
+            history=fitted.history,
+            result=_result(fitted, windows),
+            device=fitted.device,
         )
-        if state is not None:
-            loop.restore(state)
         try:
-            with stop_on_signals(loop):
-                loop.train(resume_from_checkpoint=None if state is None else str(state))
+            if main:
+                _write(out, model, tokenizer, record)
         except KeyboardInterrupt:
-            raise _interrupted(out, loop.state.global_step) from None
-        except ValueError as error:
-            # The operator refuses what overflowed, which may happen before the loss is looked at.
-            if isinstance(error, UserError) or not has_diverged(model):
-                raise
-            raise diverged(loop.state.global_step, str(error), options) from error
-        finally:
-            display.close()
-            for log in logs:
-                log.close()
-        if loop.state.global_step < options.steps:
-            raise _interrupted(out, loop.state.global_step)
-        try:
-            return _finish(loop, tokens, corpus, main)
-        except KeyboardInterrupt:
-            raise _interrupted(out, loop.state.global_step) from None
+            raise _interrupted(out, options.steps) from None
+        return record
+
+
+def windows_of(tokens: Mapping[str, torch.Tensor], options: TrainingOptions) -> Windows:
+    """The windows of a run on text, from the tokens of its three parts."""
+    context, validation = options.context, tokens["validation"]
+    probe = EvaluationWindows(validation, context, PROBE_WINDOWS * context)
+    return Windows(
+        train=RandomWindows(tokens["train"], context, options.steps * options.batch_size, options.seed),
+        validation=EvaluationWindows(validation, context, options.eval_tokens or None),
+        probe=stacked(probe, len(probe)),
+        final={
+            name: EvaluationWindows(tokens[name], context, options.final_eval_tokens or None)
+            for name in ("validation", "test")
+        },
+    )
 
 
 def check_start(
@@ -188,20 +172,20 @@ def check_start(
     """
     if config.vocab_size < len(tokenizer):
         raise UserError(
-            f"config.vocab_size is {config.vocab_size}, the tokenizer has {len(tokenizer)} tokens"
+            f"config.vocab_size must be at least the tokenizer's {len(tokenizer)} tokens, "
+            f"got {config.vocab_size}"
         )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if options.batch_size % processes:
         raise UserError(
-            f"batch_size is {options.batch_size}, which {processes} processes cannot share equally"
+            f"batch_size must be a multiple of the number of processes, {processes}, got {options.batch_size}"
         )
     with chosen_backend(options.backend):
         pass
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
+    check_device(options)
 
 
-def resume(folder: str | Path, console: Console | None = None, label: str = "") -> dict[str, Any]:
+def resume(folder: str | Path, console: Console | None = None, label: str = "") -> Record:
     """Go on with an unfinished run, with the text and options that it was started with.
 
     Args:
@@ -240,87 +224,28 @@ def resume(folder: str | Path, console: Console | None = None, label: str = "") 
         )
 
 
-def parameter_count(model: torch.nn.Module) -> int:
-    """Trainable parameters, shared ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _finish(loop: Loop, tokens: dict[str, torch.Tensor], corpus: Corpus, main: bool) -> dict[str, Any]:
-    """Evaluate, write the final files, remove the checkpoints."""
-    options, out = loop.options, loop.out
-    result: dict[str, Any] = {}
-    for name in ("validation", "test"):
-        windows = EvaluationWindows(tokens[name], options.context, options.final_eval_tokens or None)
-        loss = result[f"{name}_loss"] = loop.evaluate(windows, metric_key_prefix=name)[f"{name}_loss"]
-        if not math.isfinite(loss):
-            raise diverged(loop.state.global_step, f"the {name} loss is {loss}", options)
-        result[f"{name}_tokens"] = windows.predicted
-    result |= {
-        "density": loop.densities(),
-        "tokens_per_second": loop.tokens_per_second,
-        "train_seconds": loop.train_seconds,
-        "wall_seconds": loop.elapsed(),
-    }
-    model: PreTrainedModel = loop.accelerator.unwrap_model(loop.model)
-    record = {
-        "format": 1,
-        **describe_run(model.config, corpus, loop.tokenizer, options),
-        "parameters": parameter_count(model),
-        "tokens": {name: len(part) for name, part in tokens.items()},
-        "history": history(loop.state.log_history),
-        "result": result,
-        "device": str(loop.args.device),
-    }
-    if main:
-        with disk_errors(f"cannot write the model to {out}"), staged(out, last=RESULT_FILE) as folder:
-            loop.save_final(folder)
-            write_json(folder / RESULT_FILE, record)
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-        (out / RUN_FILE).unlink(missing_ok=True)
-    return record
-
-
-def wants_calibration(model: PreTrainedModel) -> bool:
-    """Whether a model has SSA layers in the trainable form; the published form keeps its published start."""
-    has_ssa = any(isinstance(module, SelectiveSynchronizationAttention) for module in model.modules())
-    return has_ssa and getattr(model.config, "parametrisation", None) == "log"
-
-
-def _training_arguments(out: Path, options: TrainingOptions) -> TrainingArguments:
-    per_device = options.batch_size // int(os.environ.get("WORLD_SIZE", "1"))
-    arguments = TrainingArguments(
-        output_dir=str(out / CHECKPOINTS),
-        per_device_train_batch_size=per_device,
-        per_device_eval_batch_size=per_device,
-        max_steps=options.steps,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        adam_beta2=options.beta2,
-        max_grad_norm=options.max_grad_norm,
-        lr_scheduler_type="cosine",
-        warmup_steps=options.warmup_steps,
-        logging_steps=options.every("log"),
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=options.every("eval"),
-        save_strategy="steps",
-        save_steps=options.every("save"),
-        prediction_loss_only=True,
-        bf16=options.precision == "bf16",
-        use_cpu=options.device == "cpu" or not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available() and options.device != "cpu",
-        seed=options.seed,
-        remove_unused_columns=False,
-        # Every parameter of the models here gets a gradient; looking for others costs time in every step.
-        ddp_find_unused_parameters=False,
-        disable_tqdm=True,
-        log_level="error",
-        log_level_replica="error",
-        report_to="none",
+def _result(fitted: Fitted, windows: Windows) -> Result:
+    predicted = {name: part.predicted for name, part in windows.final.items()}  # type: ignore[attr-defined]
+    return Result(
+        validation_loss=fitted.losses["validation"],
+        validation_tokens=predicted["validation"],
+        test_loss=fitted.losses["test"],
+        test_tokens=predicted["test"],
+        density=fitted.density,
+        tokens_per_second=fitted.tokens_per_second,
+        train_seconds=fitted.train_seconds,
+        wall_seconds=fitted.wall_seconds,
     )
-    # One process, one device: for several there are `torchrun` and `accelerate launch`, not DataParallel.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
+
+
+def _write(out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> None:
+    """Write the final files, and remove what the run could have gone on from."""
+    with disk_errors(f"cannot write the model to {out}"), staged(out, last=RESULT_FILE) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / RESULT_FILE, record.to_json())
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    (out / RUN_FILE).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -352,38 +277,3 @@ def _way_to_go_on(out: Path) -> str | None:
     if not is_checkpoint(found):
         what = "that is before the first checkpoint: begin again with"
     return f"{what} `syncattn train --resume {shlex.quote(str(out))}`"
-
-
-def _stack(windows: EvaluationWindows) -> torch.Tensor:
-    return torch.stack([windows[i]["input_ids"] for i in range(len(windows))])
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars, hints and warnings out of the output; errors still show."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    accelerate = logging.getLogger("accelerate")
-    accelerate_level = accelerate.level
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    accelerate.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        accelerate.setLevel(accelerate_level)
-        if bars:
-            transformers_logging.enable_progress_bar()

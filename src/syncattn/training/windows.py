@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """What a run learns from, and what it is measured on. Each window is {"input_ids", "labels"}, (N,) each.
+
+    Attributes:
+        train: in the order in which they are used, a batch for each step at least.
+        validation: of the evaluations while it runs.
+        probe: token ids (B, N) on which densities are measured.
+        final: evaluated when the run ends, by name.
+    """
+
+    train: Dataset
+    validation: Dataset
+    probe: torch.Tensor
+    final: Mapping[str, Dataset] = field(default_factory=dict)
+
+
+def stacked(windows: Dataset, count: int) -> torch.Tensor:
+    """The token ids of the first windows, (count, N)."""
+    return torch.stack([windows[i]["input_ids"] for i in range(count)])
 
 
 class RandomWindows(Dataset):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from syncattn.errors import user_errors
+from syncattn.cli.errors import user_errors
 from syncattn.starting import loading
 
 if TYPE_CHECKING:

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, set_seed
-from transformers.trainer_utils import SaveStrategy
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 import syncattn.models  # noqa: F401  registers the models with the Auto classes
-from syncattn.nn import calibrate
 from syncattn.training.errors import Interrupted, UserError
-from syncattn.training.files import CHECKPOINTS
-from syncattn.training.loop import Loop, diverged, has_diverged, stop_on_signals
+from syncattn.training.fit import fit
+from syncattn.training.loop import diverged
 from syncattn.training.options import TrainingOptions
 from syncattn.training.progress import Display
-from syncattn.training.train import (
-    PROBE_WINDOWS,
-    _threads,
-    _training_arguments,
-    history,
-    parameter_count,
-    quiet,
-    wants_calibration,
-)
+from syncattn.training.settings import as_told, first_model
+from syncattn.training.train import PROBE_WINDOWS
+from syncattn.training.windows import Windows, stacked
 from syncattn_lab.study.synthetic import IGNORED, Task
 
 EVALUATION_SEED = 0
@@ -38,7 +28,6 @@ EVALUATION_SEED = 0
 def train_on_answers(
     config: PreTrainedConfig,
     task: Task,
-    out: Path,
     options: TrainingOptions,
     *,
     evaluate: int = 512,
@@ -51,7 +40,6 @@ def train_on_answers(
 
     Args:
         config: of any causal language model that the Auto classes know; its vocabulary has the task's.
-        out: the run's folder, which need not exist.
         options: `context` is the task's length; `eval_tokens` caps the evaluations during training,
             `save_every` and `final_eval_tokens` have no effect.
         evaluate: windows of the validation and of the test part.
@@ -68,40 +56,26 @@ def train_on_answers(
             finite; `Interrupted` after Ctrl-C.
     """
     _check(config, task, options, evaluate)
-    with quiet(), _threads(options.threads):
+    with as_told(options):
         set_seed(options.seed)
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-        train_windows = task.windows("train", options.steps * options.batch_size, options.seed)
+        model, options = first_model(config, options, None)
         running = (
             min(evaluate, max(1, options.eval_tokens // task.length)) if options.eval_tokens else evaluate
         )
-        validation: Any = task.windows("validation", running, EVALUATION_SEED)
-        probe = torch.stack([validation[i]["input_ids"] for i in range(min(PROBE_WINDOWS, len(validation)))])
-        if options.calibrate and wants_calibration(model):
-            first = torch.stack([train_windows[i]["input_ids"] for i in range(options.batch_size)])
-            calibrate(model, input_ids=first, use_cache=False)
-        arguments = _training_arguments(out, options)
-        arguments.save_strategy = SaveStrategy.NO
+        train = task.windows("train", options.steps * options.batch_size, options.seed)
+        validation = task.windows("validation", running, EVALUATION_SEED)
+        windows = Windows(train, validation, stacked(validation, min(PROBE_WINDOWS, running)))
         display = Display(console, label)
-        loop = Loop(model, arguments, options, None, train_windows, validation, out, probe, [display])
         try:
-            with stop_on_signals(loop):
-                loop.train()
-            if loop.state.global_step < options.steps:
-                raise KeyboardInterrupt
-            return _finish(loop, task, evaluate)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"stopped at step {loop.state.global_step} of {options.steps}: the run has to begin again"
-            ) from None
-        except ValueError as error:
-            # The operator refuses what overflowed, which may happen before the loss is looked at.
-            if isinstance(error, UserError) or not has_diverged(model):
-                raise
-            raise diverged(loop.state.global_step, str(error), options) from error
+            fitted = fit(model, windows, options, callbacks=[display])
+        except Interrupted as error:
+            raise Interrupted(f"{error}: the run has to begin again", error.step) from None
         finally:
             display.close()
-            _remove_if_empty(out / CHECKPOINTS)  # the Trainer makes it
+        result = _scores(model, task, evaluate, options)
+        times = ("density", "tokens_per_second", "train_seconds", "wall_seconds")
+        result |= {name: getattr(fitted, name) for name in times}
+        return {"parameters": fitted.parameters, "history": fitted.history, "result": result}, model
 
 
 def answer_scores(model: PreTrainedModel, windows: Dataset, batch_size: int = 32) -> tuple[float, float]:
@@ -130,38 +104,21 @@ def answer_scores(model: PreTrainedModel, windows: Dataset, batch_size: int = 32
 
 def _check(config: PreTrainedConfig, task: Task, options: TrainingOptions, evaluate: int) -> None:
     if config.vocab_size < task.vocab_size:
-        raise UserError(f"config.vocab_size is {config.vocab_size}, the task has {task.vocab_size} tokens")
+        raise UserError(
+            f"config.vocab_size must be at least the task's {task.vocab_size} tokens, got {config.vocab_size}"
+        )
     if options.context != task.length:
         raise UserError(f"context must be the task's length, {task.length} tokens, got {options.context}")
     if evaluate < 1:
         raise UserError(f"evaluate must be at least 1, got {evaluate}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is 'cuda', but PyTorch sees no CUDA device here; see `syncattn doctor`")
 
 
-def _finish(loop: Loop, task: Task, evaluate: int) -> tuple[dict[str, Any], PreTrainedModel]:
-    model: PreTrainedModel = loop.accelerator.unwrap_model(loop.model)
+def _scores(model: PreTrainedModel, task: Task, evaluate: int, options: TrainingOptions) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for part in ("validation", "test"):
         windows = task.windows(part, evaluate, EVALUATION_SEED)
-        loss, accuracy = answer_scores(model, windows, loop.options.batch_size)
+        loss, accuracy = answer_scores(model, windows, options.batch_size)
         if not math.isfinite(loss):
-            raise diverged(loop.state.global_step, f"the {part} loss is {loss}", loop.options)
+            raise diverged(options.steps, f"the {part} loss is {loss}", options)
         result |= {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
-    result |= {
-        "density": loop.densities(),
-        "tokens_per_second": loop.tokens_per_second,
-        "train_seconds": loop.train_seconds,
-        "wall_seconds": loop.elapsed(),
-    }
-    record = {
-        "parameters": parameter_count(model),
-        "history": history(loop.state.log_history),
-        "result": result,
-    }
-    return record, model
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    return result

@@ -17,12 +17,12 @@ from syncattn.training.checkpoints import load_model
 from syncattn.training.data import Corpus, load_corpus, split_last_tenth
 from syncattn.training.environment import command, machine, versions
 from syncattn.training.errors import Diverged, UserError
+from syncattn.training.fit import parameter_count
 from syncattn.training.loop import head_densities
 from syncattn.training.once import train_once
-from syncattn.training.settings import describe_config
+from syncattn.training.settings import describe_config, quiet
 from syncattn.training.texts import BUILT_IN, read_text
 from syncattn.training.tokenizers import byte_tokenizer, encode
-from syncattn.training.train import parameter_count, quiet
 from syncattn.training.windows import EvaluationWindows
 from syncattn_lab.study.answers import train_on_answers
 from syncattn_lab.study.plan import TEXT, Run, build_config
@@ -43,7 +43,7 @@ def perform(run: Run, folder: Path, data: Path | None, console: Console | None =
     """
     line = describe(run)
     try:
-        measured = _text(run, folder, data, console) if _is_text(run) else _answers(run, folder, console)
+        measured = _text(run, folder, data, console) if _is_text(run) else _answers(run, console)
     except Diverged as error:
         return line | {"outcome": "diverged", "message": str(error), "result": None, "history": []}
     return line | {"outcome": "finished", "message": None} | measured
@@ -111,7 +111,6 @@ def _text(run: Run, folder: Path, data: Path | None, console: Console | None) ->
     tokenizer = byte_tokenizer(run.options.context)
     config = build_config(run, len(tokenizer), run.options.context)
     record = train_once(config, corpus, tokenizer, folder, run.options, console=console, label=run.key)
-    result = record["result"]
     tokens = {name: encode(tokenizer, getattr(corpus, name)) for name in ("validation", "test")}
     probe = EvaluationWindows(tokens["validation"], run.options.context, 4 * run.options.context)
     with quiet():
@@ -121,30 +120,30 @@ def _text(run: Run, folder: Path, data: Path | None, console: Console | None) ->
         }
         dead = dead_heads(model, torch.stack([probe[i]["input_ids"] for i in range(len(probe))]))
     return {
-        "config": record["config"],
-        "parameters": record["parameters"],
-        "data": record["data"],
+        "config": record.config,
+        "parameters": record.parameters,
+        "data": record.data,
         "result": {
-            **{name: result[name] for name in _KEPT},
+            **{name: getattr(record.result, name) for name in _KEPT},
             "validation_accuracy": None,
             "test_accuracy": None,
             "dead_heads": dead,
-            "max_grad_norm": _largest(record["history"]),
+            "max_grad_norm": _largest(record.history),
             "lengths": lengths,
         },
-        "history": record["history"],
+        "history": record.history,
     }
 
 
 _KEPT = ("validation_loss", "test_loss", "density", "tokens_per_second", "train_seconds", "wall_seconds")
 
 
-def _answers(run: Run, folder: Path, console: Console | None) -> dict[str, Any]:
+def _answers(run: Run, console: Console | None) -> dict[str, Any]:
     options = {name: value for name, value in run.task_options.items() if name != "kind"}
     task = make_task(run.task_options["kind"], **options)
     config = build_config(run, task.vocab_size, task.length)
     trained = replace(run.options, context=task.length)
-    record, model = train_on_answers(config, task, folder, trained, console=console, label=run.key)
+    record, model = train_on_answers(config, task, trained, console=console, label=run.key)
     windows = task.windows("validation", 4, 0)
     with quiet():
         dead = dead_heads(model, torch.stack([windows[i]["input_ids"] for i in range(4)]))

@@ -1,12 +1,12 @@
 """Compiles the kernels that calls would launch for a GPU that is not there, and says what they need.
 
-    python ahead_of_time.py [sm, 90] [case ...]
+    python ahead_of_time.py [sm, 90] [case ...] [variants]
 
 One line of JSON for each kernel: registers and spilled bytes of a thread, shared memory of a program, and of
 the loop over pairs the instructions of a thread for each of its pairs, in all and by what executes them (what
 only some tiles need, at the diagonal or with nearest senders in them, is left out). The launch code runs on
-meta tensors; what it would launch is compiled as Triton's own launcher would: pointers and multiples of 16
-are known as such, ones are constants. Run it without TRITON_INTERPRET.
+meta tensors; what it would launch is compiled as Triton's own launcher would, where TRITON_INTERPRET is not
+set.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from pathlib import Path
 
 import torch
 import triton
+from triton._utils import find_paths_if, get_iterable_path
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
 from triton.runtime import jit
 
-NAMES = {
-    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32",
-    torch.int64: "i64", torch.uint8: "u8", torch.bool: "i1",
-}  # fmt: skip
 HALF = torch.bfloat16
 # name: (B, H, N, M, m, d, dtype of receive, dtype of value, options)
 CAUSAL = {"is_causal": True, "self_coupling": False, "power": 2}
@@ -58,6 +56,7 @@ CASES = {
 
 def launches(case, backward=True):
     """[(kernel, arguments by name, num_warps, num_stages)] of one call on tensors without content."""
+    from syncattn.backends.call import prepare
     from syncattn.backends.triton import passes
 
     found = []
@@ -74,45 +73,40 @@ def launches(case, backward=True):
     receive = torch.empty(batch, heads, queries, m, **made)
     send = receive if options.pop("same", False) else torch.empty(batch, heads, keys, m, **made)
     value = torch.empty(batch, heads, keys, d, dtype=dtype, device="meta")
-    strength = torch.empty(1, heads, 1, device="meta"), torch.empty(heads, device="meta")
+    law = (torch.empty(heads, device="meta") for _ in ("coupling", "bandwidth"))
     masked, mask = options.pop("masked", None), None  # by pair, or only "senders"
     if masked:
         rows = 1 if masked == "senders" else queries
         mask = torch.empty(1, 1, rows, keys, dtype=torch.bool, device="meta")
-    p = options.get("dropout_p", 0.0)
-    seed = torch.empty((), dtype=torch.int64, device="meta") if p else None
-    rest = (
-        mask, seed, options.get("is_causal", False), options.get("self_coupling", True), p,
-        options.get("frame") == "nearest", options.get("power", 1), options.get("edge", 0.0), 1e-8,
-        send is receive,
-    )  # fmt: skip
+    call = prepare(receive, send, value, *law, attn_mask=mask, **options)
+    if call.dropout_p:
+        call = call._replace(seed=torch.empty((), dtype=torch.int64, device="meta"))
     run, jit.JITFunction.run = jit.JITFunction.run, record
     try:
-        arguments = (receive, send, value, *strength, *rest)
-        out, *saved = passes.forward(*arguments)
+        out, *saved = passes.forward(call)
         if backward and queries > 1:
-            passes.backward(torch.empty_like(out), out, *saved, *arguments)
+            passes.backward(call, torch.empty_like(out), out, *saved)
     finally:
         jit.JITFunction.run = run
     return found
 
 
+def specialized(kernel, arguments, target):
+    """What Triton's own launcher makes of the arguments: types, what is constant, what is divisible."""
+    backend = make_backend(target)
+    bind = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, found, _ = bind(**arguments)
+    return backend, bound, found
+
+
 def compiled(kernel, arguments, options, target):
-    signature, constants, attributes = {}, {}, {}
-    for at, parameter in enumerate(kernel.params):
-        x = arguments[parameter.name]
-        plain = parameter.do_not_specialize
-        if parameter.is_constexpr or (isinstance(x, int) and x == 1 and not plain) or x is None:
-            signature[parameter.name], constants[parameter.name] = "constexpr", x
-            continue
-        if isinstance(x, torch.Tensor):
-            signature[parameter.name] = "*" + NAMES[x.dtype]
-        elif isinstance(x, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= x < 2**31 else "i64"
-        if isinstance(x, torch.Tensor) or (isinstance(x, int) and x % 16 == 0 and not plain):
-            attributes[at,] = [["tt.divisibility", 16]]
+    backend, bound, found = specialized(kernel, arguments, target)
+    types, values = [x[0] for x in found], ["" if x[0] == "constexpr" else x[1] for x in found]
+    at = lambda tree, path: get_iterable_path(tree, path)  # noqa: E731
+    constants = {x: at([*bound.values()], x) for x in find_paths_if(types, lambda _, t: t == "constexpr")}
+    divisible = find_paths_if(values, lambda _, v: isinstance(v, str) and v != "")
+    attributes = {x: backend.parse_attr(at(values, x)) for x in divisible}
+    signature = dict(zip(kernel.arg_names, types, strict=True))
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=options)
 
@@ -172,12 +166,25 @@ def loop_of(sass):
     return found
 
 
-def per_pair(loop, arguments, options):
+def per_pair(kernel, loop, arguments, options):
     """The instructions of one turn of a loop, for each pair that a thread has in it."""
-    pairs = arguments["QUERIES"] * arguments.get("WALK", arguments["KEYS"])
+    tile = arguments["TILE"]
+    pairs = tile.QUERIES.value * (tile.KEYS if kernel == "nearest_kernel" else tile.WALK).value
     share = 32 * options.get("num_warps", 4) / pairs
     found = {"all": sum(loop.values()) * share} | {name: n * share for name, n in sorted(loop.items())}
     return {name: round(n, 2) for name, n in found.items()}
+
+
+def variants(lengths, decoding, target):
+    """How many times each kernel is compiled while a text of the layer's form grows, or is decoded."""
+    found = {}
+    for n in lengths:
+        options = CAUSAL | {"frame": "nearest", "same": not decoding}
+        case = (2, 8, 1 if decoding else n, n, 16, 64, HALF, HALF, options)
+        for kernel, arguments, options in launches(case):
+            kinds = found.setdefault(kernel.__name__, set())
+            kinds.add(str(specialized(kernel, arguments, target)[2]) + str(options))
+    return {name: len(kinds) for name, kinds in found.items()}
 
 
 def main(sm, names):
@@ -187,12 +194,15 @@ def main(sm, names):
     for case in CASES.values():  # that every launch gives a kernel what it takes costs nothing to know
         launches(case)
     target = GPUTarget("cuda", sm, 32)
-    for name in names or CASES:
+    if "variants" in names:
+        growing = variants([*range(5, 200, 3), 256, 300, 1024, 4096], False, target)
+        print(json.dumps({"variants": growing | variants(range(1, 200, 7), True, target)}), flush=True)
+    for name in [x for x in names if x != "variants"] or CASES:
         for kernel, arguments, options in launches(CASES[name]):
             binary = compiled(kernel, arguments, options, target)
             line = {"case": name, "kernel": kernel.__name__, **options, **resources(binary)}
             if line["loop"]:
-                line["loop"] = per_pair(line["loop"], arguments, options)
+                line["loop"] = per_pair(kernel.__name__, line["loop"], arguments, options)
             print(json.dumps(line), flush=True)
 
 

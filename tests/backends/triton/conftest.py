@@ -23,9 +23,9 @@ def kernels(monkeypatch):
         pytest.importorskip("triton")
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         _mend_interpreter(monkeypatch)
-    from syncattn.backends import triton
+    from syncattn.backends.triton import operator
 
-    if (reason := triton.unavailable()) is not None:
+    if (reason := operator.unavailable()) is not None:
         pytest.skip(reason)
     from syncattn.backends.triton import launch
 
@@ -86,18 +86,15 @@ def tiles_of(kernels, monkeypatch):
 
 
 @pytest.fixture
-def arguments_of():
-    """The operators' arguments of a call, on the device; no seed."""
+def call_of():
+    """A checked call, on the device; no seed."""
 
     def make(inputs, device, **options):
         call = prepare(*inputs, **options)
-        tensors = [x.to(device) for x in (call.receive, call.send, call.value, call.coupling, call.bandwidth)]
+        tensors = [x if x is None else x.to(device) for x in call[:6]]
         if call.symmetric:
             tensors[1] = tensors[0]
-        mask = None if call.mask is None else call.mask.to(device)
-        nearest, power = call.frame == "nearest", int(call.power)
-        flags = (call.is_causal, call.self_coupling, 0.0, nearest, power, call.edge, call.eps, call.symmetric)
-        return [*tensors, mask, None, *flags]
+        return call._make([*tensors, *call[6:]])
 
     return make
 
@@ -138,7 +135,13 @@ def checked_addresses(kernels, monkeypatch):
             found.append(message)
 
     def begin(self, args, kwargs):
-        names = [name for name, x in zip(self.arg_names, args) if isinstance(x, torch.Tensor)]
+        names = []
+        for name, x in zip(self.arg_names, args):
+            if isinstance(x, torch.Tensor):
+                names.append(name)
+            elif isinstance(x, tuple):  # a group of arguments
+                fields = zip(x._fields, x, strict=True)
+                names += [f"{name}.{field}" for field, y in fields if isinstance(y, torch.Tensor)]
         assert not any(isinstance(x, torch.Tensor) for x in kwargs.values())
         launch.update(names=names, arguments=[], writers={}, readers={})
         return list(args), kwargs  # on the host already

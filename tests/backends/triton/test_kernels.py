@@ -7,6 +7,7 @@ import torch
 
 import syncattn
 from syncattn import locking
+from syncattn.backends.call import prepare
 
 attention = syncattn.selective_synchronization_attention
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -198,7 +199,7 @@ def test_dropout_is_the_hash_of_all_backends(device):
     one = torch.ones(1, device=device)
     for seed, p in itertools.product((0, 2**40 + 17, 2**62 - 1), (0.1, 0.6)):
         seed = torch.tensor(seed, device=device)
-        rest = (None, seed, False, True, p, False, 2, 0.0, 0.0, False)
-        out, *_ = passes.forward(w, w, value, one[None, :, None], one, *rest)
+        call = prepare(w, w.clone(), value, one, one, dropout_p=p, power=2, eps=0.0)._replace(seed=seed)
+        out, *_ = passes.forward(call)
         rows, columns = row_numbers(2, 1, 40, out.device), torch.arange(40, device=device)
         assert torch.equal(out > 0, keep_mask(seed, rows, columns, p))

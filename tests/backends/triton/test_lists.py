@@ -5,15 +5,14 @@ import torch
 
 import syncattn
 from syncattn import locking
+from syncattn.backends.call import prepare
 
 attention = syncattn.selective_synchronization_attention
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def problem(launch, inputs, device, causal=False):
-    receive, send, value, coupling, bandwidth = (x.to(device) for x in inputs)
-    arguments = receive, send, value, coupling[None, :, None], bandwidth, None, None
-    return launch.Problem((*arguments, causal, True, 0.0, False, 2, 0.0, 1e-8, False))
+    return launch.Launch(prepare(*(x.to(device) for x in inputs), is_causal=causal, power=2))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -145,12 +144,14 @@ def test_neither_lists_nor_their_order_change_a_bit(options, evaluate, draw, dev
 def test_the_bound_of_the_radius_is_one_and_close(device, kernels):
     """Over the whole range of couplings and bandwidths that a call may have."""
     from syncattn.backends.triton.arrange import reach_kernel
+    from syncattn.backends.triton.groups import Law
 
     kappa = torch.logspace(-10, 15, 26).repeat_interleave(10)
     alpha = torch.logspace(-30, 30, 10).repeat(26)
     reach = torch.empty(260, 1, device=device)
     there = [x.to(device) for x in (kappa, alpha)]
-    reach_kernel[(260,)](there[0], 0, 1, 1, there[1], reach, reach, 260, 1, 1, NEAREST=False, BLOCK=16)
+    law = Law(there[0], 0, 1, 1, there[1], None)
+    reach_kernel[(260,)](law, None, reach, 260, 1, 1, BLOCK=16)
     exact = locking.locking_radius(kappa.double(), alpha.double()).square()
     reach = reach.cpu().flatten().double()
     normal = exact > 1e-37

@@ -9,6 +9,7 @@ import torch
 import syncattn
 from syncattn import locking
 from syncattn.backends.call import prepare
+from syncattn.backends.operator import pack
 
 attention = syncattn.selective_synchronization_attention
 explain = syncattn.backends.explain
@@ -117,14 +118,10 @@ def test_decoding_reads_no_value_that_does_not_lock(draw, device):
     assert torch.equal(want, got) and got.any()
 
 
-def operator_arguments(inputs, device, **options):
-    """Of the operator, without the checks of values that are made on the CPU only."""
+def own_call(inputs, device, **options):
+    """A call whose tensors are nobody else's: the checks of values are behind it."""
     call = prepare(*inputs, **options)
-    tensors = (call.receive, call.send, call.value, call.coupling, call.bandwidth)
-    tensors = [x.to(device).clone() for x in tensors]
-    nearest, power = call.frame == "nearest", int(call.power)
-    flags = (call.is_causal, call.self_coupling, 0.0, nearest, power, call.edge, call.eps, call.symmetric)
-    return [*tensors, None, None, *flags]
+    return call._make([*(x.to(device).clone() for x in call[:5]), *call[5:]])
 
 
 @pytest.mark.parametrize(
@@ -134,24 +131,24 @@ def test_what_is_not_a_number_shows_and_touches_no_other_row(options, queries, m
     from syncattn.backends.triton import passes
 
     inputs = draw(1, 2, queries, 40, m, 4)
-    clean, *_ = passes.forward(*operator_arguments(inputs, device, **options))
-    arguments = operator_arguments(inputs, device, **options)
-    arguments[0][0, 0, 1, 0] = torch.nan
-    out, *saved = passes.forward(*arguments)
+    clean, *_ = passes.forward(own_call(inputs, device, **options))
+    call = own_call(inputs, device, **options)
+    call.receive[0, 0, 1, 0] = torch.nan
+    out, *saved = passes.forward(call)
     touched = out.isnan().all(-1)
     assert touched[0, 0, 1] and touched.sum() == 1
     torch.testing.assert_close(out[~touched], clean[~touched])  # its tile's centre is another
-    gradients = passes.backward(torch.ones_like(out), out, *saved, *arguments)
+    gradients = passes.backward(call, torch.ones_like(out), out, *saved)
     assert gradients[0][0, 0, 1].isnan().any()
-    arguments = operator_arguments(inputs, device, **options)
-    arguments[4][1] = torch.nan
-    out, *_ = passes.forward(*arguments)
+    call = own_call(inputs, device, **options)
+    call.bandwidth[1] = torch.nan
+    out, *_ = passes.forward(call)
     allowed = clean.abs().sum(-1) > 0
     assert out[0, 1][allowed[0, 1]].isnan().all() and torch.equal(out[:, 0], clean[:, 0])
-    arguments = operator_arguments(inputs, device, **options)
-    arguments[1][0, 0, 3, 1] = torch.inf  # nobody locks to it, and the gradients know no NaN
-    out, *saved = passes.forward(*arguments)
-    gradients = passes.backward(torch.ones_like(out), out, *saved, *arguments)
+    call = own_call(inputs, device, **options)
+    call.send[0, 0, 3, 1] = torch.inf  # nobody locks to it, and the gradients know no NaN
+    out, *saved = passes.forward(call)
+    gradients = passes.backward(call, torch.ones_like(out), out, *saved)
     assert all(torch.isfinite(x).all() for x in (out, *gradients))
 
 
@@ -196,17 +193,19 @@ def test_expanded_gradients(draw, device):
 
 
 def test_custom_operators_keep_their_contracts(draw, device):
-    from syncattn.backends.triton import _backward, _forward
+    from syncattn.backends.triton.operator import OPERATOR
 
-    arguments = operator_arguments(draw(1, 1, 9, 9, 3, 4), device, **LAYER)
-    arguments[6], arguments[9] = torch.tensor(5, device=device), 0.2  # dropout
+    call = own_call(draw(1, 1, 9, 9, 3, 4), device, **LAYER, dropout_p=0.2)
+    arguments = pack(call._replace(seed=torch.tensor(5, device=device)))
     arguments = [x.requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x for x in arguments]
-    torch.library.opcheck(_forward, arguments)
+    torch.library.opcheck(OPERATOR.forward, arguments)
     with torch.no_grad():
-        out, *saved = _forward(*arguments)
+        out, *saved = OPERATOR.forward(*arguments)
         detached = [x.detach() if torch.is_tensor(x) else x for x in arguments]
         tests = ("test_schema", "test_faketensor")
-        torch.library.opcheck(_backward, (torch.randn_like(out), out, *saved, *detached), test_utils=tests)
+        torch.library.opcheck(
+            OPERATOR.backward, (torch.randn_like(out), out, *saved, *detached), test_utils=tests
+        )
 
 
 def test_compiled_equals_not_compiled(draw, fresh_compiler, device):

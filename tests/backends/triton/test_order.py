@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import syncattn
+from syncattn.backends.call import prepare
 
 attention = syncattn.selective_synchronization_attention
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -80,15 +81,15 @@ def test_dropout_drops_the_same_pairs(device, sorts):
     w = [(1e-4 * torch.randn(2, 2, 100, 2, generator=g)).to(device) for _ in "rs"]
     value = torch.eye(100, device=device).expand(2, 2, -1, -1)
     one, seed = torch.ones(2, device=device), torch.tensor(2**40 + 17, device=device)
-    rest = (None, seed, False, True, 0.6, False, 2, 0.0, 0.0, False)
-    out, *_ = passes.forward(*w, value, one[None, :, None], one, *rest)
+    call = prepare(*w, value, one, one, dropout_p=0.6, power=2, eps=0.0)._replace(seed=seed)
+    out, *_ = passes.forward(call)
     rows, columns = row_numbers(2, 2, 100, out.device), torch.arange(100, device=device)
     assert torch.equal(out > 0, keep_mask(seed, rows, columns, 0.6))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("duplicates", [False, True])
-def test_the_nearest_sender_is_the_same(duplicates, masked, draw, device, sorts, arguments_of):
+def test_the_nearest_sender_is_the_same(duplicates, masked, draw, device, sorts, call_of):
     """Of equally near ones the earliest of the call, not of the tree; and the frame's gradient is its own."""
     from syncattn.backends.triton import passes
 
@@ -101,10 +102,10 @@ def test_the_nearest_sender_is_the_same(duplicates, masked, draw, device, sorts,
     results = []
     for fewest in (1, 10**9):
         sorts(fewest)
-        arguments = arguments_of(inputs, device, **options)
-        saved = passes.forward(*arguments)
+        call = call_of(inputs, device, **options)
+        saved = passes.forward(call)
         grad = torch.ones_like(saved[0]) * torch.arange(4.0, device=device)
-        results.append([*saved, *passes.backward(grad, *saved, *arguments)])
+        results.append([*saved, *passes.backward(call, grad, *saved)])
     for name, a, b in zip(["out", "sum", "base", "sender"], *results, strict=False):
         if name in ("base", "sender"):
             assert torch.equal(a, b), name
@@ -112,7 +113,7 @@ def test_the_nearest_sender_is_the_same(duplicates, masked, draw, device, sorts,
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
 
 
-def test_the_lists_get_shorter(draw, device, sorts, kernels, arguments_of):
+def test_the_lists_get_shorter(draw, device, sorts, kernels, call_of):
     """Clusters in no order: every tile had one of each; also where half of the senders are masked out."""
     inputs = shuffled(draw(1, 2, 512, 512, 3, 4, density=0.03, structure="clusters", same=True))
     counted = {}
@@ -122,7 +123,7 @@ def test_the_lists_get_shorter(draw, device, sorts, kernels, arguments_of):
         ("masked", 1, {"attn_mask": torch.arange(512) % 2 > 0}),
     ):
         sorts(fewest)
-        p = kernels.Problem(arguments_of(inputs, device, power=2, **options))
+        p = kernels.Launch(call_of(inputs, device, power=2, **options))
         counted[name] = p.lists(p.reach(None), True).counts[..., 0].sum().item()
     assert counted["as it is"] == 2 * 16 * 16
     assert counted["sorted"] < 0.5 * counted["as it is"]
@@ -155,28 +156,28 @@ def test_who_is_not_finite_or_not_allowed_comes_last():
     assert torch.equal(order[150 - int(away.sum()) :].sort().values, away.nonzero().flatten())
 
 
-def test_what_is_not_a_number_shows_and_touches_no_other_row(draw, device, sorts, arguments_of):
+def test_what_is_not_a_number_shows_and_touches_no_other_row(draw, device, sorts, call_of):
     from syncattn.backends.triton import passes
 
     inputs = draw(1, 1, 70, 70, 3, 4)
     for options in ({"power": 2}, NEAREST):
-        arguments = arguments_of(inputs, device, **options)
-        clean, *_ = passes.forward(*arguments)
-        arguments[0] = arguments[0].clone()
-        arguments[0][0, 0, 11, 0] = torch.nan
-        out, *saved = passes.forward(*arguments)
+        call = call_of(inputs, device, **options)
+        clean, *_ = passes.forward(call)
+        call = call._replace(receive=call.receive.clone())
+        call.receive[0, 0, 11, 0] = torch.nan
+        out, *saved = passes.forward(call)
         touched = out.isnan().all(-1)
         assert touched[0, 0, 11] and touched.sum() == 1
         torch.testing.assert_close(out[~touched], clean[~touched])
-        assert passes.backward(torch.ones_like(out), out, *saved, *arguments)[0][0, 0, 11].isnan().any()
+        assert passes.backward(call, torch.ones_like(out), out, *saved)[0][0, 0, 11].isnan().any()
 
 
 @pytest.mark.parametrize("mask", ["none", "rows", "causal"])
-def test_which_calls_are_sorted(mask, draw, device, sorts, kernels, arguments_of):
+def test_which_calls_are_sorted(mask, draw, device, sorts, kernels, call_of):
     """By shapes and options alone; masks that differ by row and causal order keep their places."""
     inputs = draw(1, 1, 60, 70, 2, 3)
     options = {"rows": {"attn_mask": torch.ones(60, 70, dtype=torch.bool)}, "causal": {"is_causal": True}}
-    arguments = arguments_of(inputs, device, **options.get(mask, {}))
-    assert (kernels.Problem(arguments).order is not None) == (mask == "none")
+    call = call_of(inputs, device, **options.get(mask, {}))
+    assert (kernels.Launch(call).order is not None) == (mask == "none")
     sorts(61)
-    assert kernels.Problem(arguments).order is None
+    assert kernels.Launch(call).order is None

@@ -9,16 +9,19 @@ import pytest
 from syncattn_lab.paper.run import torch_threads
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     with torch_threads(1):
         yield
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def a_clock_that_says_anything():
     """By this clock whatever is timed takes from 2 ms to 20 s, at random. All sections' claims must be shown
-    all the same: what they hang on is counted. (As no call seems short, none is repeated within a round.)"""
+    all the same: what they hang on is counted. (As no call seems short, none is repeated within a round.)
+
+    Of a module, not of the package: pytest keeps a package's fixtures until the session ends where folders
+    have no __init__ files, and tests elsewhere would get this clock."""
     now, drawn = time.perf_counter(), random.Random(0)
 
     def read():

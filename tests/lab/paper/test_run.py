@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from syncattn.cli import app
+from syncattn.cli.app import app
 from syncattn.training.errors import UserError
 from syncattn_lab.paper import command, ledger, sections
 from syncattn_lab.paper import run as running

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 from typer.testing import CliRunner
 
-from syncattn.cli import app
+from syncattn.cli.app import app
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig, TransformerForCausalLM
 from syncattn.training.errors import UserError
 from syncattn_lab.study.lines import read_lines

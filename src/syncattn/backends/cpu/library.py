@@ -22,7 +22,7 @@ REBUILD = (
 )
 
 
-class Problem(ctypes.Structure):
+class KernelProblem(ctypes.Structure):
     """`SyncattnProblem` of kernel/problem.h, field by field."""
 
     _fields_ = (
@@ -60,13 +60,13 @@ def load() -> ctypes.CDLL | str:
     except OSError as error:
         return f"its kernel cannot be loaded: {error}"
     size = getattr(library, "syncattn_problem_bytes", lambda: 0)
-    if size() != ctypes.sizeof(Problem):
+    if size() != ctypes.sizeof(KernelProblem):
         return f"its kernel was built from another version of syncattn. Build it again: {REBUILD}"
     library.syncattn_instance.restype = ctypes.c_char_p
     for function in (library.syncattn_forward, library.syncattn_backward):
-        function.argtypes = (ctypes.POINTER(Problem), ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p)
+        function.argtypes = (ctypes.POINTER(KernelProblem), ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p)
     library.syncattn_order.argtypes = (
-        *(ctypes.POINTER(Problem), ctypes.c_int, ctypes.c_void_p),
+        *(ctypes.POINTER(KernelProblem), ctypes.c_int, ctypes.c_void_p),
         *(ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32)),
     )
     return library
@@ -105,17 +105,17 @@ def team() -> int | None:
     return None
 
 
-def forward(problem: Problem) -> None:
+def forward(problem: KernelProblem) -> None:
     """Run the forward pass; see `_run`."""
     _run(_loaded().syncattn_forward, problem)
 
 
-def backward(problem: Problem) -> None:
+def backward(problem: KernelProblem) -> None:
     """Run the backward pass; see `_run`."""
     _run(_loaded().syncattn_backward, problem)
 
 
-def _run(function: Any, problem: Problem) -> None:
+def _run(function: Any, problem: KernelProblem) -> None:
     """Run a pass on as many threads as torch uses.
 
     SYNCATTN_CPU_INSTANCE names an instruction set to use in place of the best one (see `instances`).
@@ -134,7 +134,7 @@ def _run(function: Any, problem: Problem) -> None:
         raise MemoryError("the CPU kernel found no memory for its tables")
 
 
-def order(problem: Problem, receive_order: Tensor, send_order: Tensor) -> bool:
+def order(problem: KernelProblem, receive_order: Tensor, send_order: Tensor) -> bool:
     """Decide whether to order the call's tokens; if so, write each head's order (B, H, N), (B, H, M)."""
     ordered = ctypes.c_int32()
     orders = pointer(receive_order, torch.int32), pointer(send_order, torch.int32)

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from syncattn.backends.call import Call
 from syncattn.backends.cpu import library
 from syncattn.backends.cpu.library import buffer, pointer
 
 COLUMNS = 16  # the kernel wants the value's columns in multiples of this
 # Pairs for each token that has to be put in order and back, from which on even looking for an order can pay.
 _PAIRS_WORTH_ORDERING = 512
-
-
-class Options(NamedTuple):
-    """What of a call is not a tensor, in the order of the operator's schema."""
-
-    is_causal: bool
-    self_coupling: bool
-    dropout_p: float
-    nearest: bool
-    power: int
-    edge: float
-    eps: float
-    symmetric: bool
 
 
 class Order(NamedTuple):
@@ -48,7 +35,7 @@ class Order(NamedTuple):
 class Inputs(NamedTuple):
     """A call's tensors, float32 and contiguous, and what points to their memory: keep both alive together."""
 
-    problem: library.Problem
+    problem: library.KernelProblem
     receive: Tensor  # (B, H, N, m)
     send: Tensor  # (B, Hs, M, m)
     value: Tensor  # (B, Hv, M, d filled up to a multiple of 16)
@@ -58,10 +45,10 @@ class Inputs(NamedTuple):
     order: Order
 
 
-def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
-    """The call, given by the operator's arguments, in this order; None: in the one that suits it best."""
-    receive, send, value, coupling, bandwidth, mask, seed = arguments[:7]
-    options = Options(*arguments[7:])
+def describe(call: Call, order: Order | None) -> Inputs:
+    """The call in this order of its tokens; None: in the one that suits it best."""
+    receive, send, value, coupling, bandwidth, mask, seed = call[:7]
+    nearest = call.frame == "nearest"
     batch, heads, queries, freq_dim = receive.shape
     keys = value.shape[2]
     if order is None:
@@ -69,14 +56,14 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
         order = Order(nowhere, nowhere)
         by_key = mask is None or mask.shape[2] == 1
         worth = queries * keys > 0 and queries * keys >= _PAIRS_WORTH_ORDERING * (queries + keys)
-        if not options.is_causal and by_key and worth:
-            natural = describe(arguments, order)
+        if not call.is_causal and by_key and worth:
+            natural = describe(call, order)
             order = _choose(natural, order)
             if order.rows is None:
                 return natural
     coupling = coupling.float().expand(batch, heads, queries)
     receive, plain_value = plain(receive, freq_dim), plain(value, rounded(value.shape[-1]))
-    send = receive if options.symmetric else plain(send, freq_dim)
+    send = receive if call.symmetric else plain(send, freq_dim)
     if order.rows is not None:
         same = send is receive
         receive, plain_value = arrange(receive, order.receive), arrange(plain_value, order.send)
@@ -84,7 +71,7 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
         if coupling.stride(2):
             coupling = coupling.gather(2, order.receive.long())
     bandwidth = bandwidth.float().contiguous()
-    problem = library.Problem(
+    problem = library.KernelProblem(
         batch=batch,
         heads=heads,
         send_heads=send.shape[1],
@@ -101,12 +88,12 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
         bandwidth=pointer(bandwidth),
         receive_index=pointer(order.rows, torch.int32),
         send_index=pointer(order.columns, torch.int32),
-        is_causal=options.is_causal,
-        self_coupling=options.self_coupling,
-        nearest=options.nearest,
-        power=options.power,
-        edge=options.edge,
-        eps=options.eps,
+        is_causal=call.is_causal,
+        self_coupling=call.self_coupling,
+        nearest=nearest,
+        power=int(call.power),
+        edge=call.edge,
+        eps=call.eps,
     )
     if mask is not None:
         mask = mask.expand(batch, heads, queries, keys)
@@ -114,14 +101,14 @@ def describe(arguments: Sequence[Any], order: Order | None) -> Inputs:
         problem.mask_strides = mask.stride()
     if seed is not None:
         problem.dropout = 1
-        problem.dropout_threshold = int(options.dropout_p * 2**32)
-        problem.dropout_scale = 1 / (1 - options.dropout_p)
+        problem.dropout_threshold = int(call.dropout_p * 2**32)
+        problem.dropout_scale = 1 / (1 - call.dropout_p)
         problem.seed = int(seed)
     # S_ij = S_ji halves the work of finding and weighing the pairs, but makes a head one task: for as many
     # heads as the machine has cores. (Not as there are threads in use: the result must not depend on these.)
-    simple = mask is None and seed is None and not options.is_causal and not options.nearest
+    simple = mask is None and seed is None and not call.is_causal and not nearest
     enough = batch * heads >= (os.cpu_count() or 1)
-    problem.symmetric = options.symmetric and simple and coupling.stride(2) == 0 and enough
+    problem.symmetric = call.symmetric and simple and coupling.stride(2) == 0 and enough
     return Inputs(problem, receive, send, plain_value, coupling, bandwidth, mask, order)
 
 

@@ -3,7 +3,6 @@ device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -11,10 +10,26 @@ import torch
 import triton
 from torch import Tensor
 
+from syncattn.backends.call import Call
 from syncattn.backends.triton.arrange import arrange_kernel, reach_kernel
+from syncattn.backends.triton.detuning import NOWHERE_RECEIVE, NOWHERE_SEND
+from syncattn.backends.triton.groups import (
+    Boxes,
+    Dropout,
+    Form,
+    Frequencies,
+    Heads,
+    Law,
+    Look,
+    Mask,
+    Planes,
+    Rows,
+    Tile,
+    Walk,
+    constant,
+)
 from syncattn.backends.triton.lists import lists_kernel, mask_tiles_kernel
 from syncattn.backends.triton.order import Order, order_of, places, taken, values_taken
-from syncattn.backends.triton.pairs import NOWHERE_RECEIVE, NOWHERE_SEND
 
 # Coordinates up to which D is a sum of squared differences on the CUDA cores, with values of 4 bytes and of
 # 2. That is as exact as float32; the product on the tensor cores, which costs less, is as exact as narrow
@@ -35,19 +50,6 @@ _FEWEST_ORDERED = 1024
 # tree. By the shape alone: whether it pays depends on the values, but to look at them would wait for the
 # device. Below, sorting costs more than it can save. Not yet measured on a GPU.
 FEWEST_SORTED = 16384
-
-
-class Options(NamedTuple):
-    """What of a call is not a tensor, in the order of the operators' schema."""
-
-    is_causal: bool
-    self_coupling: bool
-    dropout_p: float
-    nearest: bool
-    power: int
-    edge: float
-    eps: float
-    symmetric: bool
 
 
 class Blocks(NamedTuple):
@@ -83,30 +85,19 @@ def blocks_for(block_d: int, block_m: int, size: int) -> Blocks:
 class Side(NamedTuple):
     """The frequencies of one side as the kernels read them."""
 
-    planes: Tensor  # (B heads, m, plane), float32
-    low: Tensor  # (B heads, m, tiles), the boxes' corners
-    high: Tensor
-    numbers: Tensor  # (B heads, plane) int32: the tokens' places in the call; planes if nobody asks
+    planes: Planes
+    boxes: Boxes
     heads: int
-    plane: int
     tiles: int
     block: int
 
 
-class Lists(NamedTuple):
-    """For each tile of one side the tiles of the other that can lock to it."""
-
-    entries: Tensor  # (B H, tiles, width) int32: tiles, or granules of 2^log2 tiles
-    counts: Tensor  # (B H, tiles, 2) int32: how many tiles the entries are, and log2 of the tiles of one
-    order: Tensor | None  # (B H tiles,) int32, the longest first
-
-
-class Problem:
+class Launch:
     """One call's tensors, and what every kernel is told about them."""
 
-    def __init__(self, arguments: Sequence[Any], arranged: bool = True) -> None:
-        receive, send, value, coupling, bandwidth, mask, seed = arguments[:7]
-        self.options = Options(*arguments[7:])
+    def __init__(self, call: Call, arranged: bool = True) -> None:
+        receive, send, value, coupling, bandwidth, mask, seed = call[:7]
+        self.call, self.nearest = call, call.frame == "nearest"
         self.batch, self.heads, self.queries, self.freq_dim = receive.shape
         self.keys, self.value_dim = value.shape[-2:]
         self.value = last_contiguous(value)
@@ -121,7 +112,7 @@ class Problem:
         if allowed is not None:
             mask = None  # those senders stand nowhere
         self.order: Order | None = None
-        any_order = arranged and mask is None and not self.options.is_causal
+        any_order = arranged and mask is None and not self.call.is_causal
         if any_order and min(self.queries, self.keys) >= FEWEST_SORTED:
             self._sort(receive, send, allowed)
         self.numbered = allowed is not None or self.order is not None
@@ -132,22 +123,22 @@ class Problem:
         exact = "tf32x3" if torch.version.hip is None else "ieee"
         self.value_precision = exact if wide else "tf32"  # the latter concerns float32 operands only
         self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
-        self.has_mask = mask is not None
-        self.mask: Tensor = self.value
-        self.mask_strides: tuple[int, ...] = (0, 0, 0, 0)
+        self.mask: Mask | None = None
         if mask is not None:
-            self.mask = mask.expand(self.batch, self.heads, self.queries, self.keys).view(torch.uint8)
-            self.mask_strides = self.mask.stride()
+            by_pair = mask.expand(self.batch, self.heads, self.queries, self.keys).view(torch.uint8)
+            self.mask = Mask(by_pair, *by_pair.stride())
         # Which tiles of pairs hold one that may attend, for the lists: 1 byte for each, quadratic, but a
         # thousandth and less of the mask itself.
-        self.mask_tiles: Tensor | None = None
+        self.mask_tiles: Mask | None = None
         if arranged and mask is not None and self.listed:
             self.mask_tiles = self._mask_tiles(mask)
-        self.seed = self.bandwidth if seed is None else seed
-        self.has_dropout = seed is not None
+        self.dropout: Dropout | None = None
+        if seed is not None:
+            p = self.call.dropout_p
+            self.dropout = Dropout(seed, int(p * 2**32), 1 / (1 - p))
 
     def _sort(self, receive: Tensor, send: Tensor, allowed: Tensor | None) -> None:
-        self.order = order = order_of(receive, send, self.blocks.tile, allowed, self.options.symmetric)
+        self.order = order = order_of(receive, send, self.blocks.tile, allowed, self.call.symmetric)
         self.value = values_taken(self.value, order.senders, self.heads)
         if self.coupling.stride(2):  # 0: the same for all rows
             self.coupling = taken(self.coupling, order.receivers)
@@ -176,25 +167,23 @@ class Problem:
         granule = _largest_granule(tiles)
         tiles = triton.cdiv(tiles, granule) * granule  # a granule is read to its end
         plane = tiles * block
-        planes = torch.empty(rows, self.freq_dim, plane, dtype=torch.float32, device=x.device)
+        base = torch.empty(rows, self.freq_dim, plane, dtype=torch.float32, device=x.device)
         low, high = (
             torch.empty(rows, self.freq_dim, tiles, dtype=torch.float32, device=x.device) for _ in "ab"
         )
-        numbers = planes
+        numbers = None
         if self.numbered:
             numbers = torch.empty(rows, plane, dtype=torch.int32, device=x.device)
-        heard, heard_strides = (x, (0, 0, 0)) if allowed is None else (allowed, allowed.stride())
-        side = Side(planes, low, high, numbers, heads, plane, tiles, block)
+        heard = None if allowed is None else Rows(allowed, *allowed.stride())
+        side = Side(Planes(base, plane, numbers), Boxes(low, high), heads, tiles, block)
         with on(x.device):
             arrange_kernel[(rows * tiles,)](
-                x, *x.stride(), x if order is None else order, heard, *heard_strides,
-                heads, tokens, planes, plane, low, high, tiles, numbers,
+                Frequencies(x, *x.stride()), order, heard, side.planes, side.boxes, heads, tokens, tiles,
                 nowhere=nowhere, nobody=nobody, FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block,
-                SORTED=order is not None, FOLDED=allowed is not None, NUMBERED=self.numbered,
             )  # fmt: skip
         return side
 
-    def _mask_tiles(self, mask: Tensor) -> Tensor:
+    def _mask_tiles(self, mask: Tensor) -> Mask:
         """(B, H, tiles of receivers, tiles of senders) uint8, with strides of 0 where the mask has size 1."""
         batch, heads, rows, columns = mask.shape
         sides = self.receive.tiles, self.send.tiles
@@ -202,19 +191,19 @@ class Problem:
         tiles = torch.empty(batch, heads, *shape, dtype=torch.uint8, device=self.device)
         with on(self.device):
             mask_tiles_kernel[(tiles.numel(),)](
-                mask.view(torch.uint8), *mask.stride(), heads, rows, columns, tiles, *shape,
+                Mask(mask.view(torch.uint8), *mask.stride()), heads, rows, columns, tiles, *shape,
                 BLOCK_ROWS=self.blocks.tile, BLOCK_COLUMNS=self.blocks.tile,
             )  # fmt: skip
-        return tiles.expand(self.batch, self.heads, *sides)
+        tiles = tiles.expand(self.batch, self.heads, *sides)
+        return Mask(tiles, *tiles.stride())
 
     def reach(self, base: Tensor | None) -> Tensor:
         """(B H, tiles of receivers): the largest D at which any of a tile can lock."""
         shape = self.batch * self.heads, self.receive.tiles
         reach = torch.empty(shape, dtype=torch.float32, device=self.device)
         with on(self.device):
-            reach_kernel[(self.batch * self.heads * self.receive.tiles,)](
-                self.coupling, *self.coupling.stride(), self.bandwidth, reach if base is None else base,
-                reach, self.heads, self.queries, self.receive.tiles, NEAREST=base is not None,
+            reach_kernel[(reach.numel(),)](
+                self.law(), base, reach, self.heads, self.queries, self.receive.tiles,
                 BLOCK=self.receive.block,
             )  # fmt: skip
         return reach
@@ -223,7 +212,7 @@ class Problem:
     def listed(self) -> bool:
         return max(self.send.tiles, self.receive.tiles) >= _FEWEST_LISTED
 
-    def lists(self, reach: Tensor, of_queries: bool) -> Lists:
+    def lists(self, reach: Tensor, of_queries: bool) -> Walk:
         """The tiles of senders for each tile of receivers, or, not of_queries, the other way round."""
         own, other = (self.receive, self.send) if of_queries else (self.send, self.receive)
         rows = self.batch * self.heads
@@ -231,64 +220,60 @@ class Problem:
         granule = _largest_granule(other.tiles)
         entries = torch.empty(rows, own.tiles, width, dtype=torch.int32, device=self.device)
         counts = torch.empty(rows, own.tiles, 2, dtype=torch.int32, device=self.device)
-        mask, strides = reach, [0, 0, 0, 0]
-        if self.mask_tiles is not None:
-            mask, strides = self.mask_tiles, list(self.mask_tiles.stride())
-        if not of_queries:
-            strides[2:] = strides[3], strides[2]
+        mask = self.mask_tiles
+        if mask is not None and not of_queries:
+            mask = mask._replace(row=mask.column, column=mask.row)
+        look = Look(
+            FREQ=self.freq_dim, BLOCK_M=self.block_m, OWN=own.block, OTHER=other.block,
+            CHUNK=max(_CHUNK, granule), LEVELS=granule.bit_length(), OF_QUERIES=of_queries,
+            CAUSAL=self.call.is_causal,
+        )  # fmt: skip
         with on(self.device):
             lists_kernel[(rows * own.tiles,)](
-                own.low, own.high, other.low, other.high, reach, entries, width, counts, mask, *strides,
+                own.boxes, other.boxes, reach, mask, Walk(entries, counts, None), width,
                 own.heads, other.heads, self.heads, own.tiles, other.tiles,
-                self.keys - self.queries, self.queries,
-                FREQ=self.freq_dim, BLOCK_M=self.block_m, OWN=own.block, OTHER=other.block,
-                CHUNK=max(_CHUNK, granule), LEVELS=granule.bit_length(), OF_QUERIES=of_queries,
-                CAUSAL=self.options.is_causal, MASK=self.mask_tiles is not None,
+                self.keys - self.queries, self.queries, LOOK=constant(look),
             )  # fmt: skip
         order = None
         if rows * own.tiles >= _FEWEST_ORDERED:
             order = counts[..., 0].flatten().argsort(descending=True, stable=True).int()
-        return Lists(entries, counts, order)
+        return Walk(entries, counts, order)
 
-    def pairs(self) -> dict[str, Any]:
-        """The compile-time description that all kernels over pairs share."""
-        o = self.options
-        return {
-            "FREQ": self.freq_dim,
-            "BLOCK_M": self.block_m,
-            "QUERIES": self.blocks.tile,
-            "KEYS": self.blocks.tile,
-            "DIRECT": self.direct,
-            "PACKED": not self.wide and self.freq_dim <= self.block_m // 2,
-            "CAUSAL": o.is_causal,
-            "SELF": o.self_coupling,
-            "MASK": self.has_mask,
-            "MASK_TILES": self.mask_tiles is not None,
-            "SYMMETRIC": o.symmetric,
-        }
+    def values(self) -> Rows:
+        return Rows(self.value, *self.value.stride()[:3])
 
-    def weights(self) -> dict[str, Any]:
-        """What the kernels that weigh pairs are told besides."""
-        o = self.options
-        return {
-            "WALK": self.blocks.walk,
-            "DIM": self.value_dim,
-            "BLOCK_D": self.block_d,
-            "VALUE_PRECISION": self.value_precision,
-            "DROPOUT": self.has_dropout,
-            "SORTED": self.order is not None,
-            # unsorted, places are the numbers, and a sender that stands nowhere meets nobody but itself
-            "NUMBERED": self.order is not None or (self.numbered and self.options.symmetric),
-            "NEAREST": o.nearest,
-            "POWER": o.power,
-            "HAS_EDGE": o.edge > 0,
-            "num_warps": self.blocks.warps,
-            "num_stages": self.blocks.stages,
-        }
+    def law(self) -> Law:
+        edge = self.call.edge
+        batch, head, row = self.coupling.stride()
+        return Law(self.coupling, batch, head, row, self.bandwidth, edge if edge > 0 else None)
 
-    def dropout(self) -> tuple[Tensor, int, float]:
-        p = self.options.dropout_p
-        return self.seed, int(p * 2**32), 1 / (1 - p)
+    def head_counts(self, send_heads: int) -> Heads:
+        return Heads(self.heads, send_heads, self.value.shape[1])
+
+    def tile(self, **other: int) -> Tile:
+        """How the kernels over pairs compute, but for what is said otherwise."""
+        tile = Tile(
+            FREQ=self.freq_dim,
+            BLOCK_M=self.block_m,
+            DIM=self.value_dim,
+            BLOCK_D=self.block_d,
+            QUERIES=self.blocks.tile,
+            KEYS=self.blocks.tile,
+            WALK=self.blocks.walk,
+            DIRECT=self.direct,
+            PACKED=not self.wide and self.freq_dim <= self.block_m // 2,
+            SPLIT=SPLIT[self.value.dtype],
+            VALUE_PRECISION=self.value_precision,
+        )
+        return constant(tile._replace(**other))
+
+    def compiled(self) -> dict[str, int]:
+        return {"num_warps": self.blocks.warps, "num_stages": self.blocks.stages}
+
+    def form(self) -> Form:
+        call, is_sorted = self.call, self.order is not None
+        power = int(call.power)
+        return constant(Form(call.is_causal, call.self_coupling, call.symmetric, is_sorted, power))
 
 
 def _largest_granule(tiles: int) -> int:

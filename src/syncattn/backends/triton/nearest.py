@@ -5,114 +5,96 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from syncattn.backends.triton.lists import SLACK, box_distance
-from syncattn.backends.triton.pairs import (
-    GROWING,
-    allowed_pairs,
+from syncattn.backends.triton.detuning import (
+    Tokens,
     direct_detuning,
     gram_detuning,
     left_operands,
-    load_planes,
-    meet,
-    numbers_of,
-    own_tile,
+    own_tokens,
     right_operands,
-    sizes_of,
 )
+from syncattn.backends.triton.groups import GROWING
+from syncattn.backends.triton.lists import SLACK, box_distance
+from syncattn.backends.triton.pairs import (
+    Masks,
+    narrow_to_allowed,
+    tile_of_mask,
+    zero_at_oneself,
+)
+from syncattn.backends.triton.pointers import last_key_tile, numbers_of, shared_head
 
 
 @triton.jit(do_not_specialize=GROWING)
 def nearest_kernel(
-    receive, receive_plane, receive_numbers, send, send_plane, send_numbers, low, high, other_low, other_high,
-    mask, mask_batch, mask_head, mask_row, mask_column,
-    mask_tiles, mask_tiles_batch, mask_tiles_head, mask_tiles_row, mask_tiles_column,
-    base, sender,
-    heads, send_heads, queries, keys, query_tiles, key_tiles,
-    FREQ: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    DIRECT: tl.constexpr, PACKED: tl.constexpr,
-    CAUSAL: tl.constexpr, SELF: tl.constexpr, MASK: tl.constexpr, SYMMETRIC: tl.constexpr,
-    MASK_TILES: tl.constexpr, NUMBERED: tl.constexpr, CHUNK: tl.constexpr,
+    receive, send, own_boxes, other_boxes, mask, mask_tiles, nearest, heads, queries, keys,
+    CHUNK: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
-    """base (B, H, N) the smallest allowed D, sender (B, H, N) int32 its smallest number; 0 and -1 where
-    nobody is allowed. The tile of senders at the same place comes first; a tile whose box is farther than
-    every row's best so far is left out."""
-    pid = tl.program_id(0)
-    bh, tile = pid // query_tiles, pid % query_tiles
-    b, h, row = bh // heads, bh % heads, bh.to(tl.int64) * queries
-    send_bh = (b * send_heads + h // (heads // send_heads)).to(tl.int64)
-    rows, columns, k = tl.arange(0, QUERIES), tl.arange(0, KEYS), tl.arange(0, BLOCK_M)
-    i = tile * QUERIES + rows
+    """Into `nearest` the smallest allowed D and its smallest number; 0 and -1 where nobody is allowed. The
+    tile of senders at the same place comes first; a tile whose box is farther than every row's best so far is
+    left out."""
+    query_tiles, key_tiles = receive.stride // TILE.QUERIES, send.stride // TILE.KEYS
+    program = tl.program_id(0)
+    bh, tile = program // query_tiles, program % query_tiles
+    b, h, row = bh // heads.receive, bh % heads.receive, bh.to(tl.int64) * queries
+    send_bh = shared_head(b, h, heads.receive, heads.send)
+    rows, columns, k = tl.arange(0, TILE.QUERIES), tl.arange(0, TILE.KEYS), tl.arange(0, TILE.BLOCK_M)
+    own = tile * TILE.QUERIES
+    i = own + rows
     offset = keys - queries
-    receive += bh.to(tl.int64) * FREQ * receive_plane + tile * QUERIES
-    i_number = numbers_of(receive_numbers + bh.to(tl.int64) * receive_plane, i, NUMBERED)
-    send += send_bh * FREQ * send_plane
-    send_numbers += send_bh * send_plane
-    mask += b.to(tl.int64) * mask_batch + h.to(tl.int64) * mask_head
-    mask_tiles += b.to(tl.int64) * mask_tiles_batch + h.to(tl.int64) * mask_tiles_head
-    mask_tiles += tile.to(tl.int64) * mask_tiles_row
-    own = bh.to(tl.int64) * FREQ * query_tiles + k * query_tiles + tile
-    own_low = tl.load(low + own, mask=k < FREQ, other=0.0)
-    own_high = tl.load(high + own, mask=k < FREQ, other=0.0)
-    if not DIRECT:
-        left, centre = own_tile(receive, receive_plane, rows, FREQ, BLOCK_M, PACKED)
-        a1, a2, a3 = left_operands(left, PACKED)
-        left_sizes = sizes_of(left, PACKED)[:, None]
+    masks = Masks(mask, mask_tiles, b, h, queries, keys)
+    left = own_tokens(receive, bh, own, rows, TILE.FREQ)
+    senders = send.base + send_bh * TILE.FREQ * send.stride
+    at_own = bh.to(tl.int64) * TILE.FREQ * query_tiles + k * query_tiles + tile
+    own_low = tl.load(own_boxes.low + at_own, mask=k < TILE.FREQ, other=0.0)
+    own_high = tl.load(own_boxes.high + at_own, mask=k < TILE.FREQ, other=0.0)
+    if not TILE.DIRECT:
+        a, centre = left_operands(left, TILE)
 
     end = key_tiles
-    if CAUSAL:
-        end = tl.minimum(key_tiles, (tl.minimum((tile + 1) * QUERIES, queries) + offset - 1) // KEYS + 1)
-    home = tl.maximum(tl.minimum((tile * QUERIES + QUERIES // 2 + offset) // KEYS, end - 1), 0)
-    best = tl.full([QUERIES], float("inf"), tl.float32)
-    found = tl.full([QUERIES], -1, tl.int32)
+    if FORM.CAUSAL:
+        end = last_key_tile(tile, queries, keys, key_tiles, TILE)
+    home = tl.maximum(tl.minimum((own + TILE.QUERIES // 2 + offset) // TILE.KEYS, end - 1), 0)
+    best = tl.full([TILE.QUERIES], float("inf"), tl.float32)
+    found = tl.full([TILE.QUERIES], -1, tl.int32)
     for step in range(0, (end + CHUNK - 1) // CHUNK + 1):
         # first home, alone, then all others, CHUNK boxes at a time
         others = tl.where(step == 0, home // CHUNK, step - 1) * CHUNK + tl.arange(0, CHUNK)
         near = (others < end) & ((others == home) == (step == 0))
-        at = send_bh * FREQ * key_tiles + k[:, None] * key_tiles + others[None, :]
-        inside = (k < FREQ)[:, None] & near[None, :]
+        at = send_bh * TILE.FREQ * key_tiles + k[:, None] * key_tiles + others[None, :]
+        inside = (k < TILE.FREQ)[:, None] & near[None, :]
         distance = box_distance(
             own_low[:, None],
             own_high[:, None],
-            tl.load(other_low + at, mask=inside, other=0.0),
-            tl.load(other_high + at, mask=inside, other=0.0),
+            tl.load(other_boxes.low + at, mask=inside, other=0.0),
+            tl.load(other_boxes.high + at, mask=inside, other=0.0),
         )
         farthest = tl.max(tl.where(i < queries, best, 0.0), 0)
         near = near & (distance <= farthest * SLACK) & (distance < float("inf"))
-        if MASK_TILES:
-            may = tl.load(mask_tiles + others.to(tl.int64) * mask_tiles_column, mask=near, other=0)
-            near = near & (may != 0)
+        if mask_tiles is not None:
+            near = near & (tl.load(tile_of_mask(masks, tile, others), mask=near, other=0) != 0)
         other = tl.min(tl.where(near, others, 2147483647), 0)
         while other < 2147483647:
-            partly = MASK
-            if MASK_TILES:
-                partly = tl.load(mask_tiles + other.to(tl.int64) * mask_tiles_column) != 2
-            first = other * KEYS
+            partly = mask is not None
+            if mask_tiles is not None:
+                partly = tl.load(tile_of_mask(masks, tile, other)) != 2
+            first = other * TILE.KEYS
             j = first + columns
-            j_number = numbers_of(send_numbers, j, NUMBERED)
-            if DIRECT:
-                squared = direct_detuning(
-                    receive, receive_plane, rows, send + first, send_plane, columns, FREQ
-                )
+            right = Tokens(senders + first, send.stride, columns, first, numbers_of(send, send_bh, j))
+            if TILE.DIRECT:
+                squared = direct_detuning(left, right, TILE.FREQ)
             else:
-                right = load_planes(send + first, send_plane, columns, FREQ, BLOCK_M, PACKED)
-                right -= centre[:, None]
-                sizes = left_sizes + sizes_of(right, PACKED)[None, :]
-                b1, b2, b3 = right_operands(right, PACKED)
-                squared = gram_detuning(sizes, a1, a2, a3, b1, b2, b3, PACKED)
-            if SYMMETRIC:
-                if NUMBERED or meet(first, KEYS, tile * QUERIES, QUERIES):
-                    squared = tl.where(i_number[:, None] == j_number[None, :], 0.0, squared)
+                squared = gram_detuning(a, right_operands(right, centre, TILE), TILE.PACKED)
+            squared = zero_at_oneself(squared, left, right, FORM)
             # NaN is nearest of all, as in torch.argmin: it must show
             squared = tl.where(squared == squared, squared, -1.0)
-            if partly or NUMBERED or first + KEYS > tl.minimum(keys, tile * QUERIES + offset):
-                allowed = (i < queries)[:, None] & ((j < keys) & (j_number >= 0))[None, :]
-                allowed = allowed_pairs(
-                    allowed, i_number[:, None], j_number[None, :], offset, mask, mask_row, mask_column,
-                    queries, keys, CAUSAL, SELF, MASK,
-                )  # fmt: skip
+            if partly or send.numbers is not None or first + TILE.KEYS > tl.minimum(keys, own + offset):
+                allowed = (i < queries)[:, None] & ((j < keys) & (right.numbers >= 0))[None, :]
+                allowed = narrow_to_allowed(
+                    allowed, left.numbers[:, None], right.numbers[None, :], masks, FORM
+                )
                 squared = tl.where(allowed, squared, float("inf"))
             least = tl.min(squared, 1)
-            place = tl.min(tl.where(squared == least[:, None], j_number[None, :], 2147483647), 1)
+            place = tl.min(tl.where(squared == least[:, None], right.numbers[None, :], 2147483647), 1)
             closer = (least < best) | ((least == best) & (place < found))
             found = tl.where(closer, place, found)
             best = tl.where(closer, least, best)
@@ -120,5 +102,5 @@ def nearest_kernel(
             near = near & (others > other) & (distance <= farthest * SLACK)
             other = tl.min(tl.where(near, others, 2147483647), 0)
     best = tl.where(found < 0, 0.0, tl.where(best < 0.0, float("nan"), best))
-    tl.store(base + row + i, best, mask=i < queries)
-    tl.store(sender + row + i, found, mask=i < queries)
+    tl.store(nearest.squared + row + i, best, mask=i < queries)
+    tl.store(nearest.sender + row + i, found, mask=i < queries)

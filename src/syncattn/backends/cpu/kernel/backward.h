@@ -8,14 +8,12 @@
 //   dw^r = sum_j 2 dD (w^r - w^s)     dw^s = -sum_i 2 dD (w^r - w^s)     dv = sum_i W dO'
 #pragma once
 #include "forward.h"
+#include "receivers.h"
 
 namespace SYNCATTN_ISA {
 
 // As FULL_SHARE, of the backward.
 constexpr float BACKWARD_FULL_SHARE = 0.3f;
-
-INLINE int64_t padded_dim(const SyncattnProblem& p) { return (p.freq_dim + 15) / 16 * 16; }
-INLINE int64_t extended_dim(const SyncattnProblem& p) { return (p.freq_dim + 2 + 15) / 16 * 16; }
 
 // What a tile of keys gathers on its way through the receivers.
 struct KeyScratch {
@@ -27,7 +25,7 @@ struct KeyScratch {
 };
 
 struct BackwardScratch {
-    float *d, *weight, *grad;        // (ROWS, KEYS): D, W, and dO' v, then dD
+    float *d, *strength, *grad;        // (ROWS, KEYS): D, W, and dO' v, then dD
     float* receivers;                 // (KEYS, wide) about a centre
     float *pair_grad, *pair_scaled;   // (ROOM + LANES)
     KeyScratch of[CONTEXTS];
@@ -41,7 +39,7 @@ INLINE int64_t backward_scratch(const SyncattnProblem& p, float* memory, Backwar
         at += (n + 15) / 16 * 16;
         return taken;
     };
-    to.d = take(ROWS * KEYS), to.weight = take(ROWS * KEYS), to.grad = take(ROWS * KEYS);
+    to.d = take(ROWS * KEYS), to.strength = take(ROWS * KEYS), to.grad = take(ROWS * KEYS);
     to.receivers = take(KEYS * wide);
     to.pair_grad = take(ROOM + LANES), to.pair_scaled = take(ROOM + LANES);
     for (KeyScratch& own : to.of) {
@@ -60,153 +58,59 @@ static int64_t scratch_floats(const SyncattnProblem* p) {
     return a > b ? a : b;
 }
 
-// Fills one tile of the tables of receivers.
-static void backward_prepare(const Plan* plan, int64_t batch, int64_t head, int64_t tile) {
-    const SyncattnProblem& p = *plan->p;
-    const int64_t head_number = batch * p.heads + head, wide = extended_dim(p), dim = p.value_dim;
-    const Receivers& r = plan->receivers[head_number];
-    const int64_t first = tile * KEYS, valid = least(KEYS, p.queries - first), row = head_number * p.queries + first;
-    for (int64_t i = 0; i < KEYS; i += LANES) {
-        if (i >= valid || (i && p.coupling_strides[2] == 0)) {
-            memcpy(r.inverse_square + first + i, r.inverse_square + first, sizeof(vf));
-            memcpy(r.radius + first + i, r.radius + first, sizeof(vf));
-        } else {
-            load_strength(p, batch, head, first + i, r.inverse_square + first + i, r.radius + first + i);
-        }
-    }
-    float limit = -__builtin_inff();
-    for (int64_t i = 0; i < valid; ++i) {
-        const float sum = p.row_sum[row + i], scale = sum == 0 ? 1 : 1 / (sum + p.eps);
-        const float *grad = p.grad_out + (row + i) * dim, *out = p.out + (row + i) * dim;
-        float* to = r.gradient + (first + i) * dim;
-        vf product{};
-        for (int64_t c = 0; c < dim; c += LANES) {
-            const vf g = load(grad + c) * scale;
-            product += g * load(out + c);
-            store(to + c, g);
-        }
-        r.offset[first + i] = total(product);
-        r.base[first + i] = p.nearest ? p.base[row + i] : 0;
-        r.word[first + i] = p.dropout ? row_word(p, batch, head, first + i) : 0;
-        limit = most(limit, r.base[first + i] + r.radius[first + i]);
-        for (int64_t k = 0; k < wide; ++k)  // a 1 after the frequency sums up what multiplies it
-            r.frequency[(first + i) * wide + k] =
-                k < p.freq_dim ? p.receive[(row + i) * p.freq_dim + k] : k == p.freq_dim ? 1 : 0;
-    }
-    for (int64_t i = valid; i < KEYS; ++i) r.offset[first + i] = r.base[first + i] = 0, r.word[first + i] = 0;
-    if (p.symmetric) {
-        const float* value =
-            p.value + ((batch * p.value_heads + head / (p.heads / p.value_heads)) * p.keys + first) * dim;
-        float* transposed = r.value_t + tile * dim * KEYS;
-        for (int64_t c = 0; c < dim; ++c)
-            for (int64_t i = 0; i < KEYS; ++i) transposed[c * KEYS + i] = i < valid ? value[i * dim + c] : 0;
-    }
-    float* transposed = r.gradient_t + tile * dim * KEYS;
-    for (int64_t c = 0; c < dim; ++c)
-        for (int64_t i = 0; i < KEYS; ++i) transposed[c * KEYS + i] = i < valid ? r.gradient[(first + i) * dim + c] : 0;
-    r.lanes.boxes.limit[tile] = limit;
-}
-
-// The pairs of a tile of keys with a tile of receivers that may attend. Returns false if all of them may; else
-// `allowed` holds each key's bits.
-static bool restricted_keys(const SyncattnProblem& p, int64_t batch, int64_t head, int64_t key, int64_t count,
-                            int64_t tile, uint64_t* allowed) {
-    const int64_t start = tile * KEYS, valid = least(KEYS, p.queries - start), offset = p.keys - p.queries;
-    const int64_t head_number = batch * p.heads + head;
-    if (p.symmetric) {  // each pair once, from the earlier token's row, as in the forward
-        if (start > key + count - 1 && valid == KEYS) return false;
-        for (int64_t j = 0; j < count; ++j) allowed[j] = bits_below(valid) & ~bits_below(key + j - start + 1);
-        return true;
-    }
-    const bool sorted = p.send_index != nullptr;
-    const bool crosses_diagonal = p.is_causal && key + count - 1 > start + offset;
-    const bool meets_itself =
-        !p.self_coupling && (sorted || (key <= start + valid - 1 + offset && key + count > start + offset));
-    if (!crosses_diagonal && !meets_itself && !p.mask && valid == KEYS) return false;
-    for (int64_t j = 0; j < count; ++j) {
-        const int64_t own = key + j - offset - start;  // the lane of the receiver that this key is
-        allowed[j] = bits_below(valid);
-        if (crosses_diagonal) allowed[j] &= ~bits_below(own);
-        if (meets_itself && !sorted && own >= 0 && own < KEYS) allowed[j] &= ~(1ull << own);
-    }
-    if (meets_itself && sorted)
-        for (int64_t i = 0; i < valid; ++i) {
-            const int64_t own = p.receive_index[head_number * p.queries + start + i] + offset;
-            for (int64_t j = 0; j < count; ++j)
-                if (p.send_index[head_number * p.keys + key + j] == own) allowed[j] &= ~(1ull << i);
-        }
-    if (!p.mask) return true;
-    const int64_t* s = p.mask_strides;
-    const uint8_t* mask = p.mask + batch * s[0] + head * s[1];
-    for (int64_t j = 0; j < count; ++j) {
-        const int64_t number = sorted ? p.send_index[head_number * p.keys + key + j] : key + j;
-        if (s[2] == 0 && !mask[number * s[3]]) allowed[j] = 0;
-    }
-    if (s[2] == 0) return true;
-    for (int64_t i = 0; i < valid; ++i) {
-        const int64_t query = sorted ? p.receive_index[head_number * p.queries + start + i] : start + i;
-        for (int64_t j = 0; j < count; ++j) {
-            const int64_t number = sorted ? p.send_index[head_number * p.keys + key + j] : key + j;
-            if (!mask[query * s[2] + number * s[3]]) allowed[j] &= ~(1ull << i);
-        }
-    }
-    return true;
-}
-
 // A tile of keys on its way through all receivers.
 struct Keys {
     int64_t batch, head, first, count;
     const float *send, *value;           // (count, m), (count, d)
     const float* values;                 // (N, d): all of them; symmetric form only, as the next
     float* grad_values;                  // (N, d)
-    float rate, negative_twice_alpha;
+    float head_term, alpha;
     uint32_t number[ROWS];       // as the caller counts them
     int64_t tiles, next;         // of the receivers' tiles that it can lock to
     bool whole;                  // whether the last block was worth evaluating whole
 };
 
-// From dO' v in `grad`, and D, to dD in `grad` and W in `weight`. The sums over the keys, by receiver, go to
+// From dO' v in `grad`, and D, to dD in `grad` and W in `strength`. The sums over the keys, by receiver, go to
 // dd_sums and fx_sums (KEYS); those over receivers to key_sums (LANES of each
 // key), unless a product sees to it.
 template <int FORM, bool SYMMETRIC>
 static void through_block(const SyncattnProblem& p, const Keys& keys, const Receivers& r, int64_t tile, const float* d,
-                          float* grad, float* weight, float* key_sums, float* dd_sums, float* fx_sums,
+                          float* grad, float* strength, float* key_sums, float* dd_sums, float* fx_sums,
                           double* bandwidth) {
     const int64_t first = tile * KEYS;
     const bool in_product = p.freq_dim < padded_dim(p);
-    vf all_kernel{};
+    vf to_bandwidth{};
     for (int64_t v = 0; v < KEYS; v += LANES) {
-        const vf base = load(r.base + first + v), inverse_square = load(r.inverse_square + first + v);
+        const vf base = load(r.base + first + v), row_term = load(r.row_term + first + v);
         const vf offset = load(r.offset + first + v);
         vu word;
         memcpy(&word, r.word + first + v, sizeof word);
         vf sum_d{}, sum_x{};
         for (int64_t j = 0; j < keys.count; ++j) {
             const int64_t at = j * KEYS + v;
-            vf kernel;
+            vf decay_square;
             const vf x = load(d + at) - base;
-            const vf margin = margin_of(x, keys.rate, inverse_square, &kernel);
-            vf w = weight_of<FORM>(margin, p.edge), product = load(grad + at);
+            const vf margin = margin_of(x, keys.head_term, row_term, &decay_square);
+            vf w = strength_of<FORM>(margin, p.edge), product = load(grad + at);
             if (p.dropout) {
                 const uint32_t kept = kept_bits(p, word, vu{} + keys.number[j]);
                 w = where(kept, w * p.dropout_scale, vf{});
                 product = where(kept, product * p.dropout_scale, vf{});
             }
-            store(weight + at, w);
-            const vf through = through_weight<FORM>(
+            store(strength + at, w);
+            const vf through = through_strength<FORM>(
                 SYMMETRIC ? product - (offset + r.offset[keys.first + j]) : product - offset, margin, p.edge);
-            const vf to_d = through * (kernel * keys.negative_twice_alpha - inverse_square);
-            store(grad + at, to_d);
-            const vf scaled = through * x;  // x is FAR_DETUNING where a pair may not attend, and `through` 0
-            sum_x += scaled;
-            sum_d += to_d;
-            all_kernel += scaled * kernel;
-            if (!in_product) store(key_sums + j * LANES, load(key_sums + j * LANES) + to_d);
+            const Through to = through_margin(through, x, decay_square, row_term, keys.alpha);
+            store(grad + at, to.detuning);
+            sum_x += to.coupling;
+            sum_d += to.detuning;
+            to_bandwidth += to.bandwidth;
+            if (!in_product) store(key_sums + j * LANES, load(key_sums + j * LANES) + to.detuning);
         }
         store(dd_sums + v, sum_d);
         store(fx_sums + v, load(fx_sums + v) + sum_x);
     }
-    *bandwidth += (double)total(all_kernel);
+    *bandwidth += (double)total(to_bandwidth);
 }
 
 // to[k] (+)= <a, b_key(k)> over n numbers: four at a time, so that their additions overlap.
@@ -232,13 +136,13 @@ static void backward_pairs(const Plan& plan, const Keys& keys, const Receivers& 
     const SyncattnProblem& p = *plan.p;
     const int64_t m = p.freq_dim, wide = padded_dim(p), extended = extended_dim(p), dim = p.value_dim;
     Pairs& pairs = *own.pairs;
-    vf all_kernel{};
+    vf to_bandwidth{};
     for (int64_t j = 0; j < keys.count; ++j) {
         const int64_t count = pairs.length[j];
         if (count == 0) continue;
-        float* weight = pairs.detuning[j];  // in place of D
+        float* strength = pairs.detuning[j];  // in place of D
         int32_t* row = pairs.key[j];
-        store(weight + count, vf{} + FAR_DETUNING);  // what fills the last vector does not lock
+        store(strength + count, vf{} + FAR_DETUNING);  // what fills the last vector does not lock
         memset(row + count, 0, sizeof(vi));
         dots<false>(keys.value + j * dim, r.gradient, row, count, dim, s.pair_grad);
         if constexpr (SYMMETRIC)
@@ -246,32 +150,32 @@ static void backward_pairs(const Plan& plan, const Keys& keys, const Receivers& 
         for (int64_t k = 0; k < count; k += LANES) {
             vi at;
             memcpy(&at, row + k, sizeof at);
-            const vf inverse_square = gather(r.inverse_square, at), x = load(weight + k);
-            vf kernel, product = load(s.pair_grad + k);
-            const vf margin = margin_of(x, keys.rate, inverse_square, &kernel);
-            vf w = weight_of<FORM>(margin, p.edge);
+            const vf row_term = gather(r.row_term, at), x = load(strength + k);
+            vf decay_square, product = load(s.pair_grad + k);
+            const vf margin = margin_of(x, keys.head_term, row_term, &decay_square);
+            vf w = strength_of<FORM>(margin, p.edge);
             if (p.dropout) {
                 const vu word = (vu)gather((const float*)r.word, at);
                 const uint32_t kept = kept_bits(p, word, vu{} + keys.number[j]);
                 w = where(kept, w * p.dropout_scale, vf{});
                 product = where(kept, product * p.dropout_scale, vf{});
             }
-            store(weight + k, w);
-            const vf through = through_weight<FORM>(
+            store(strength + k, w);
+            const vf through = through_strength<FORM>(
                 SYMMETRIC ? product - (gather(r.offset, at) + r.offset[keys.first + j]) : product - gather(r.offset, at),
                 margin, p.edge);
-            const vf scaled = through * x;
-            all_kernel += scaled * kernel;
-            store(s.pair_scaled + k, scaled);
-            store(s.pair_grad + k, through * (kernel * keys.negative_twice_alpha - inverse_square));
+            const Through to = through_margin(through, x, decay_square, row_term, keys.alpha);
+            to_bandwidth += to.bandwidth;
+            store(s.pair_scaled + k, to.coupling);
+            store(s.pair_grad + k, to.detuning);
         }
         int64_t c = 0;
         for (; c + 4 * LANES <= dim; c += 4 * LANES)
-            mix_pairs<4>(own.grad_value + j * dim + c, weight, row, count, r.gradient + c, dim);
+            mix_pairs<4>(own.grad_value + j * dim + c, strength, row, count, r.gradient + c, dim);
         for (; c < dim; c += LANES)
-            mix_pairs<1>(own.grad_value + j * dim + c, weight, row, count, r.gradient + c, dim);
+            mix_pairs<1>(own.grad_value + j * dim + c, strength, row, count, r.gradient + c, dim);
         if constexpr (SYMMETRIC)
-            spread(keys.grad_values, weight, row, count, r.gradient + (keys.first + j) * dim, dim);
+            spread(keys.grad_values, strength, row, count, r.gradient + (keys.first + j) * dim, dim);
         // dD (w^r - w^s, 1) and dF x of each pair, added to its receiver's sums, and the first to the sender's
         for (int64_t k = 0; k < extended; k += LANES) {
             const vi coordinate = lane_numbers() + (int32_t)k;
@@ -290,7 +194,7 @@ static void backward_pairs(const Plan& plan, const Keys& keys, const Receivers& 
             store(own.grad_send + j * wide + k, load(own.grad_send + j * wide + k) + frequencies);
         }
     }
-    *sums.bandwidth += (double)total(all_kernel);
+    *sums.bandwidth += (double)total(to_bandwidth);
     forget(pairs);
 }
 
@@ -307,11 +211,11 @@ static void backward_block(const SyncattnProblem& p, const Keys& keys, const Rec
     if constexpr (SYMMETRIC)
         gemm(s.grad, KEYS, r.gradient + keys.first * dim, dim, 1, r.value_t + tile * dim * KEYS, KEYS, keys.count, KEYS,
              dim, true);
-    through_block<FORM, SYMMETRIC>(p, keys, r, tile, s.d, s.grad, s.weight, own.key_sums, dd_sums, by_lane + (m + 1) * KEYS,
+    through_block<FORM, SYMMETRIC>(p, keys, r, tile, s.d, s.grad, s.strength, own.key_sums, dd_sums, by_lane + (m + 1) * KEYS,
                         sums.bandwidth);
-    gemm(own.grad_value, dim, s.weight, KEYS, 1, r.gradient + first * dim, dim, keys.count, dim, valid, true);
+    gemm(own.grad_value, dim, s.strength, KEYS, 1, r.gradient + first * dim, dim, keys.count, dim, valid, true);
     if constexpr (SYMMETRIC)
-        gemm(keys.grad_values + first * dim, dim, s.weight, 1, KEYS, r.gradient + keys.first * dim, dim, valid, dim,
+        gemm(keys.grad_values + first * dim, dim, s.strength, 1, KEYS, r.gradient + keys.first * dim, dim, valid, dim,
              keys.count, true);
     for (int64_t i = 0; i < valid; ++i)
         for (int64_t k = 0; k < wide; k += LANES)
@@ -341,7 +245,7 @@ static void backward_begin(const Plan& plan, int64_t batch, int64_t head, int64_
     keys.value = p.value + (value_number * p.keys + keys.first) * dim;
     keys.values = p.value + value_number * p.keys * dim;
     keys.grad_values = p.grad_value + head_number * p.keys * dim;
-    keys.rate = p.bandwidth[head] * RATE, keys.negative_twice_alpha = -2 * p.bandwidth[head];
+    keys.head_term = head_term_of(p.bandwidth[head]), keys.alpha = p.bandwidth[head];
     for (int64_t j = 0; j < keys.count; ++j) {
         const int64_t key = keys.first + j;
         keys.number[j] = (uint32_t)(p.send_index ? p.send_index[head_number * p.keys + key] : key);
@@ -444,7 +348,7 @@ static void backward_symmetric(const Plan& plan, int64_t batch, int64_t head, fl
     const int64_t head_number = batch * p.heads + head, dim = p.value_dim;
     const float* gradient = plan.receivers[head_number].gradient;
     float* to = p.grad_value + head_number * p.keys * dim;
-    const float own = own_weight<FORM>(p);
+    const float own = own_strength<FORM>(p);
     for (int64_t c = 0; c < p.keys * dim; c += LANES) store(to + c, own ? load(gradient + c) * own : vf{});
     for (int64_t task = 0; task < plan.row_tasks; ++task) backward_task<FORM, true>(plan, batch, head, 0, task, memory);
 }
@@ -452,17 +356,11 @@ static void backward_symmetric(const Plan& plan, int64_t batch, int64_t head, fl
 // Every `parts`-th task of keys, from `part` on: early keys have more rows than late ones in causal calls.
 static void backward_keys(const Plan* plan, int64_t batch, int64_t head, int64_t part, float* memory) {
     const SyncattnProblem& p = *plan->p;
-    if (p.symmetric) {
-        const auto form = p.edge > 0
-                              ? (p.power == 2 ? backward_symmetric<SQUARED_EDGE> : backward_symmetric<PLAIN_EDGE>)
-                              : (p.power == 2 ? backward_symmetric<SQUARED> : backward_symmetric<PLAIN>);
-        return form(*plan, batch, head, memory);
-    }
-    const auto form = p.edge > 0
-                          ? (p.power == 2 ? backward_task<SQUARED_EDGE, false> : backward_task<PLAIN_EDGE, false>)
-                          : (p.power == 2 ? backward_task<SQUARED, false> : backward_task<PLAIN, false>);
-    for (int64_t task = part; task < plan->row_tasks; task += plan->parts)
-        form(*plan, batch, head, part, task, memory);
+    with_form(p, [&](auto form) {
+        if (p.symmetric) return backward_symmetric<decltype(form)::value>(*plan, batch, head, memory);
+        for (int64_t task = part; task < plan->row_tasks; task += plan->parts)
+            backward_task<decltype(form)::value, false>(*plan, batch, head, part, task, memory);
+    });
 }
 
 constexpr Instance instance(const char* name) {

@@ -2,6 +2,7 @@
 // list of those that can lock.
 #pragma once
 #include "gemm.h"
+#include "margin.h"
 #include "plan.h"
 
 namespace SYNCATTN_ISA {
@@ -11,29 +12,14 @@ constexpr int64_t CONTEXTS = 4;
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// An upper bound of rho^2 = W0(2 alpha kappa^2) / (2 alpha), a hundred-thousandth too large. Newton's iteration for
-// w e^w = c falls monotonically from any start above W0, and log(1 + c) is above.
-INLINE vf radius_bound(vf inverse_square, float alpha) {
-    const float twice = 2 * alpha;
-    const vf c = twice / inverse_square, one_more = c + 1.0f;
-    const vi exponent = ((vi)one_more >> 23) - 126;  // 1 + c < 2^exponent
-    vf w = __builtin_convertvector(exponent, vf) * 0.69314724f;
-    for (int k = 0; k < 9; ++k) {
-        const vf power = exp2_of(larger(splat(-126.0f), w * -1.44269504f));
-        w -= (w - c * power) / (w + 1.0f);
-    }
-    return smaller(1.0f / inverse_square, w * 1.00001f / twice) * 1.00001f;  // rho <= kappa; NaN stays
-}
-
-// 1 / kappa^2 and the bound of rho^2 of LANES rows, from `first` on; past the last row, of the last.
-INLINE void load_strength(const SyncattnProblem& p, int64_t batch, int64_t head, int64_t first, float* inverse_square,
+// The terms and the bounds of rho^2 of LANES rows, from `first` on; past the last row, of the last.
+INLINE void load_coupling(const SyncattnProblem& p, int64_t batch, int64_t head, int64_t first, float* row_term,
                           float* radius) {
     const float* kappa = p.coupling + batch * p.coupling_strides[0] + head * p.coupling_strides[1];
     for (int64_t i = 0; i < LANES; ++i) {
-        const float x = kappa[least(first + i, p.queries - 1) * p.coupling_strides[2]];
-        inverse_square[i] = 1 / (x * x);
+        row_term[i] = row_term_of(kappa[least(first + i, p.queries - 1) * p.coupling_strides[2]]);
     }
-    store(radius, radius_bound(load(inverse_square), p.bandwidth[head]));
+    store(radius, radius_bound(load(row_term), p.bandwidth[head]));
 }
 
 // The row's part of the dropout hash, as backends/dropout.py has it.
@@ -49,27 +35,25 @@ INLINE uint32_t row_word(const SyncattnProblem& p, int64_t batch, int64_t head, 
 struct Rows {
     int64_t batch, head, first, count;
     const float* receive;  // (count, m)
-    float inverse_square[ROWS + LANES], radius[ROWS + LANES];
+    float row_term[ROWS + LANES], radius[ROWS + LANES];
     float base[ROWS];  // D of the nearest allowed sender; 0 in the absolute frame
     float farthest;    // an upper bound of base + radius over the rows
-    float rate;        // -2 alpha log2(e): J^2 = 2^(rate D)
+    float head_term;   // margin.h
     uint32_t word[ROWS];
 };
-
-constexpr float RATE = -2.885390081777927f;  // -2 log2(e)
 
 INLINE void load_rows(const SyncattnProblem& p, Rows& rows, int64_t batch, int64_t head, int64_t tile) {
     rows.batch = batch, rows.head = head, rows.first = tile * ROWS;
     rows.count = least(ROWS, p.queries - rows.first);
     rows.receive = p.receive + ((batch * p.heads + head) * p.queries + rows.first) * p.freq_dim;
-    rows.rate = p.bandwidth[head] * RATE;
+    rows.head_term = head_term_of(p.bandwidth[head]);
     memset(rows.base, 0, sizeof rows.base);
     for (int64_t i = 0; i < rows.count; i += LANES) {
         if (i && p.coupling_strides[2] == 0) {
-            memcpy(rows.inverse_square + i, rows.inverse_square, sizeof(vf));
+            memcpy(rows.row_term + i, rows.row_term, sizeof(vf));
             memcpy(rows.radius + i, rows.radius, sizeof(vf));
         } else {
-            load_strength(p, batch, head, rows.first + i, rows.inverse_square + i, rows.radius + i);
+            load_coupling(p, batch, head, rows.first + i, rows.row_term + i, rows.radius + i);
         }
     }
     if (p.dropout)
@@ -339,38 +323,6 @@ INLINE int64_t count_lockable(int64_t count, const float* d, const float* base, 
             all += __builtin_popcount(bits_not_above(load(d + i * KEYS + v) - from, most));
         }
     return all;
-}
-
-// F = J^2 - x / kappa^2 and J^2 = exp(-2 alpha x) = 2^(rate x), at squared detuning x counted from the frame.
-INLINE vf margin_of(vf x, float rate, vf inverse_square, vf* kernel) {
-    const vf y = larger(splat(-126.0f), x * rate);  // far pairs would be slow denormal numbers
-    *kernel = exp2_of(y);
-    return *kernel - x * inverse_square;
-}
-
-// Which function of F the weight is.
-enum Form { SQUARED, PLAIN, PLAIN_EDGE, SQUARED_EDGE };
-
-// W = S^power, S = sqrt(max(F, 0) + e^2) - e; exactly 0 where not locked.
-template <int FORM>
-INLINE vf weight_of(vf margin, float edge) {
-    const vf positive = larger(vf{}, margin);  // NaN stays: it must show
-    if constexpr (FORM == SQUARED) return positive;
-    if constexpr (FORM == PLAIN) return square_root(positive);
-    const vf sync = square_root(positive + edge * edge) - edge;
-    const vf weight = FORM == SQUARED_EDGE ? sync * sync : sync;
-    return positive == 0.0f ? vf{} : weight;
-}
-
-// dL/dF from dL/dW; exactly 0 where not locked.
-template <int FORM>
-INLINE vf through_weight(vf gradient, vf margin, float edge) {
-    if constexpr (FORM == PLAIN) gradient *= 0.5f / square_root(larger(vf{}, margin));
-    if constexpr (FORM == PLAIN_EDGE || FORM == SQUARED_EDGE) {
-        const vf root = square_root(larger(vf{}, margin) + edge * edge);
-        gradient *= (FORM == SQUARED_EDGE ? root - edge : vf{} + 0.5f) / root;
-    }
-    return margin <= 0.0f ? vf{} : gradient;
 }
 
 // Which pairs of rows, given by their words, and keys, by their numbers among the caller's, dropout keeps.

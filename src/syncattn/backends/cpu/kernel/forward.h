@@ -12,7 +12,7 @@ constexpr float FULL_SHARE = 0.3f;
 constexpr int64_t GUESSES = 8;
 
 struct ForwardScratch {
-    float *d, *weight, *packed;  // shared by the contexts
+    float *d, *strength, *packed;  // shared by the contexts
     struct {
         float *out, *distance, *remembered;
         int32_t *found, *place;  // tiles to visit; where each tile's D is remembered, or -1
@@ -29,7 +29,7 @@ INLINE int64_t forward_scratch(const SyncattnProblem& p, float* memory, ForwardS
         at += (n + 15) / 16 * 16;
         return taken;
     };
-    to.d = take(ROWS * KEYS), to.weight = take(ROWS * KEYS), to.packed = take(p.freq_dim * KEYS);
+    to.d = take(ROWS * KEYS), to.strength = take(ROWS * KEYS), to.packed = take(p.freq_dim * KEYS);
     for (auto& own : to.of) {
         own.out = take(ROWS * p.value_dim);
         own.distance = take(tiles), own.found = (int32_t*)take(tiles);
@@ -132,33 +132,33 @@ INLINE vu key_numbers(const SyncattnProblem& p, const Rows& rows, vi key) {
     return (vu)key;
 }
 
-// Dropout of LANES weights of one row.
-INLINE vf drop(const SyncattnProblem& p, const Rows& rows, int64_t row, vi key, vf weight) {
-    return where(kept_bits(p, vu{} + rows.word[row], key_numbers(p, rows, key)), weight * p.dropout_scale, vf{});
+// Dropout of LANES strengths of one row.
+INLINE vf drop(const SyncattnProblem& p, const Rows& rows, int64_t row, vi key, vf strength) {
+    return where(kept_bits(p, vu{} + rows.word[row], key_numbers(p, rows, key)), strength * p.dropout_scale, vf{});
 }
 
 // W of a whole block, and the row sums (LANES of each row); dropout only changes what is mixed. In the symmetric
 // form the columns' sums, too.
 template <int FORM, bool SYMMETRIC>
-static void weigh_block(const SyncattnProblem& p, const Rows& rows, const float* d, int64_t tile, float* weight,
+static void weigh_block(const SyncattnProblem& p, const Rows& rows, const float* d, int64_t tile, float* strength,
                         float* sums, float* column_sums) {
     vf columns[KEYS / LANES] = {};
     for (int64_t i = 0; i < rows.count; ++i) {
-        const vf base = vf{} + rows.base[i], inverse_square = vf{} + rows.inverse_square[i];
+        const vf base = vf{} + rows.base[i], row_term = vf{} + rows.row_term[i];
         vf sum{};
 #pragma GCC unroll 4
         for (int64_t v = 0; v < KEYS; v += LANES) {
-            vf kernel;
+            vf decay_square;
             const vf x = load(d + i * KEYS + v) - base;
-            const vf w = weight_of<FORM>(margin_of(x, rows.rate, inverse_square, &kernel), p.edge);
-            store(weight + i * KEYS + v, w);
+            const vf w = strength_of<FORM>(margin_of(x, rows.head_term, row_term, &decay_square), p.edge);
+            store(strength + i * KEYS + v, w);
             sum += w;
             if constexpr (SYMMETRIC) columns[v / LANES] += w;
         }
         store(sums + i * LANES, load(sums + i * LANES) + sum);
         if (!p.dropout) continue;
         for (int64_t v = 0; v < KEYS; v += LANES) {
-            float* at = weight + i * KEYS + v;
+            float* at = strength + i * KEYS + v;
             store(at, drop(p, rows, i, lane_numbers() + (int32_t)(tile * KEYS + v), load(at)));
         }
     }
@@ -170,7 +170,7 @@ static void weigh_block(const SyncattnProblem& p, const Rows& rows, const float*
 // VECTORS of the columns of out += sum_k w_k v_key(k). Two pairs at a time: one chain of sums would be bound by
 // the latency of an addition.
 template <int VECTORS>
-INLINE void mix_pairs(float* out, const float* weight, const int32_t* key, int64_t count, const float* value,
+INLINE void mix_pairs(float* out, const float* strength, const int32_t* key, int64_t count, const float* value,
                       int64_t ldv) {
     vf sum[VECTORS], other[VECTORS];
 #pragma GCC unroll 4
@@ -178,7 +178,7 @@ INLINE void mix_pairs(float* out, const float* weight, const int32_t* key, int64
     int64_t k = 0;
     for (; k + 2 <= count; k += 2) {
         const float *row = value + key[k] * ldv, *next = value + key[k + 1] * ldv;
-        const vf w = splat(weight[k]), u = splat(weight[k + 1]);
+        const vf w = splat(strength[k]), u = splat(strength[k + 1]);
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) {
             sum[v] += w * load(row + v * LANES);
@@ -187,7 +187,7 @@ INLINE void mix_pairs(float* out, const float* weight, const int32_t* key, int64
     }
     if (k < count) {
         const float* row = value + key[k] * ldv;
-        const vf w = splat(weight[k]);
+        const vf w = splat(strength[k]);
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) sum[v] += w * load(row + v * LANES);
     }
@@ -197,23 +197,23 @@ INLINE void mix_pairs(float* out, const float* weight, const int32_t* key, int64
 
 // VECTORS of the columns of to_key(k) += w_k x: the other half of a symmetric pair.
 template <int VECTORS>
-INLINE void spread_pairs(float* to, const float* weight, const int32_t* key, int64_t count, const float* x,
+INLINE void spread_pairs(float* to, const float* strength, const int32_t* key, int64_t count, const float* x,
                          int64_t row_floats) {
     vf own[VECTORS];
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) own[v] = load(x + v * LANES);
     for (int64_t k = 0; k < count; ++k) {
         float* row = to + key[k] * row_floats;
-        const vf w = splat(weight[k]);
+        const vf w = splat(strength[k]);
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) store(row + v * LANES, load(row + v * LANES) + w * own[v]);
     }
 }
 
-INLINE void spread(float* to, const float* weight, const int32_t* key, int64_t count, const float* x, int64_t dim) {
+INLINE void spread(float* to, const float* strength, const int32_t* key, int64_t count, const float* x, int64_t dim) {
     int64_t c = 0;
-    for (; c + 4 * LANES <= dim; c += 4 * LANES) spread_pairs<4>(to + c, weight, key, count, x + c, dim);
-    for (; c < dim; c += LANES) spread_pairs<1>(to + c, weight, key, count, x + c, dim);
+    for (; c + 4 * LANES <= dim; c += 4 * LANES) spread_pairs<4>(to + c, strength, key, count, x + c, dim);
+    for (; c < dim; c += LANES) spread_pairs<1>(to + c, strength, key, count, x + c, dim);
 }
 
 // A head's sums, to which the symmetric form adds from both sides of each pair: (N, d) and (N).
@@ -229,31 +229,31 @@ static void forward_pairs(const SyncattnProblem& p, const Rows& rows, Pairs& pai
     for (int64_t i = 0; i < rows.count; ++i) {
         const int64_t count = pairs.length[i];
         if (count == 0) continue;
-        float* weight = pairs.detuning[i];  // in place of D
+        float* strength = pairs.detuning[i];  // in place of D
         int32_t* key = pairs.key[i];
-        store(weight + count, vf{} + FAR_DETUNING);  // what fills the last vector does not lock
+        store(strength + count, vf{} + FAR_DETUNING);  // what fills the last vector does not lock
         memset(key + count, 0, sizeof(vi));
-        const vf inverse_square = vf{} + rows.inverse_square[i];
+        const vf row_term = vf{} + rows.row_term[i];
         vf sum{};
         for (int64_t k = 0; k < count; k += LANES) {
-            vf kernel;
-            vf w = weight_of<FORM>(margin_of(load(weight + k), rows.rate, inverse_square, &kernel), p.edge);
+            vf decay_square;
+            vf w = strength_of<FORM>(margin_of(load(strength + k), rows.head_term, row_term, &decay_square), p.edge);
             sum += w;
             if (p.dropout) {
                 vi number;
                 memcpy(&number, key + k, sizeof number);
                 w = drop(p, rows, i, number, w);
             }
-            store(weight + k, w);
+            store(strength + k, w);
         }
         store(sums + i * LANES, load(sums + i * LANES) + sum);
         int64_t c = 0;
         for (; c + 4 * LANES <= dim; c += 4 * LANES)
-            mix_pairs<4>(out + i * dim + c, weight, key, count, values + c, dim);
-        for (; c < dim; c += LANES) mix_pairs<1>(out + i * dim + c, weight, key, count, values + c, dim);
+            mix_pairs<4>(out + i * dim + c, strength, key, count, values + c, dim);
+        for (; c < dim; c += LANES) mix_pairs<1>(out + i * dim + c, strength, key, count, values + c, dim);
         if constexpr (SYMMETRIC) {
-            for (int64_t k = 0; k < count; ++k) all.row_sum[key[k]] += weight[k];
-            spread(all.out, weight, key, count, values + (rows.first + i) * dim, dim);
+            for (int64_t k = 0; k < count; ++k) all.row_sum[key[k]] += strength[k];
+            spread(all.out, strength, key, count, values + (rows.first + i) * dim, dim);
         }
     }
     forget(pairs);
@@ -305,10 +305,10 @@ static void forward_step(const SyncattnProblem& p, const Lanes& senders, const f
     if (c.next++ % GUESSES == 0) c.whole = count_lockable<false>(rows.count, d, rows.base, rows.radius) > full;
     if (c.whole) {
         const int64_t dim = p.value_dim, first = tile * KEYS, valid = least(KEYS, p.keys - first);
-        weigh_block<FORM, SYMMETRIC>(p, rows, d, tile, s.weight, c.sums, all.row_sum);
-        gemm(own.out, dim, s.weight, KEYS, 1, values + first * dim, dim, rows.count, dim, valid, true);
+        weigh_block<FORM, SYMMETRIC>(p, rows, d, tile, s.strength, c.sums, all.row_sum);
+        gemm(own.out, dim, s.strength, KEYS, 1, values + first * dim, dim, rows.count, dim, valid, true);
         if constexpr (SYMMETRIC)
-            gemm(all.out + first * dim, dim, s.weight, 1, KEYS, values + rows.first * dim, dim, valid, dim, rows.count,
+            gemm(all.out + first * dim, dim, s.strength, 1, KEYS, values + rows.first * dim, dim, valid, dim, rows.count,
                  true);
         return;
     }
@@ -359,12 +359,6 @@ static void forward_task(const Plan& plan, int64_t batch, int64_t head, int64_t 
     }
 }
 
-// The weight of a token with itself: F = 1 at D = 0.
-template <int FORM>
-INLINE float own_weight(const SyncattnProblem& p) {
-    return p.self_coupling ? weight_of<FORM>(vf{} + 1.0f, p.edge)[0] : 0;
-}
-
 // A whole head of the symmetric form.
 template <int FORM>
 static void forward_symmetric(const Plan& plan, int64_t batch, int64_t head, float* memory) {
@@ -375,7 +369,7 @@ static void forward_symmetric(const Plan& plan, int64_t batch, int64_t head, flo
     memset(out, 0, sizeof(float) * (size_t)(p.queries * dim));
     memset(row_sum, 0, sizeof(float) * (size_t)p.queries);
     for (int64_t task = 0; task < plan.row_tasks; ++task) forward_task<FORM, true>(plan, batch, head, task, memory);
-    const float own = own_weight<FORM>(p);
+    const float own = own_strength<FORM>(p);
     for (int64_t i = 0; i < p.queries; ++i) {
         const float sum = row_sum[i] += own, normaliser = sum == 0 ? 1 : 1 / (sum + p.eps);
         for (int64_t c = i * dim; c < (i + 1) * dim; c += LANES) {
@@ -387,15 +381,10 @@ static void forward_symmetric(const Plan& plan, int64_t batch, int64_t head, flo
 
 static void forward_rows(const Plan* plan, int64_t batch, int64_t head, int64_t task, float* memory) {
     const SyncattnProblem& p = *plan->p;
-    if (p.symmetric) {
-        const auto form = p.edge > 0 ? (p.power == 2 ? forward_symmetric<SQUARED_EDGE> : forward_symmetric<PLAIN_EDGE>)
-                                     : (p.power == 2 ? forward_symmetric<SQUARED> : forward_symmetric<PLAIN>);
-        return form(*plan, batch, head, memory);
-    }
-    const auto form = p.edge > 0
-                          ? (p.power == 2 ? forward_task<SQUARED_EDGE, false> : forward_task<PLAIN_EDGE, false>)
-                          : (p.power == 2 ? forward_task<SQUARED, false> : forward_task<PLAIN, false>);
-    form(*plan, batch, head, task, memory);
+    with_form(p, [&](auto form) {
+        if (p.symmetric) forward_symmetric<decltype(form)::value>(*plan, batch, head, memory);
+        else forward_task<decltype(form)::value, false>(*plan, batch, head, task, memory);
+    });
 }
 
 }  // namespace SYNCATTN_ISA

@@ -1,6 +1,7 @@
 // The C interface: which instance runs, on which threads, and the tables that are made before it does.
 #include <cstring>
 
+#include "margin.h"
 #include "plan.h"
 #include "threads.h"
 
@@ -173,11 +174,11 @@ void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int6
         }
         const int64_t* s = p.coupling_strides;
         const float kappa = p.coupling[batch * s[0] + head * s[1] + i * s[2]];
-        p.grad_coupling[h * p.queries + i] = 2 * sum[m + 1] / kappa / kappa / kappa;
+        p.grad_coupling[h * p.queries + i] = coupling_gradient(sum[m + 1], kappa);
     }
     double bandwidth = 0;
     for (int64_t part = 0; part < plan.parts; ++part) bandwidth += *plan.sums[part * heads + h].bandwidth;
-    p.grad_bandwidth[h] = -2 * bandwidth;
+    p.grad_bandwidth[h] = bandwidth_gradient(bandwidth);
 }
 
 void backward(const SyncattnProblem& p, const Instance& instance, Threads threads) {
@@ -203,7 +204,7 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
             r.gradient = arena.take(rows * p.value_dim);
             r.gradient_t = arena.take(rows * p.value_dim);
             r.value_t = arena.take(p.symmetric ? rows * p.value_dim : 0);
-            for (float** table : {&r.offset, &r.base, &r.radius, &r.inverse_square}) *table = arena.take(rows);
+            for (float** table : {&r.offset, &r.base, &r.radius, &r.row_term}) *table = arena.take(rows);
             r.word = reinterpret_cast<uint32_t*>(arena.take(rows));
         }
     });

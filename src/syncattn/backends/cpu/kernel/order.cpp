@@ -1,9 +1,9 @@
 // The order of a non-causal call's tokens: k-d order puts tokens of like frequency side by side, so that the boxes of
 // tiles are small and most pairs of tiles are ruled out. It pays where frequencies have few coordinates or clusters.
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
+#include "margin.h"
 #include "plan.h"
 #include "threads.h"
 
@@ -77,16 +77,13 @@ std::vector<int32_t> sample(int64_t count, int64_t stride) {
     return number;
 }
 
-// rho^2 of the row that listens farthest: Newton's iteration for W0, from above.
+// rho^2 of the row that listens farthest.
 float farthest(const SyncattnProblem& p, int64_t batch, int64_t head) {
     const float* kappa = p.coupling + batch * p.coupling_strides[0] + head * p.coupling_strides[1];
     double most = 0;
     for (int64_t i = 0; i < (p.coupling_strides[2] ? p.queries : 1); ++i)
         most = std::max(most, (double)kappa[i * p.coupling_strides[2]]);
-    const double twice = 2 * (double)p.bandwidth[head], c = twice * most * most;
-    double w = std::log1p(c);
-    for (int k = 0; k < 50; ++k) w -= (w - c * std::exp(-w)) / (1 + w);
-    return (float)std::min(w / twice, most * most);
+    return (float)locking_radius_square(most, (double)p.bandwidth[head]);
 }
 
 // The share of pairs that lock in a sample of 32 x 32.

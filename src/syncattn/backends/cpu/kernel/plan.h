@@ -37,7 +37,7 @@ typedef struct {
     float* offset;          // (N): <dO', out>
     float* base;            // (N): D of the nearest allowed sender; 0 in the absolute frame
     float* radius;          // (N): an upper bound of rho^2
-    float* inverse_square;  // (N): 1 / kappa^2
+    float* row_term;        // (N): margin.h
     uint32_t* word;         // (N): the row's part of the dropout hash
 } Receivers;
 

@@ -1,5 +1,5 @@
-// The C interface of the kernel: one call's tensors as raw pointers. `_library.py` mirrors this struct field
-// by field, and `syncattn_layout` lets it check that it does.
+// The C interface of the kernel: one call's tensors as raw pointers. library.py mirrors this struct field
+// by field, and checks its size by `syncattn_problem_bytes`.
 #pragma once
 #include <stdint.h>
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from syncattn.backends.call import Call, expand_heads
 from syncattn.backends.dropout import keep_mask, row_numbers
+from syncattn.margin import TileLaw
 
 # Elements of one tile's temporaries. 2**18 float32 numbers are 1 MiB: several fit the second-level cache.
 _CPU_TILE = 2**18
@@ -36,43 +37,31 @@ class Frame(NamedTuple):
     limit: tuple[Tensor, Tensor] | None  # (D, sender) of the k-th nearest; top_k only
 
 
-class Problem:
+class TiledProblem:
     """One call's tensors in compute dtype, and the walk over its tiles."""
 
-    def __init__(
-        self,
-        receive: Tensor,
-        send: Tensor,
-        value: Tensor,
-        coupling: Tensor,
-        bandwidth: Tensor,
-        mask: Tensor | None,
-        seed: Tensor | None,
-        is_causal: bool,
-        self_coupling: bool,
-        top_k: int,
-        dropout_p: float,
-        nearest: bool,
-        power: float,
-        edge: float,
-        eps: float,
-        symmetric: bool,
-    ) -> None:
+    def __init__(self, call: Call) -> None:
+        receive, send, value, coupling, bandwidth = call[:5]
+        heads = receive.shape[1]
+        send, value = expand_heads(send, heads), expand_heads(value, heads)
         self.batch, self.heads, self.queries, self.freq_dim = receive.shape
         self.keys, self.value_dim = value.shape[-2:]
         self.dtype = bandwidth.dtype
         self.receive, self.send = _centred(receive, send)
         self.value = value.to(self.dtype)
-        self.inverse_square = coupling.square().reciprocal()[..., None]  # (B, H, N or 1, 1)
-        self.coupling, self.bandwidth = coupling, bandwidth
-        self.rate = -2 * bandwidth[:, None, None]
-        self.mask, self.seed = mask, seed
-        self.is_causal, self.self_coupling, self.symmetric = is_causal, self_coupling, symmetric
-        self.top_k = top_k if top_k < self.keys else 0
-        self.dropout_p, self.nearest, self.power, self.edge, self.eps = dropout_p, nearest, power, edge, eps
+        kappa = coupling.expand(self.batch, -1, -1)[..., None]  # (B, H, N or 1, 1)
+        inverse_square = kappa.square().reciprocal()
+        self._law = TileLaw(kappa, inverse_square, -2 * bandwidth[:, None, None], call.power, call.edge)
+        self.mask, self.seed = call.mask, call.seed
+        self.is_causal, self.self_coupling, self.symmetric = (
+            call.is_causal,
+            call.self_coupling,
+            call.symmetric,
+        )
+        self.top_k = 0 if call.top_k is None or call.top_k >= self.keys else call.top_k
+        self.nearest = call.frame == "nearest"
+        self.dropout_p, self.eps = call.dropout_p, call.eps
         self.offset = self.keys - self.queries
-        # exp of anything below this is 0 for every purpose but would be a slow denormal number
-        self.floor = math.log(torch.finfo(self.dtype).tiny) + 7
         if self.direct:
             # not the centred ones: differences of the inputs themselves cancel exactly
             self.left, self.right = receive.to(self.dtype), send.to(self.dtype)
@@ -112,22 +101,21 @@ class Problem:
         self, batch: slice, rows: slice, columns: list[slice], frame: Frame, ready: Tensor | None = None
     ) -> Iterator[Tile]:
         """The tiles of one block of rows, evaluated; frame (and ready) as `look_over` gave them."""
-        inverse_square = self.inverse_square[batch, :, rows_of(self.inverse_square, rows)]
+        law = self.law(batch, rows)
         for c in columns:
             detuning = self._allowed_detuning(batch, rows, c) if ready is None else ready
             if frame.limit is not None:
                 detuning.masked_fill_(_beyond(detuning, c, frame.limit), _FAR)
             if frame.base is not None:
                 detuning.sub_(frame.base)
-            decay_square = (detuning * self.rate).clamp_(min=self.floor).exp_()
-            # relu keeps a NaN: it must show, not vanish
-            strength = torch.addcmul(decay_square, detuning, inverse_square, value=-1).relu_()
-            if self.edge:
-                strength = torch.where(strength == 0, 0.0, torch.sqrt(strength + self.edge**2) - self.edge)
-                strength = strength if self.power == 1 else strength.pow_(self.power)
-            elif self.power != 2:
-                strength = strength.sqrt_() if self.power == 1 else strength.pow_(self.power / 2)
-            yield Tile(c, detuning, decay_square, strength)
+            yield Tile(c, detuning, *law.weigh(detuning))
+
+    def law(self, batch: slice, rows: slice) -> TileLaw:
+        """The law of one block of rows."""
+        at = (batch, slice(None), rows_of(self._law.coupling, rows))
+        return self._law._replace(
+            coupling=self._law.coupling[at], inverse_square=self._law.inverse_square[at]
+        )
 
     def keep(self, batch: slice, rows: slice, columns: slice) -> Tensor | None:
         """The dropout mask of one tile, scaled: 1 / (1 - p) where kept."""
@@ -141,15 +129,6 @@ class Problem:
     def normaliser(self, total: Tensor) -> Tensor:
         """What a row is divided by: its sum and eps; 1 where nothing locks, as that output is always 0."""
         return (total + self.eps).masked_fill(total == 0, 1.0)
-
-    def through_strength(self, gradient: Tensor, strength: Tensor) -> Tensor:
-        """dL/dF from dL/dW, in place: exactly 0 where not locked."""
-        if self.edge:
-            root = strength if self.power == 1 else strength ** (1 / self.power)  # S
-            gradient.mul_(0.5 * self.power * root ** (self.power - 1) / (root + self.edge))
-        elif self.power != 2:
-            gradient.mul_(0.5 * self.power * strength ** (1 - 2 / self.power))
-        return torch.ops.aten.threshold_backward(gradient, strength, 0)
 
     def _detuning(self, batch: slice, rows: slice, columns: slice) -> Tensor:
         """D of one tile, in compute dtype, not negative, exactly 0 on the diagonal of the symmetric form."""

@@ -17,9 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import Call, expand_heads, is_transformed
-from syncattn.backends.operator import differentiate
-from syncattn.backends.tiles import Frame, Problem, rows_of
+from syncattn.backends.backend import Backend, Capabilities
+from syncattn.backends.call import Call
+from syncattn.backends.operator import register, sum_groups
+from syncattn.backends.tiled.tiles import Frame, TiledProblem, rows_of
 
 
 def unavailable() -> str | None:
@@ -27,52 +28,16 @@ def unavailable() -> str | None:
     return None
 
 
-def refuses(call: Call) -> str | None:
-    """Why this backend cannot take the call, or None."""
-    if call.return_weights:
-        return "it never holds S and P (return_weights=True)"
-    return "it has no forward-mode or torch.func derivative" if is_transformed() else None
-
-
 def run(call: Call) -> Tensor:
     """The operator: out (B, H, N, d)."""
-    heads = call.receive.shape[1]
-    out, *_ = _forward(
-        call.receive,
-        expand_heads(call.send, heads),
-        expand_heads(call.value, heads),
-        call.coupling.expand(call.receive.shape[0], -1, -1),
-        call.bandwidth,
-        call.mask,
-        call.seed,
-        call.is_causal,
-        call.self_coupling,
-        call.top_k or 0,
-        call.dropout_p,
-        call.frame == "nearest",
-        call.power,
-        call.edge,
-        call.eps,
-        call.symmetric,
-    )
-    return out
+    return OPERATOR(call)
 
 
-_ARGUMENTS = (
-    "Tensor receive, Tensor send, Tensor value, Tensor coupling, Tensor bandwidth, Tensor? mask, "
-    "Tensor? seed, bool is_causal, bool self_coupling, int top_k, float dropout_p, bool nearest, "
-    "float power, float edge, float eps, bool symmetric"
-)
-
-
-@torch.library.custom_op(
-    "syncattn::tiled_forward", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(out (B, H, N, d) in value's dtype, and in the compute dtype what the backward needs: the row sums Z
     (B, H, N); in the nearest frame also the nearest sender's D and index (B, H, N, 1), else empty ones)."""
-    p = Problem(*arguments)
-    value = arguments[2]
+    p = TiledProblem(call)
+    value = call.value
     out = value.new_zeros(p.batch, p.heads, p.queries, p.value_dim)
     row_sum = value.new_zeros(p.batch, p.heads, p.queries, dtype=p.dtype)
     framed = (p.batch, p.heads, p.queries, 1) if p.nearest else (0,)
@@ -97,32 +62,22 @@ def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return out, row_sum, base, index
 
 
-@_forward.register_fake
-def _(receive, send, value, coupling, bandwidth, *options):
-    batch, heads, queries, _ = receive.shape
-    out = value.new_empty(batch, heads, queries, value.shape[-1])
-    framed = (batch, heads, queries, 1) if options[6] else (0,)
-    base = bandwidth.new_empty(framed)
-    return out, bandwidth.new_empty(batch, heads, queries), base, base.new_empty(framed, dtype=torch.int64)
+def _saved(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    rows = call.receive.shape[:3]
+    base = call.bandwidth.new_empty((*rows, 1) if call.frame == "nearest" else (0,))
+    return call.bandwidth.new_empty(rows), base, torch.empty_like(base, dtype=torch.int64)
 
 
-@torch.library.custom_op(
-    "syncattn::tiled_backward",
-    mutates_args=(),
-    schema=(
-        f"(Tensor grad, Tensor out, Tensor row_sum, Tensor base, Tensor index, {_ARGUMENTS})"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-    ),
-)
 def _backward(
-    grad: Tensor, out: Tensor, row_sum: Tensor, base: Tensor, index: Tensor, *arguments
+    call: Call, grad: Tensor, out: Tensor, row_sum: Tensor, base: Tensor, index: Tensor
 ) -> tuple[Tensor, ...]:
     """The gradients of receive, send, value, coupling and bandwidth."""
-    p = Problem(*arguments)
-    receive, send, value, coupling, bandwidth = arguments[:5]
+    p = TiledProblem(call)
+    receive, send, value, coupling, bandwidth = call[:5]
     grad_receive, grad_send = torch.zeros_like(p.receive), torch.zeros_like(p.send)
     grad_value = torch.zeros_like(p.value)
-    grad_coupling, grad_bandwidth = torch.zeros_like(coupling), torch.zeros_like(bandwidth)
+    grad_coupling = coupling.new_zeros(p.batch, p.heads, coupling.shape[2])
+    grad_bandwidth = torch.zeros_like(bandwidth)
     wide = p.receive.dtype
     for batch, rows, columns in p.blocks():
         if not columns:
@@ -130,9 +85,7 @@ def _backward(
         dout = grad[batch, :, rows].to(p.dtype)
         delta = (dout * out[batch, :, rows].to(p.dtype)).sum(-1, keepdim=True)
         scale = p.normaliser(row_sum[batch, :, rows]).reciprocal()[..., None]
-        at = (batch, slice(None), rows_of(coupling, rows))
-        kappa = coupling[at][..., None]
-        inverse_square = p.inverse_square[at]
+        at, law = (batch, slice(None), rows_of(coupling, rows)), p.law(batch, rows)
         received = p.receive[batch, :, rows]
         framed = received.new_zeros(*received.shape[:-1], 1)
         frame = p.look_over(batch, rows, columns)[0] if p.top_k else Frame(None, None, None)
@@ -146,12 +99,12 @@ def _backward(
             if keep is not None:
                 flow = flow * keep
             flow.sub_(delta).mul_(scale)
-            dmargin = p.through_strength(flow, tile.strength)  # dL/dF
-            through = dmargin * tile.decay_square
-            grad_bandwidth -= 2 * (through * tile.detuning).sum((0, 2, 3))
-            dkappa = 2 * (dmargin * tile.detuning).sum(-1, keepdim=True) / kappa**3
-            grad_coupling[at] += (dkappa if coupling.shape[2] > 1 else dkappa.sum(2, keepdim=True))[..., 0]
-            ddetuning = through.mul_(p.rate).addcmul_(dmargin, inverse_square, value=-1).to(wide)
+            dmargin = law.through_strength(flow, tile.strength)
+            slopes = law.through_margin(dmargin, tile.detuning, tile.decay_square)
+            grad_bandwidth += slopes.bandwidth
+            dkappa = slopes.coupling if coupling.shape[2] > 1 else slopes.coupling.sum(2, keepdim=True)
+            grad_coupling[at] += dkappa[..., 0]
+            ddetuning = slopes.detuning.to(wide)
             sent = p.send[batch, :, tile.columns]
             total = ddetuning.sum(-1, keepdim=True)
             framed = framed + total
@@ -167,16 +120,17 @@ def _backward(
             grad_send[batch] = grad_send[batch].scatter_add(2, nearest, difference)
     return (
         grad_receive.to(receive.dtype),
-        grad_send.to(send.dtype),
-        grad_value.to(value.dtype),
-        grad_coupling,
+        sum_groups(grad_send, send),
+        sum_groups(grad_value, value),
+        grad_coupling.sum_to_size(coupling.shape),
         grad_bandwidth,
     )
 
 
-@_backward.register_fake
-def _(grad, out, row_sum, base, index, receive, send, value, coupling, bandwidth, *options):
-    return tuple(torch.empty_like(x) for x in (receive, send, value, coupling, bandwidth))
+OPERATOR = register("tiled", _forward, _backward, _saved, ("row_sum", "base", "index"))
 
-
-differentiate("tiled", _forward, _backward)
+BACKEND = Backend(
+    run=run,
+    unavailable=unavailable,
+    capabilities=Capabilities(weights=False, transforms=False),
+)

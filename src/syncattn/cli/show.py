@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from syncattn.terminal import fold, width
 
+if TYPE_CHECKING:
+    from syncattn.training.record import Record
 
-def show_run(record: dict[str, Any], out: Path) -> None:
-    """Print what a run gave; `record` is its training.json, `out` its folder."""
-    result = record["result"]
-    densities = [head for layer in result["density"] for head in layer]
+
+def show_run(record: Record, out: Path) -> None:
+    """Print what a run gave; `out` is its folder."""
+    result = record.result
+    densities = [head for layer in result.density for head in layer]
     numbers = [
-        f"validation loss {result['validation_loss']:.4f},",
-        f"test {result['test_loss']:.4f} nats per token;",
+        f"validation loss {result.validation_loss:.4f},",
+        f"test {result.test_loss:.4f} nats per token;",
         *([f"density {sum(densities) / len(densities):.2f};"] if densities else []),
-        f"{record['parameters']:,} parameters,",
-        f"{result['wall_seconds']:.0f} s",
+        f"{record.parameters:,} parameters,",
+        f"{result.wall_seconds:.0f} s",
     ]
     print(fold(numbers, width(), between=" "))
     # Not folded: to be copied.

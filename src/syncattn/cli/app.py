@@ -1,4 +1,4 @@
-"""The command line. What needs more than typer is imported by the commands, so that `--help` is quick.
+"""The program. What needs more than typer is imported by the commands, so that `--help` is quick.
 
 Other packages add commands by the entry points `syncattn.commands`, each a function that typer can call: so
 the library need not know its laboratory.
@@ -12,10 +12,12 @@ from typing import Annotated
 import typer
 
 from syncattn import __version__
-from syncattn.bench.command import bench_command
-from syncattn.doctor import doctor_command
-from syncattn.errors import user_errors
-from syncattn.training.command import compare_command, generate_command, train_command
+from syncattn.cli.bench import bench_command
+from syncattn.cli.compare import compare_command
+from syncattn.cli.doctor import doctor_command
+from syncattn.cli.errors import user_errors
+from syncattn.cli.generate import generate_command
+from syncattn.cli.train import train_command
 from syncattn.training.errors import UserError
 
 app = typer.Typer(

@@ -1,79 +1,16 @@
-"""The command `syncattn bench`. Heavy imports are inside, so that `syncattn --help` is quick."""
+"""A run of the benchmarks: its jobs one after the other, its files, its tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from syncattn.errors import user_errors
 from syncattn.starting import loading
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from syncattn.bench.plan import BenchPlan
-
-
-def bench_command(
-    suites: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SUITE...",
-            help="table, tokens, variants, frequencies (together: operator), decode, train, block, scaling; "
-            "gpu-64, gpu-128, gpu-decode, gpu-memory, gpu-flex (together: gpu).",
-            show_default="all; with --device cuda gpu",
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="A folder for bench.json, bench.md and the figures.")] = Path(
-        "runs/bench"
-    ),
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under two minutes.")] = False,
-    threads: Annotated[str, typer.Option(help="CPU threads, as a list.")] = "1,2",
-    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
-    tokens: Annotated[int, typer.Option(help="N of the table; the targets are stated for 4096.")] = 4096,
-    rounds: Annotated[int, typer.Option(help="How often each contender is timed.")] = 5,
-    budget: Annotated[
-        float, typer.Option(help="Seconds for one number; what needs longer for one call is left out.")
-    ] = 10.0,
-    seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
-    time_wrong: Annotated[
-        bool, typer.Option("--time-wrong", help="Time wrong results as well; they stay marked as wrong.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")
-    ] = False,
-) -> None:
-    """Time the operator, the block and the training step beside softmax attention; check them first.
-
-    A wrong result gets no number, and the exit status is 1. Ctrl-C leaves what is done in bench.json.
-    """
-    with user_errors():
-        with loading():
-            from rich.console import Console
-
-            from syncattn.bench.plan import BenchPlan, chosen_suites
-            from syncattn.bench.plan import quick as smaller
-        from syncattn.training.options import numbers
-
-        counts = tuple(numbers("--threads", threads, int))
-        plan = BenchPlan(
-            suites=chosen_suites(suites or [], device),
-            threads=counts[:1] if device == "cuda" else counts,
-            device=device,
-            rounds=rounds,
-            budget=budget,
-            tokens=tokens,
-            seed=seed,
-            time_wrong=time_wrong,
-        )
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=150)  # a file has no edge to fold the tables at
-        status = run(smaller(plan) if quick else plan, out, console, overwrite=overwrite)
-    if status:
-        raise typer.Exit(status)
 
 
 def run(plan: BenchPlan, out: Path, console: Console, *, overwrite: bool = False) -> int:

@@ -1,0 +1,82 @@
+"""What a backend declares: how it computes a call, and, as data, which calls it can take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from syncattn.backends.call import Call, is_transformed
+
+
+class Capabilities(NamedTuple):
+    """Which calls a backend can take, as far as fields tell; None, or True: all.
+
+    Attributes:
+        device: the only kind of device that it runs on.
+        compute_dtypes: of the arithmetic.
+        powers: of S in the strength.
+        top_k: whether it can choose the nearest.
+        most_coordinates, most_columns: of a frequency (m) and of a value (d).
+        weights: whether it can return S and P.
+        transforms: whether it has forward-mode derivatives, and goes through torch.func.
+    """
+
+    device: str | None = None
+    compute_dtypes: tuple[torch.dtype, ...] | None = None
+    powers: tuple[float, ...] | None = None
+    top_k: bool = True
+    most_coordinates: int | None = None
+    most_columns: int | None = None
+    weights: bool = True
+    transforms: bool = True
+
+    def missing(self, call: Call) -> str | None:
+        """What this call needs that is not there, in words, or None."""
+        device, coordinates, columns = call.receive.device, call.receive.shape[-1], call.value.shape[-1]
+        if self.device is not None and device.type != self.device:
+            return f"it runs on the {self.device.upper()}, the tensors are on {device}"
+        if call.return_weights and not self.weights:
+            return "it never holds S and P (return_weights=True)"
+        if self.compute_dtypes is not None and call.compute_dtype not in self.compute_dtypes:
+            own = " and ".join(_name(dtype) for dtype in self.compute_dtypes)
+            return f"it computes in {own}, this call needs {_name(call.compute_dtype)}"
+        if self.powers is not None and call.power not in self.powers:
+            return f"it has powers {' and '.join(f'{p:g}' for p in self.powers)}, got {call.power:g}"
+        if call.top_k is not None and not self.top_k:
+            return "it has no top_k"
+        if self.most_coordinates is not None and coordinates > self.most_coordinates:
+            return f"it takes a freq_dim of up to {self.most_coordinates}, got {coordinates}"
+        if self.most_columns is not None and columns > self.most_columns:
+            return f"it takes values of up to {self.most_columns} columns, got {columns}"
+        if not self.transforms and is_transformed():
+            return "it has no forward-mode or torch.func derivative"
+        return None
+
+
+def _nothing(call: Call) -> None:
+    return None
+
+
+class Backend(NamedTuple):
+    """One way of computing the operator.
+
+    Attributes:
+        run: the call to out (B, H, N, d), or, with `return_weights`, to (out, S, P).
+        capabilities: which calls it can take.
+        unavailable: why it cannot run on this machine at all, or None.
+        refuses: what else speaks against this call, as its device's age, or None.
+        only_by_name: why it does not take a call that asks for no backend, though it could, or None.
+    """
+
+    run: Callable[[Call], Tensor | tuple[Tensor, Tensor, Tensor]]
+    capabilities: Capabilities = Capabilities()
+    unavailable: Callable[[], str | None] = lambda: None
+    refuses: Callable[[Call], str | None] = _nothing
+    only_by_name: Callable[[Call], str | None] = _nothing
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,125 @@
+"""The GPU kernels, in Triton: fused, in O(N) memory, walking only the tiles that can lock.
+
+The arithmetic is float32 but for the products with half-precision values, which the tensor cores take. This
+file says which calls it takes, and makes it an operator that autograd, `torch.compile` and `torch.export`
+know; triton is imported by the first call. How it works: docs/kernel.md. Correct in Triton's interpreter,
+compiled for sm_90; not yet measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor
+
+from syncattn.backends.backend import Backend, Capabilities
+from syncattn.backends.call import Call, constant_when_compiled
+from syncattn.backends.operator import register
+
+_OLDEST = (3, 4)
+
+
+@constant_when_compiled
+def interpreted() -> bool:
+    """Whether kernels run on the CPU, in Triton's interpreter (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@constant_when_compiled
+def unavailable() -> str | None:
+    """Why this backend cannot run on this machine, or None."""
+    if (missing := _missing()) is not None:
+        return missing
+    return None if interpreted() or _has_gpu() else "there is no GPU"
+
+
+@cache
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+@cache
+def _missing() -> str | None:
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "triton is not installed (pip install 'syncattn[gpu]', on Linux)"
+    parts = tuple(int(x) for x in found.split(".")[:2])
+    return None if parts >= _OLDEST else f"it needs triton 3.4 or later, {found} is installed"
+
+
+@constant_when_compiled
+def _too_old(device: torch.device) -> str | None:
+    """Asked of a device in use only: the question itself starts CUDA, which a forked process cannot."""
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8:
+        return None
+    return "it needs compute capability 8.0 or later"
+
+
+def refuses(call: Call) -> str | None:
+    """What about this call's device it cannot do, or None."""
+    device = call.receive.device
+    if device.type == "cpu" and interpreted():
+        return None
+    return _too_old(device) if device.type == "cuda" else f"it runs on GPUs, the tensors are on {device}"
+
+
+def only_by_name(call: Call) -> str:
+    """Why it does not take a call that asks for no backend."""
+    if call.receive.device.type == "cpu":
+        return "Triton's interpreter is for tests: on CPU tensors it is used only when asked for by name"
+    # What no GPU has computed yet is nobody's default. The first session with one: run the tests marked gpu
+    # and `syncattn bench --device cuda`, then drop this.
+    return "it has not been run on a GPU yet: ask for it by name, backend='triton'"
+
+
+def run(call: Call) -> Tensor:
+    """The operator: out (B, H, N, d)."""
+    return OPERATOR(call)
+
+
+def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from syncattn.backends.triton import passes
+
+    return passes.forward(call)
+
+
+def _saved(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    value, rows = call.value, call.receive.shape[:3]
+    framed = rows if call.frame == "nearest" else (0,)
+    return (
+        value.new_empty(rows, dtype=torch.float32),
+        value.new_empty(framed, dtype=torch.float32),
+        value.new_empty(framed, dtype=torch.int32),
+    )
+
+
+def _backward(
+    call: Call, grad: Tensor, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of receive, send, value, coupling and bandwidth."""
+    from syncattn.backends.triton import passes
+
+    return passes.backward(call, grad, out, row_sum, base, sender)
+
+
+OPERATOR = register("triton", _forward, _backward, _saved, ("row_sum", "base", "sender"), ("cpu", "cuda"))
+
+BACKEND = Backend(
+    run=run,
+    unavailable=unavailable,
+    refuses=refuses,
+    only_by_name=only_by_name,
+    capabilities=Capabilities(
+        compute_dtypes=(torch.float32,),
+        powers=(1, 2),
+        top_k=False,
+        most_coordinates=128,
+        most_columns=256,
+        weights=False,
+        transforms=False,
+    ),
+)
