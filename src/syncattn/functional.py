@@ -55,7 +55,7 @@ def selective_synchronization_attention(
         dropout_p: dropout of the normalised weights, always applied when > 0 (as in SDPA: pass 0 in eval).
         frame: "absolute" as in the paper, or "nearest": D is counted from the row's smallest allowed D, so
             that every row with an allowed sender locks at least once.
-        power: the weight is S**power. 1 is the paper, 2 needs no square root and has no singular gradient.
+        power: the strength is S**power. 1 is the paper, 2 needs no square root and has no singular gradient.
         edge: e >= 0 regularises the gradient at the locking edge: S = sqrt(max(F, 0) + e^2) - e. It keeps
             the exact zeros; S is low by at most e.
         eps: added to the row sum.

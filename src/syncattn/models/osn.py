@@ -82,7 +82,7 @@ class OSNConfig(DecoderConfig):
         """The published formulation (Hays 2026, arXiv 2602.14445), made causal; `overrides` are any fields.
 
         Symmetric frequencies and phases as wide as the head, with biases; no position; the token itself takes
-        part; the absolute frame and S itself as the weight; one coupling for all heads through softplus. It
+        part; the absolute frame and S itself as the strength; one coupling for all heads through softplus. It
         starts as published, too: no two different tokens lock, so that attention is the identity and the
         frequencies get no gradient.
         """

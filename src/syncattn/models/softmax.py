@@ -117,13 +117,8 @@ class SoftmaxAttention(nn.Module):
         emitted, k = k, self._delay_by_one(k, real, None if state is None else state.last_emitted)
         after = None
         if state is not None:
-            after = state.extended(
-                k,
-                v,
-                real,
-                last_emitted=last_real(emitted, real, state.last_emitted),
-                last_input=last_input,
-            )
+            after = state.extended(k, v, real, last_emitted=last_real(emitted, real, state.last_emitted))
+            after.last_input = last_input
             k, v, real = after.held
 
         keys = k.shape[2]

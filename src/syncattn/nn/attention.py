@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from syncattn.nn import density
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
 from syncattn.nn.frequency import Frequency
 from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs
+from syncattn.nn.operands import as_they_are, in_every_form
 from syncattn.nn.options import check_start, check_synchronization
 from syncattn.nn.published import published, renamed_parameters
 from syncattn.nn.shift import Mixed, find_places, mix_tokens
-from syncattn.nn.sight import Operands, both_allow, fold, in_every_form, only, who_sees_whom
+from syncattn.nn.sight import fold, who_sees_whom
 from syncattn.nn.state import IncrementalState
-from syncattn.nn.tokens import last_real, last_real_input
+from syncattn.nn.tokens import last_real_input
 
 
 class _NotPacked:
@@ -61,7 +63,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         density_range: the densities of the first and the last head at initialisation, between them in
             geometric progression, for 128 causal tokens (with drift, longer texts lock more sparsely). None
             leaves `parametrisation`'s plain initialisation.
-        sharpness: c = 2 alpha kappa^2 at initialisation. Large: weights fade before the locking edge comes.
+        sharpness: c = 2 alpha kappa^2 at initialisation. Large: strengths fade before the locking edge comes.
         parametrisation: how coupling and bandwidth are made of parameters: "log" (one of each per head; their
             gradients do not fade), or "softplus" of raw parameters that start at 1, the coupling shared by
             all heads: the published form, which at this initialisation is the identity and does not train.
@@ -365,20 +367,13 @@ class SelectiveSynchronizationAttention(nn.Module):
         return layer
 
     def _inputs(
-        self,
-        query: Tensor,
-        key: Tensor | None,
-        value: Tensor | None,
-        key_padding_mask: Tensor | None,
-        attn_mask: Tensor | None,
-        is_causal: bool,
-        self_attention: bool | None,
+        self, query: Tensor, key: Any, value: Any, key_padding_mask: Tensor | None, *masks: Any
     ) -> Inputs:
         """The arguments of `forward`, batch first: who is real, and who may see whom by attn_mask."""
         tokens = batch_first(query, key, value, self.embed_dim, self.batch_first)
         if query.ndim == 2 and key_padding_mask is not None and key_padding_mask.ndim == 1:
             key_padding_mask = key_padding_mask[None]
-        return checked_inputs(tokens, key_padding_mask, attn_mask, is_causal, self_attention, self.num_heads)
+        return checked_inputs(self.num_heads, tokens, key_padding_mask, *masks)
 
     def _operator_arguments(
         self, given: Inputs, past: IncrementalState | None
@@ -401,21 +396,9 @@ class SelectiveSynchronizationAttention(nn.Module):
         if seen.sight is not None and seen.in_forms:
             operands = in_every_form(seen.sight, made, value, given, self_coupling)
         else:
-            value, real = only(value, seen.heard), given.real
-            before = made.before(None if past is None else past.last_emitted)
-            send = made.send(before, real, seen.follows)
-            if past is not None:
-                after = past.extended(
-                    send,
-                    value,
-                    real,
-                    last_emitted=last_real(made.emitted, real, before),
-                    last_input=last_input,
-                    phase_sum=phase_sum,
-                )
-                send, value, real = after.held
-            mask = both_allow(given.allowed, real)
-            operands = Operands(made.receive, send, value, mask, given.is_causal, self_coupling)
+            operands, after = as_they_are(made, value, given, seen, past, self_coupling)
+        if after is not None:
+            after = replace(after, last_input=last_input, phase_sum=phase_sum)
         options = {name: getattr(self, name) for name in ("top_k", "frame", "power", "edge", "eps")}
         return {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options}, after
 

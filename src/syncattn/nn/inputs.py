@@ -67,12 +67,12 @@ def batch_first(
 
 
 def checked_inputs(
+    num_heads: int,
     tokens: tuple[Tensor, Tensor, Tensor],
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
     is_causal: bool,
     self_attention: bool | None,
-    num_heads: int,
 ) -> Inputs:
     """The layer's inputs, from tokens that `batch_first` arranged.
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from syncattn.backends.call import is_plain
-from syncattn.nn.frequency import Frequencies
 from syncattn.nn.inputs import Inputs
 from syncattn.nn.tokens import number_before, shift_by_one
 
@@ -58,17 +57,6 @@ class Form(NamedTuple):
     send: Tensor  # (B, H, M, m)
     value: Tensor  # (B, H, M, d)
     met: Tensor  # (B or 1, H or 1, N, M) bool
-
-
-class Operands(NamedTuple):
-    """What the operator is called with, under its own names, of all that depends on who sees whom."""
-
-    receive: Tensor  # (B, H, N, m)
-    send: Tensor  # (B, H, M, m)
-    value: Tensor  # (B, H, M, d)
-    attn_mask: Tensor | None  # broadcastable to (B, H, N, M) bool, True = may attend
-    is_causal: bool
-    self_coupling: bool
 
 
 def who_sees_whom(given: Inputs, has_shift: bool, has_delay: bool) -> Seen:
@@ -164,30 +152,6 @@ def forms_of_senders(
     return [*forms, Form(torch.where(late, nobody, alone), value[1], seen & ~before)]
 
 
-def in_every_form(
-    sight: Sight, made: Frequencies, value: Tensor, given: Inputs, self_coupling: bool
-) -> Operands:
-    """The operator's call in which every sender stands in all its forms.
-
-    Args:
-        sight: of a mask that all who see a sender do not agree on.
-        made, value: of these tokens, value (B, H, M, d); or of twice as many, with the token before mixed in
-            and then without, where a token shift does that.
-        given: the layer's inputs.
-        self_coupling: whether a receiver may listen to itself.
-    """
-    receive, keys, queries = made.receive, given.keys, given.queries
-    emitted, told = (made.emitted, made.emitted), (value, value)
-    if value.shape[2] != keys:
-        receive = torch.where(
-            sight.of_receivers()[..., None], receive[:, :, :queries], receive[:, :, queries:]
-        )
-        emitted, told = ((x[:, :, :keys], x[:, :, keys:]) for x in (made.emitted, value))
-    forms = forms_of_senders(sight, emitted, told, given.real, made.nobody, made.delayed)
-    send, value, mask = in_one_call(forms, self_coupling)
-    return Operands(receive, send, value, mask, is_causal=False, self_coupling=True)
-
-
 def in_one_call(forms: list[Form], self_coupling: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Senders, values and mask of a call in which every sender stands in all its forms, one after the other.
 
@@ -208,14 +172,6 @@ def only(x: Tensor, heard: Tensor | None) -> Tensor:
     """x (B, H, M, c), 0 for tokens that nobody may see, as heard (B or 1, H or 1, M) bool says: 0 * NaN would
     reach those who may not."""
     return x if heard is None else torch.where(heard[..., None], x, 0)
-
-
-def both_allow(allowed: Tensor | None, real: Tensor | None) -> Tensor | None:
-    """A call's mask (B or 1, H or 1, N or 1, M): what attn_mask allows, of senders that are real (B, M)."""
-    if real is None:
-        return allowed
-    seen = real[:, None, None, :]
-    return seen if allowed is None else allowed & seen
 
 
 def fold(weights: Tensor, keys: int) -> Tensor:

@@ -58,15 +58,13 @@ class IncrementalState:
         real: Tensor | None,
         *,
         last_emitted: Tensor | None,
-        last_input: Tensor | None = None,
-        phase_sum: Tensor | None = None,
     ) -> IncrementalState:
         """The past with more tokens in it, in a new object; this one is left as it is.
 
         Args:
             send, value: of the tokens to add, (B, H, N, m) and (B, H, N, d).
             real: (B, N) bool, True = a real token; None if all are.
-            last_emitted, last_input, phase_sum: the new ones.
+            last_emitted: the new one. `phase_sum` and `last_input` stay as they are.
         """
         batch, _, new, _ = value.shape
         mask = self.mask
@@ -76,12 +74,11 @@ class IncrementalState:
             mask = torch.cat((mask, after), dim=-1)
         count = torch.zeros(batch, 1, dtype=torch.int64, device=value.device)
         count = count + (new if real is None else real.sum(-1, keepdim=True))
-        return IncrementalState(
+        return replace(
+            self,
             send=send if self.send is None else torch.cat((self.send, send), dim=-2),
             value=value if self.value is None else torch.cat((self.value, value), dim=-2),
             mask=mask,
-            phase_sum=phase_sum,
-            last_input=last_input,
             last_emitted=last_emitted,
             count=count if self.count is None else self.count + count,
         )

@@ -1,0 +1,83 @@
+"""What the operator is called with: senders as they are, or in every form in which somebody may meet them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from syncattn.nn.frequency import Frequencies
+from syncattn.nn.inputs import Inputs
+from syncattn.nn.sight import Seen, Sight, forms_of_senders, in_one_call, only
+from syncattn.nn.state import IncrementalState
+from syncattn.nn.tokens import last_real
+
+
+class Operands(NamedTuple):
+    """What the operator is called with, under its own names, of all that depends on who sees whom."""
+
+    receive: Tensor  # (B, H, N, m)
+    send: Tensor  # (B, H, M, m)
+    value: Tensor  # (B, H, M, d)
+    attn_mask: Tensor | None  # broadcastable to (B, H, N, M) bool, True = may attend
+    is_causal: bool
+    self_coupling: bool
+
+
+def as_they_are(
+    made: Frequencies,
+    value: Tensor,
+    given: Inputs,
+    seen: Seen,
+    past: IncrementalState | None,
+    self_coupling: bool,
+) -> tuple[Operands, IncrementalState | None]:
+    """The operator's call in which every sender, past ones too, stands once; and the past with these tokens.
+
+    Args:
+        made, value: of these tokens, value (B, H, M, d).
+        given, seen: the layer's inputs, and who may see whom of them.
+        past: what came before; None: nothing, and nothing is kept.
+        self_coupling: whether a receiver may listen to itself.
+    """
+    before = made.before(None if past is None else past.last_emitted)
+    send, value = made.send(before, given.real, seen.follows), only(value, seen.heard)
+    real, after = given.real, None
+    if past is not None:
+        after = past.extended(send, value, real, last_emitted=last_real(made.emitted, real, before))
+        send, value, real = after.held
+    mask = both_allow(given.allowed, real)
+    return Operands(made.receive, send, value, mask, given.is_causal, self_coupling), after
+
+
+def in_every_form(
+    sight: Sight, made: Frequencies, value: Tensor, given: Inputs, self_coupling: bool
+) -> Operands:
+    """The operator's call in which every sender stands in all its forms.
+
+    Args:
+        sight: of a mask that all who see a sender do not agree on.
+        made, value: of these tokens, value (B, H, M, d); or of twice as many, with the token before mixed in
+            and then without, where a token shift does that.
+        given: the layer's inputs.
+        self_coupling: whether a receiver may listen to itself.
+    """
+    receive, keys, queries = made.receive, given.keys, given.queries
+    emitted, told = (made.emitted, made.emitted), (value, value)
+    if value.shape[2] != keys:
+        receive = torch.where(
+            sight.of_receivers()[..., None], receive[:, :, :queries], receive[:, :, queries:]
+        )
+        emitted, told = ((x[:, :, :keys], x[:, :, keys:]) for x in (made.emitted, value))
+    forms = forms_of_senders(sight, emitted, told, given.real, made.nobody, made.delayed)
+    send, value, mask = in_one_call(forms, self_coupling)
+    return Operands(receive, send, value, mask, is_causal=False, self_coupling=True)
+
+
+def both_allow(allowed: Tensor | None, real: Tensor | None) -> Tensor | None:
+    """A call's mask (B or 1, H or 1, N or 1, M): what attn_mask allows, of senders that are real (B, M)."""
+    if real is None:
+        return allowed
+    seen = real[:, None, None, :]
+    return seen if allowed is None else allowed & seen
