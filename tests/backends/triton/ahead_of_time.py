@@ -72,7 +72,7 @@ def launches(case, backward=True):
     receive = torch.empty(batch, heads, queries, m, **made)
     send = receive if options.pop("same", False) else torch.empty(batch, heads, keys, m, **made)
     value = torch.empty(batch, heads, keys, d, dtype=dtype, device="meta")
-    strength = torch.empty(1, heads, 1, device="meta"), torch.empty(heads, device="meta")
+    parameters = torch.empty(1, heads, 1, device="meta"), torch.empty(heads, device="meta")
     masked, mask = options.pop("masked", None), None  # by pair, or only "senders"
     if masked:
         rows = 1 if masked == "senders" else queries
@@ -86,7 +86,7 @@ def launches(case, backward=True):
     )  # fmt: skip
     run, jit.JITFunction.run = jit.JITFunction.run, record
     try:
-        arguments = (receive, send, value, *strength, *rest)
+        arguments = (receive, send, value, *parameters, *rest)
         out, *saved = passes.forward(*arguments)
         if backward and queries > 1:
             passes.backward(torch.empty_like(out), out, *saved, *arguments)
