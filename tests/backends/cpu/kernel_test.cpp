@@ -206,7 +206,7 @@ Answer define(const Case& c) {
     a.out.resize(c.rows() * p.value_dim), a.receive.resize(c.rows() * p.freq_dim), a.coupling.resize(c.rows());
     a.send.resize(p.batch * p.heads * p.keys * p.freq_dim), a.value.resize(p.batch * p.heads * p.keys * p.value_dim);
     a.bandwidth.resize(p.batch * p.heads);
-    vector<double> weight(p.keys), kept(p.keys), slope(p.keys), x(p.keys), kernel(p.keys);
+    vector<double> strength(p.keys), kept(p.keys), slope(p.keys), x(p.keys), decay_square(p.keys);
     for (int64_t b = 0; b < p.batch; ++b)
         for (int64_t h = 0; h < p.heads; ++h)
             for (int64_t i = 0; i < p.queries; ++i) {
@@ -216,23 +216,23 @@ Answer define(const Case& c) {
                 const int64_t near = c.nearest(b, h, i, &base);
                 const uint32_t word = mix(mix((uint32_t)(row ^ p.seed)) ^ (uint32_t)(((uint64_t)row >> 32) ^ (p.seed >> 32)));
                 for (int64_t j = 0; j < p.keys; ++j) {
-                    weight[j] = slope[j] = kept[j] = 0;
+                    strength[j] = slope[j] = kept[j] = 0;
                     if (!c.allowed(b, h, i, j)) continue;
-                    x[j] = c.detuning(b, h, i, j) - base, kernel[j] = exp(-2 * alpha * x[j]);
-                    const double margin = kernel[j] - x[j] / (kappa * kappa);
+                    x[j] = c.detuning(b, h, i, j) - base, decay_square[j] = exp(-2 * alpha * x[j]);
+                    const double margin = decay_square[j] - x[j] / (kappa * kappa);
                     if (margin <= 0) continue;
                     const double root = sqrt(margin + (double)p.edge * p.edge), sync = root - p.edge;
-                    weight[j] = p.power == 1 ? sync : sync * sync;
+                    strength[j] = p.power == 1 ? sync : sync * sync;
                     slope[j] = p.power == 1 ? 0.5 / root : sync / root;
                     kept[j] = !p.dropout || mix((uint32_t)j * 0x9E3779B9u + word) >= p.dropout_threshold ? p.dropout_scale : 0;
-                    sum += weight[j];
+                    sum += strength[j];
                 }
                 const double normaliser = sum == 0 ? 1 : sum + p.eps;
                 const float* grad = &c.grad_out[row * p.value_dim];
                 double offset = 0, all = 0, offset_size = 0, all_size = 0;
                 for (int64_t j = 0; j < p.keys; ++j)
                     for (int64_t k = 0; k < p.value_dim; ++k) {
-                        const double share = weight[j] * kept[j] / normaliser;
+                        const double share = strength[j] * kept[j] / normaliser;
                         const double mixed = share * c.read(b, h, j)[k], back = share * grad[k];
                         a.out.add(row * p.value_dim + k, mixed, mixed);
                         a.value.add((head * p.keys + j) * p.value_dim + k, back, back);
@@ -242,7 +242,7 @@ Answer define(const Case& c) {
                     offset += term, offset_size += fabs(term);
                 }
                 for (int64_t j = 0; j < p.keys; ++j) {
-                    if (weight[j] == 0) continue;
+                    if (strength[j] == 0) continue;
                     double flow = 0, flow_size = offset_size;
                     for (int64_t k = 0; k < p.value_dim; ++k) {
                         const double term = grad[k] * c.read(b, h, j)[k] * kept[j];
@@ -250,8 +250,8 @@ Answer define(const Case& c) {
                     }
                     const double through = (flow - offset) / normaliser * slope[j];
                     const double size = flow_size / normaliser * slope[j];
-                    const double rate = -2 * alpha * kernel[j] - 1 / (kappa * kappa);
-                    const double by_alpha = -2 * x[j] * kernel[j], by_kappa = 2 * x[j] / (kappa * kappa * kappa);
+                    const double rate = -2 * alpha * decay_square[j] - 1 / (kappa * kappa);
+                    const double by_alpha = -2 * x[j] * decay_square[j], by_kappa = 2 * x[j] / (kappa * kappa * kappa);
                     a.bandwidth.add(head, through * by_alpha, size * by_alpha);
                     a.coupling.add(row, through * by_kappa, size * by_kappa);
                     all += through * rate, all_size += size * rate;

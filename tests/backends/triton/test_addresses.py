@@ -77,14 +77,16 @@ def test_whatever_the_strides(
 ):
     """What lies between a tensor's elements is not read. Shared heads; unsorted also a mask by pair."""
     monkeypatch.setattr(kernels, "FEWEST_SORTED", fewest_sorted)
-    receive, send, value, *strength = draw(2, 2, queries, 35, 3, 6)
+    receive, send, value, *parameters = draw(2, 2, queries, 35, 3, 6)
     send, value = send[:, :1], value[:, :1]
     options = NEAREST if fewest_sorted == 1 else NEAREST | {"attn_mask": mask(2, 1, 35, queries).mT}
-    want, wanted = evaluate([receive, send, value, *strength], options, "triton")
-    got, gradients = evaluate([strided(receive), inside(send), strided(value), *strength], options, "triton")
+    want, wanted = evaluate([receive, send, value, *parameters], options, "triton")
+    got, gradients = evaluate(
+        [strided(receive), inside(send), strided(value), *parameters], options, "triton"
+    )
     assert torch.equal(got, want) and all(map(torch.equal, gradients, wanted))
     got, gradients = evaluate(
-        [inside(receive), strided(send), heads_last(value), *strength], options, "triton"
+        [inside(receive), strided(send), heads_last(value), *parameters], options, "triton"
     )
     assert torch.equal(got, want) and all(map(torch.equal, gradients, wanted))
     assert not checked_addresses

@@ -112,8 +112,8 @@ def test_of_equally_near_senders_the_earliest_takes_back_the_frame(order, evalua
     elif order == "shuffled":
         number = number[torch.randperm(100, generator=g)]
     send, receive = vocabulary[number][None, None], torch.randn(1, 1, 40, 2, generator=g)
-    strength = locking.coupling_from_radius(torch.tensor([1.5]), 3.0)
-    inputs = [receive, send, torch.randn(1, 1, 100, 3, generator=g), *strength]
+    parameters = locking.coupling_from_radius(torch.tensor([1.5]), 3.0)
+    inputs = [receive, send, torch.randn(1, 1, 100, 3, generator=g), *parameters]
     for extra in ({}, {"is_causal": True, "self_coupling": False}):
         want = evaluate([x.double() for x in inputs], options | extra, "eager")[1]
         got = evaluate(inputs, options | extra, "triton", device=device)[1]
@@ -166,13 +166,13 @@ def test_what_only_just_locks_is_not_pruned(frame, share, evaluate, device):
     """All senders stand at this share of the squared locking radius, and so do the boxes of their tiles."""
     g = torch.Generator().manual_seed(0)
     base = 2.0 if frame == "nearest" else 0.0
-    strength = locking.coupling_from_radius(torch.tensor([1.5]).double(), 3.0)
+    parameters = locking.coupling_from_radius(torch.tensor([1.5]).double(), 3.0)
     place = torch.eye(3)[0] * (base + share * 1.5**2) ** 0.5
     send = place.expand(1, 1, 140, 3).contiguous()
     if frame == "nearest":
         send[..., 70, :] *= (base / (base + share * 1.5**2)) ** 0.5
     value = torch.randn(1, 1, 140, 2, generator=g)
-    inputs = [torch.zeros(1, 1, 40, 3), send, value, *(x.float() for x in strength)]
+    inputs = [torch.zeros(1, 1, 40, 3), send, value, *(x.float() for x in parameters)]
     options = {"frame": frame, "power": 2, "eps": 1.0}  # without it equal weights would have no gradient
     want, wanted = evaluate([x.double() for x in inputs], options, "eager")
     out, gradients = evaluate(inputs, options, "triton", device=device)

@@ -110,12 +110,12 @@ def test_past_the_last_value_nothing_is_read(draw, device, kernels, monkeypatch)
     """The senders fill 3 tiles, and the last granule is 2."""
     monkeypatch.setattr(kernels, "CAPACITY", 2)
     tokens = 3 * kernels.BLOCKS[64, 4].tile
-    receive, send, value, *strength = (x.to(device) for x in draw(1, 1, tokens, tokens, 3, 16, density=0.9))
+    receive, send, value, *parameters = (x.to(device) for x in draw(1, 1, tokens, tokens, 3, 16, density=0.9))
     longer = torch.full((1, 1, 2 * tokens, 16), torch.nan, device=device)
     longer[:, :, :tokens] = value
     results = []
     for v in (value, longer[:, :, :tokens]):
-        leaves = [x.detach().requires_grad_() for x in (receive, send, v, *strength)]
+        leaves = [x.detach().requires_grad_() for x in (receive, send, v, *parameters)]
         out = attention(*leaves, power=2, backend="triton")
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     assert all(map(torch.equal, *results)) and results[0][0].isfinite().all()

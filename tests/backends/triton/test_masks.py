@@ -53,8 +53,8 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_masks_by_tile(name, within_rounding, draw, per_query, device, kernels, call_of):
-    receive, send, value, *strength = per_query(draw(2, 2, 40, 100, 3, 4))
-    inputs = [receive, send[:, :1], value[:, :1], *strength]
+    receive, send, value, *parameters = per_query(draw(2, 2, 40, 100, 3, 4))
+    inputs = [receive, send[:, :1], value[:, :1], *parameters]
     mask = OTHERS[name]
     p = kernels.Launch(call_of(inputs, device, attn_mask=mask))
     mask = mask.view((1,) * (4 - mask.ndim) + mask.shape)

@@ -238,8 +238,8 @@ def test_positions_far_along_a_drift_do_not_cancel(evaluate, draw, device):
     """D is a product of float32 frequencies counted from the own tile: 10,000 window widths cost nothing."""
     receive, _, value, _, _ = draw(1, 1, 80, 80, 8, 8, same=True)
     receive = receive + torch.arange(80.0)[:, None] * torch.eye(8)[0] + 4e4
-    strength = locking.coupling_from_radius(torch.tensor([6.0]), 100.0)
-    inputs = [receive, receive, value.bfloat16(), *strength]
+    parameters = locking.coupling_from_radius(torch.tensor([6.0]), 100.0)
+    inputs = [receive, receive, value.bfloat16(), *parameters]
     want, wanted = evaluate([inputs[0].double()] * 2 + [x.double() for x in inputs[2:]], LAYER, "eager")
     out, gradients = evaluate(inputs, LAYER, "triton", device=device)
     step = torch.finfo(torch.bfloat16).eps

@@ -24,13 +24,13 @@ def shuffled(inputs, seed=3):
     """The same tokens in no order: receivers and senders of each head on their own."""
     g = torch.Generator().manual_seed(seed)
     order = lambda x: torch.rand(x.shape[:3], generator=g).argsort(-1)[..., None]  # noqa: E731
-    receive, send, value, *strength = inputs
+    receive, send, value, *parameters = inputs
     same = send is receive
     receive = receive.gather(2, order(receive).expand_as(receive))
     by = order(send)
     send = receive if same else send.gather(2, by.expand_as(send))
     value = value if same else value.gather(2, by.expand_as(value))
-    return [receive, send, value, *strength]
+    return [receive, send, value, *parameters]
 
 
 SIZES = [(5, 1), (33, 32), (70, 100), (64, 64), (129, 40)]
@@ -53,14 +53,14 @@ def test_symmetric(m, options, within_rounding, draw, sorts):
 
 @pytest.mark.parametrize(("send_heads", "value_heads"), [(2, 2), (1, 4), (4, 1)])
 def test_grouped_heads(send_heads, value_heads, within_rounding, draw, per_query, sorts):
-    receive, send, value, *strength = per_query(draw(2, 4, 20, 50, 5, 7))
-    inputs = [receive, send[:, :send_heads], value[:, :value_heads], *strength]
+    receive, send, value, *parameters = per_query(draw(2, 4, 20, 50, 5, 7))
+    inputs = [receive, send[:, :send_heads], value[:, :value_heads], *parameters]
     within_rounding(inputs, NEAREST | {"dropout_p": 0.2}, "triton")
 
 
 def test_heads_that_share_neither_senders_nor_values_evenly(within_rounding, draw, sorts):
-    receive, send, value, *strength = draw(1, 6, 20, 40, 3, 4)
-    within_rounding([receive, send[:, :2], value[:, :3], *strength], {"power": 2}, "triton")
+    receive, send, value, *parameters = draw(1, 6, 20, 40, 3, 4)
+    within_rounding([receive, send[:, :2], value[:, :3], *parameters], {"power": 2}, "triton")
 
 
 @pytest.mark.parametrize("which", [(0, 0), (1, 0), (0, 1), (1, 1)], ids=str)

@@ -3,8 +3,7 @@
 // summed over `parts` of the keys. In the forward's terms, rows are keys here and keys are receivers.
 //
 //   dW = dO' v - offset     dO' = dO / (Z + eps), offset = <dO', out>
-//   dF = dW dW/dF           exactly 0 where not locked
-//   dD = dF (-2 alpha J^2 - 1 / kappa^2)
+//   dF = dW dW/dF, dD = dF dF/dD     margin.h; exactly 0 where not locked
 //   dw^r = sum_j 2 dD (w^r - w^s)     dw^s = -sum_i 2 dD (w^r - w^s)     dv = sum_i W dO'
 #pragma once
 #include "forward.h"
@@ -65,14 +64,13 @@ struct Keys {
     const float* values;                 // (N, d): all of them; symmetric form only, as the next
     float* grad_values;                  // (N, d)
     float head_term, alpha;
-    uint32_t number[ROWS];       // as the caller counts them
-    int64_t tiles, next;         // of the receivers' tiles that it can lock to
-    bool whole;                  // whether the last block was worth evaluating whole
+    uint32_t number[ROWS];  // as the caller counts them
+    int64_t tiles, next;    // of the receivers' tiles that it can lock to
+    bool whole;             // whether the last block was worth evaluating whole
 };
 
 // From dO' v in `grad`, and D, to dD in `grad` and W in `strength`. The sums over the keys, by receiver, go to
-// dd_sums and fx_sums (KEYS); those over receivers to key_sums (LANES of each
-// key), unless a product sees to it.
+// dd_sums and fx_sums (KEYS); those over receivers to key_sums (LANES of each key), unless a product sees to it.
 template <int FORM, bool SYMMETRIC>
 static void through_block(const SyncattnProblem& p, const Keys& keys, const Receivers& r, int64_t tile, const float* d,
                           float* grad, float* strength, float* key_sums, float* dd_sums, float* fx_sums,
@@ -161,9 +159,8 @@ static void backward_pairs(const Plan& plan, const Keys& keys, const Receivers& 
                 product = where(kept, product * p.dropout_scale, vf{});
             }
             store(strength + k, w);
-            const vf through = through_strength<FORM>(
-                SYMMETRIC ? product - (gather(r.offset, at) + r.offset[keys.first + j]) : product - gather(r.offset, at),
-                margin, p.edge);
+            const vf offset = SYMMETRIC ? gather(r.offset, at) + r.offset[keys.first + j] : gather(r.offset, at);
+            const vf through = through_strength<FORM>(product - offset, margin, p.edge);
             const Through to = through_margin(through, x, decay_square, row_term, keys.alpha);
             to_bandwidth += to.bandwidth;
             store(s.pair_scaled + k, to.coupling);
@@ -211,8 +208,8 @@ static void backward_block(const SyncattnProblem& p, const Keys& keys, const Rec
     if constexpr (SYMMETRIC)
         gemm(s.grad, KEYS, r.gradient + keys.first * dim, dim, 1, r.value_t + tile * dim * KEYS, KEYS, keys.count, KEYS,
              dim, true);
-    through_block<FORM, SYMMETRIC>(p, keys, r, tile, s.d, s.grad, s.strength, own.key_sums, dd_sums, by_lane + (m + 1) * KEYS,
-                        sums.bandwidth);
+    through_block<FORM, SYMMETRIC>(p, keys, r, tile, s.d, s.grad, s.strength, own.key_sums, dd_sums,
+                                   by_lane + (m + 1) * KEYS, sums.bandwidth);
     gemm(own.grad_value, dim, s.strength, KEYS, 1, r.gradient + first * dim, dim, keys.count, dim, valid, true);
     if constexpr (SYMMETRIC)
         gemm(keys.grad_values + first * dim, dim, s.strength, 1, KEYS, r.gradient + keys.first * dim, dim, valid, dim,

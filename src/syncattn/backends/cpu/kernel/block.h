@@ -16,9 +16,8 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE void load_coupling(const SyncattnProblem& p, int64_t batch, int64_t head, int64_t first, float* row_term,
                           float* radius) {
     const float* kappa = p.coupling + batch * p.coupling_strides[0] + head * p.coupling_strides[1];
-    for (int64_t i = 0; i < LANES; ++i) {
+    for (int64_t i = 0; i < LANES; ++i)
         row_term[i] = row_term_of(kappa[least(first + i, p.queries - 1) * p.coupling_strides[2]]);
-    }
     store(radius, radius_bound(load(row_term), p.bandwidth[head]));
 }
 

@@ -308,8 +308,8 @@ static void forward_step(const SyncattnProblem& p, const Lanes& senders, const f
         weigh_block<FORM, SYMMETRIC>(p, rows, d, tile, s.strength, c.sums, all.row_sum);
         gemm(own.out, dim, s.strength, KEYS, 1, values + first * dim, dim, rows.count, dim, valid, true);
         if constexpr (SYMMETRIC)
-            gemm(all.out + first * dim, dim, s.strength, 1, KEYS, values + rows.first * dim, dim, valid, dim, rows.count,
-                 true);
+            gemm(all.out + first * dim, dim, s.strength, 1, KEYS, values + rows.first * dim, dim, valid, dim,
+                 rows.count, true);
         return;
     }
     const int64_t before = own.pairs->all;
