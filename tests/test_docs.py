@@ -1,4 +1,4 @@
-"""The documentation's Python blocks run: the README's each alone, the guide's in order in one namespace."""
+"""The documentation's Python blocks run: the README's each alone, a page's in order in one namespace."""
 
 import re
 from pathlib import Path
@@ -25,17 +25,17 @@ def test_readme(line, code, tmp_path, monkeypatch):
     execute("README.md", line, code, {})
 
 
-def test_guide(tmp_path, monkeypatch):
+WITH_CODE = sorted(
+    f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md") if blocks(f"docs/{page.name}")
+)
+
+
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
-    for line, code in blocks("docs/guide.md"):
-        execute("docs/guide.md", line, code, namespace)
-
-
-def test_paper_page():
-    namespace: dict = {}
-    for line, code in blocks("docs/paper.md"):
-        execute("docs/paper.md", line, code, namespace)
+    for line, code in blocks(page):
+        execute(page, line, code, namespace)
 
 
 PAGES = [

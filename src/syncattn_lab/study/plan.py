@@ -1,4 +1,4 @@
-"""A study's plan: a TOML file that names tasks, models and what is varied; see docs/guide.md."""
+"""A study's plan: a TOML file that names tasks, models and what is varied; see docs/laboratory.md."""
 
 from __future__ import annotations
 
