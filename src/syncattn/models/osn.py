@@ -13,7 +13,8 @@ from syncattn.models.configuration import DecoderConfig
 from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
 from syncattn.models.fields import check_heads, check_size
 from syncattn.nn import SelectiveSynchronizationAttention
-from syncattn.nn.options import check_frequency, check_start, check_synchronization
+from syncattn.nn.frequency import check_frequency
+from syncattn.nn.options import check_start, check_synchronization
 from syncattn.nn.published import published
 
 

@@ -8,9 +8,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from syncattn.checks import check_flag
-from syncattn.nn.options import check_frequency
+from syncattn.checks import check_choice, check_count, check_flag, check_range
+from syncattn.nn.options import check_delay
 from syncattn.nn.tokens import delayed_heads, shift_by_one
+
+POSITIONS = ("drift", "own_drift", "rotary", "none")
+
+
+def check_frequency(freq_dim: int, position: str, window_range: Sequence[float], delay: float) -> None:
+    """Make sure that the options of a `Frequency` are in range.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+    check_count("freq_dim", freq_dim)
+    check_choice("position", position, POSITIONS)
+    if position == "own_drift" and freq_dim < 2:
+        raise ValueError(f"position='own_drift' needs freq_dim of at least 2, got {freq_dim}")
+    if position == "rotary" and freq_dim % 2:
+        raise ValueError(f"position='rotary' needs an even freq_dim, got {freq_dim}")
+    check_range("window_range", window_range, math.inf)
+    check_delay(delay)
 
 
 class Frequencies(NamedTuple):
