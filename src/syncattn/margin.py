@@ -58,6 +58,12 @@ class TileLaw(NamedTuple):
     power: float
     edge: float
 
+    @classmethod
+    def of(cls, coupling: Tensor, bandwidth: Tensor, power: float, edge: float) -> TileLaw:
+        """From kappa (b, H, n or 1) and alpha (H,)."""
+        kappa = coupling[..., None]
+        return cls(kappa, kappa.square().reciprocal(), -2 * bandwidth[:, None, None], power, edge)
+
     def weigh(self, detuning: Tensor) -> tuple[Tensor, Tensor]:
         """(J^2 = exp(-2 alpha D), W exactly 0 where not locked); a NaN of D stays, it must show."""
         # exp of anything below this is 0 for every purpose but would be a slow denormal number

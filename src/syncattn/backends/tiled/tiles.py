@@ -49,9 +49,7 @@ class TiledProblem:
         self.dtype = bandwidth.dtype
         self.receive, self.send = _centred(receive, send)
         self.value = value.to(self.dtype)
-        kappa = coupling.expand(self.batch, -1, -1)[..., None]  # (B, H, N or 1, 1)
-        inverse_square = kappa.square().reciprocal()
-        self._law = TileLaw(kappa, inverse_square, -2 * bandwidth[:, None, None], call.power, call.edge)
+        self._law = TileLaw.of(coupling.expand(self.batch, -1, -1), bandwidth, call.power, call.edge)
         self.mask, self.seed = call.mask, call.seed
         self.is_causal, self.self_coupling, self.symmetric = (
             call.is_causal,
