@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -398,7 +397,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         else:
             operands, after = as_they_are(made, value, given, seen, past, self_coupling)
         if after is not None:
-            after = replace(after, last_input=last_input, phase_sum=phase_sum)
+            after.last_input, after.phase_sum = last_input, phase_sum
         options = {name: getattr(self, name) for name in ("top_k", "frame", "power", "edge", "eps")}
         return {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options}, after
 

@@ -38,8 +38,12 @@ def find_places(given: Inputs, seen: Seen, past: IncrementalState | None, has_de
     count = None if past is None else past.count
     device = given.query.device
     position = positions(given.real, given.keys, count, device)
-    own = position if given.itself else positions(None, given.queries, None, device)
-    own = position[:, given.keys - given.queries :] if given.is_causal else own
+    if given.itself:
+        own = position
+    elif given.is_causal:  # queries sit at the keys' end
+        own = position[:, given.keys - given.queries :]
+    else:
+        own = positions(None, given.queries, None, device)
     first = None
     if has_delay and (past is None or past.last_emitted is None):
         first = position.new_zeros(1, 1) if seen.sight is None else position

@@ -72,15 +72,17 @@ class IncrementalState:
             mask = value.new_ones(batch, self.length, dtype=torch.bool) if mask is None else mask
             after = value.new_ones(batch, new, dtype=torch.bool) if real is None else real
             mask = torch.cat((mask, after), dim=-1)
-        count = torch.zeros(batch, 1, dtype=torch.int64, device=value.device)
-        count = count + (new if real is None else real.sum(-1, keepdim=True))
-        return replace(
-            self,
+        count = self.count
+        if count is None:
+            count = torch.zeros(batch, 1, dtype=torch.int64, device=value.device)
+        return IncrementalState(
             send=send if self.send is None else torch.cat((self.send, send), dim=-2),
             value=value if self.value is None else torch.cat((self.value, value), dim=-2),
             mask=mask,
+            phase_sum=self.phase_sum,
+            last_input=self.last_input,
             last_emitted=last_emitted,
-            count=count if self.count is None else self.count + count,
+            count=count + (new if real is None else real.sum(-1, keepdim=True)),
         )
 
     def become_(self, other: IncrementalState) -> None:
@@ -90,7 +92,13 @@ class IncrementalState:
 
     def mark(self) -> Mark:
         """What `rewind_` goes back to. It holds no tokens: it costs nothing while the state grows."""
-        return Mark(self.length, replace(self, send=None, value=None, mask=None), self.mask is not None)
+        rest = IncrementalState(
+            phase_sum=self.phase_sum,
+            last_input=self.last_input,
+            last_emitted=self.last_emitted,
+            count=self.count,
+        )
+        return Mark(self.length, rest, self.mask is not None)
 
     def rewind_(self, mark: Mark) -> None:
         """Forget the tokens that came after a mark of this state."""
