@@ -23,11 +23,6 @@ from syncattn.backends.operator import register, sum_groups
 from syncattn.backends.tiled.tiles import Frame, TiledProblem, rows_of
 
 
-def unavailable() -> str | None:
-    """Why this backend cannot run on this machine: it can, always."""
-    return None
-
-
 def run(call: Call) -> Tensor:
     """The operator: out (B, H, N, d)."""
     return OPERATOR(call)
@@ -129,8 +124,4 @@ def _backward(
 
 OPERATOR = register("tiled", _forward, _backward, _saved, ("row_sum", "base", "index"))
 
-BACKEND = Backend(
-    run=run,
-    unavailable=unavailable,
-    capabilities=Capabilities(weights=False, transforms=False, onnx=False),
-)
+BACKEND = Backend(run, Capabilities(weights=False, transforms=False, onnx=False))
