@@ -34,9 +34,10 @@ def kernels(monkeypatch):
     return launch
 
 
-def small_tiles(monkeypatch, launch, tile=32, walk=32):
+def small_tiles(monkeypatch, launch, queries=32, walk=32, keys=None):
+    blocks = launch.Blocks(queries, keys or queries, walk, 4, 1)
     for key in launch.BLOCKS:
-        monkeypatch.setitem(launch.BLOCKS, key, launch.Blocks(tile, walk, 4, 1))
+        monkeypatch.setitem(launch.BLOCKS, key, launch.Kernels(blocks, blocks, blocks))
 
 
 def _mend_interpreter(monkeypatch):
@@ -81,8 +82,9 @@ def walked_in_pieces(kernels, monkeypatch):
 
 @pytest.fixture
 def tiles_of(kernels, monkeypatch):
-    """Sets the tokens of a tile and how many are walked at a time, on a GPU as well."""
-    return lambda tile, walk: small_tiles(monkeypatch, kernels, tile, walk)
+    """Sets the tokens of a tile, how many are walked at a time, and the tokens of a tile of senders if they
+    are others, on a GPU as well."""
+    return lambda *sizes: small_tiles(monkeypatch, kernels, *sizes)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def problem(launch, inputs, device, causal=False):
-    return launch.Launch(prepare(*(x.to(device) for x in inputs), is_causal=causal, power=2))
+    return launch.Launch(prepare(*(x.to(device) for x in inputs), is_causal=causal, power=2), "forward")
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -24,7 +24,7 @@ def test_lists_hold_every_pair_of_tiles_with_a_locked_pair(structure, causal, dr
     p = problem(kernels, inputs, device, causal)
     reach = p.reach(None)
     locked = attention(*(x.double() for x in inputs), is_causal=causal, return_weights=True)[1] > 0
-    size = p.blocks.tile
+    size = p.query_tile
     rows, columns = -(-120 // size), -(-140 // size)
     padded = torch.nn.functional.pad(locked, (0, columns * size - 140, 0, rows * size - 120))
     needed = padded.unflatten(-1, (columns, size)).unflatten(-3, (rows, size)).any(-1).any(-2).flatten(0, 1)
@@ -44,7 +44,7 @@ def test_lists_hold_every_pair_of_tiles_with_a_locked_pair(structure, causal, dr
 def test_with_drift_and_causal_order_the_list_is_a_band(device, kernels):
     from syncattn.backends.triton import passes  # noqa: F401
 
-    size = kernels.BLOCKS[64, 4].tile
+    size = kernels.BLOCKS[64, 4].forward.queries
     tokens = 6 * size
     w = torch.arange(tokens, dtype=torch.float32)[None, None, :, None].expand(1, 1, -1, 2).contiguous()
     radius = torch.tensor([size * 1.2])  # the window reaches into the tile before, no further
@@ -109,7 +109,7 @@ def test_granules_of_tiles(
 def test_past_the_last_value_nothing_is_read(draw, device, kernels, monkeypatch):
     """The senders fill 3 tiles, and the last granule is 2."""
     monkeypatch.setattr(kernels, "CAPACITY", 2)
-    tokens = 3 * kernels.BLOCKS[64, 4].tile
+    tokens = 3 * kernels.BLOCKS[64, 4].forward.queries
     receive, send, value, *parameters = (x.to(device) for x in draw(1, 1, tokens, tokens, 3, 16, density=0.9))
     longer = torch.full((1, 1, 2 * tokens, 16), torch.nan, device=device)
     longer[:, :, :tokens] = value

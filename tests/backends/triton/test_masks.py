@@ -26,7 +26,7 @@ def test_masks_by_sender(shape, within_rounding, draw, device, kernels, call_of)
     """Over lists; causal and not, symmetric as a Gram product, where the own sender may be masked out."""
     mask = random_mask(*shape, share=0.3)
     inputs = draw(2, 2, 30, 100, 3, 4)
-    p = kernels.Launch(call_of(inputs, device, attn_mask=mask))
+    p = kernels.Launch(call_of(inputs, device, attn_mask=mask), "forward")
     assert p.mask is None and p.mask_tiles is None and p.listed
     within_rounding(inputs, LAYER | {"attn_mask": mask}, "triton")
     within_rounding(
@@ -56,9 +56,9 @@ def test_masks_by_tile(name, within_rounding, draw, per_query, device, kernels, 
     receive, send, value, *parameters = per_query(draw(2, 2, 40, 100, 3, 4))
     inputs = [receive, send[:, :1], value[:, :1], *parameters]
     mask = OTHERS[name]
-    p = kernels.Launch(call_of(inputs, device, attn_mask=mask))
+    p = kernels.Launch(call_of(inputs, device, attn_mask=mask), "forward")
     mask = mask.view((1,) * (4 - mask.ndim) + mask.shape)
-    tile = p.blocks.tile
+    tile = p.query_tile
     rows, columns = (-(-n // tile) if n > 1 else 1 for n in mask.shape[2:])
     assert p.mask_tiles.base.untyped_storage().nbytes() == mask[:, :, 0, 0].numel() * rows * columns
     padded = mask.new_zeros(2, 2, p.receive.tiles * tile, p.send.tiles * tile)
@@ -73,7 +73,7 @@ def test_masks_by_tile(name, within_rounding, draw, per_query, device, kernels, 
 def test_masked_tiles_are_not_listed(capacity, draw, device, kernels, monkeypatch, call_of):
     """Everyone locks: what is left out is left out by the mask. Documents of two tiles; padding."""
     monkeypatch.setattr(kernels, "CAPACITY", capacity)
-    size = kernels.BLOCKS[64, 4].tile
+    size = kernels.BLOCKS[64, 4].forward.queries
     tokens = 6 * size
     inputs = draw(1, 1, tokens, tokens, 2, 2, density=1)
     padding = torch.arange(tokens) < 3 * size - 5
@@ -81,7 +81,7 @@ def test_masked_tiles_are_not_listed(capacity, draw, device, kernels, monkeypatc
         (of_documents(tokens, 2 * size), [2] * 6, [2] * 6),
         (padding, [3 if capacity > 2 else 4] * 6, [6 if capacity > 2 else 8] * 3 + [0] * 3),
     ):
-        p = kernels.Launch(call_of(inputs, device, attn_mask=mask))
+        p = kernels.Launch(call_of(inputs, device, attn_mask=mask), "forward")
         for of_queries, want in ((True, by_query), (False, by_key)):
             counts = p.lists(p.reach(None), of_queries).counts[0, :, 0].tolist()
             assert counts == want + [0] * (len(counts) - 6)

@@ -123,7 +123,7 @@ def test_the_lists_get_shorter(draw, device, sorts, kernels, call_of):
         ("masked", 1, {"attn_mask": torch.arange(512) % 2 > 0}),
     ):
         sorts(fewest)
-        p = kernels.Launch(call_of(inputs, device, power=2, **options))
+        p = kernels.Launch(call_of(inputs, device, power=2, **options), "forward")
         counted[name] = p.lists(p.reach(None), True).counts[..., 0].sum().item()
     assert counted["as it is"] == 2 * 16 * 16
     assert counted["sorted"] < 0.5 * counted["as it is"]
@@ -178,6 +178,6 @@ def test_which_calls_are_sorted(mask, draw, device, sorts, kernels, call_of):
     inputs = draw(1, 1, 60, 70, 2, 3)
     options = {"rows": {"attn_mask": torch.ones(60, 70, dtype=torch.bool)}, "causal": {"is_causal": True}}
     call = call_of(inputs, device, **options.get(mask, {}))
-    assert (kernels.Launch(call).order is not None) == (mask == "none")
+    assert (kernels.Launch(call, "forward").order is not None) == (mask == "none")
     sorts(61)
-    assert kernels.Launch(call).order is None
+    assert kernels.Launch(call, "forward").order is None

@@ -53,33 +53,42 @@ FEWEST_SORTED = 16384
 
 
 class Blocks(NamedTuple):
-    """The tiles of a pass and how its kernels are compiled."""
+    """The tiles of a kernel over pairs, and how it is compiled."""
 
-    tile: int  # tokens of a tile, on both sides
-    walk: int  # of which so many are walked at a time
+    queries: int  # tokens of a tile of receivers
+    keys: int  # and of one of senders
+    walk: int  # of a tile that is walked so many at a time
     warps: int
     stages: int
+
+
+class Kernels(NamedTuple):
+    """The blocks of each of them; the two of the backward share their tiles."""
+
+    forward: Blocks
+    receivers: Blocks
+    senders: Blocks
 
 
 # By the columns of the value, rounded up, and the bytes of its elements: those with the fewest instructions a
 # pair in the compiler's code for sm_90 (docs/kernel.md). Not yet measured on a GPU.
 BLOCKS = {
-    (64, 2): Blocks(64, 64, 4, 2),
-    (64, 4): Blocks(64, 32, 4, 2),
-    (128, 2): Blocks(64, 64, 4, 2),
-    (128, 4): Blocks(64, 32, 4, 2),
-    (256, 2): Blocks(64, 32, 4, 2),
-    (256, 4): Blocks(64, 32, 4, 1),
+    (64, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
+    (64, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
+    (128, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
+    (128, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
+    (256, 2): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
+    (256, 4): Kernels(*[Blocks(64, 64, 32, 4, 1)] * 3),
 }
 _FEW_COORDINATES = 64  # more take the registers and the shared memory
 
 
-def blocks_for(block_d: int, block_m: int, size: int) -> Blocks:
+def blocks_for(kernel: str, block_d: int, block_m: int, size: int) -> Blocks:
     """For values of block_d columns of this size in bytes, and frequencies of block_m coordinates."""
-    found = BLOCKS[max(64, block_d), size]
+    found: Blocks = getattr(BLOCKS[max(64, block_d), size], kernel)
     if block_m <= _FEW_COORDINATES:
         return found
-    return Blocks(found.tile, min(found.walk, 32 if block_d * size <= 512 else 16), found.warps, 1)
+    return found._replace(walk=min(found.walk, 32 if block_d * size <= 512 else 16), stages=1)
 
 
 class Side(NamedTuple):
@@ -93,9 +102,9 @@ class Side(NamedTuple):
 
 
 class Launch:
-    """One call's tensors, and what every kernel is told about them."""
+    """One call's tensors, and what every kernel is told about them; the kernels over pairs are named."""
 
-    def __init__(self, call: Call, arranged: bool = True) -> None:
+    def __init__(self, call: Call, *kernels: str, arranged: bool = True) -> None:
         receive, send, value, coupling, bandwidth, mask, seed = call[:7]
         self.call, self.nearest = call, call.frame == "nearest"
         self.batch, self.heads, self.queries, self.freq_dim = receive.shape
@@ -107,7 +116,10 @@ class Launch:
         self.block_m = max(16, triton.next_power_of_2(self.freq_dim))
         self.block_d = max(16, triton.next_power_of_2(self.value_dim))
         self.wide = wide = value.dtype == torch.float32
-        self.blocks = blocks_for(self.block_d, self.block_m, value.element_size())
+        sizes = self.block_d, self.block_m, value.element_size()
+        self.blocks = {name: blocks_for(name, *sizes) for name in kernels}
+        (self.query_tile, self.key_tile), *others = {b[:2] for b in self.blocks.values()}
+        assert not others, self.blocks
         allowed = _by_sender(mask, send, self.keys) if arranged else None
         if allowed is not None:
             mask = None  # those senders stand nowhere
@@ -118,8 +130,8 @@ class Launch:
         self.numbered = allowed is not None or self.order is not None
         if arranged:
             at = (None, None) if self.order is None else self.order[:2]
-            self.receive = self._arrange(receive, NOWHERE_RECEIVE.value, -2, at[0], None)
-            self.send = self._arrange(send, NOWHERE_SEND.value, -1, at[1], allowed)
+            self.receive = self._arrange(receive, self.query_tile, NOWHERE_RECEIVE.value, -2, at[0], None)
+            self.send = self._arrange(send, self.key_tile, NOWHERE_SEND.value, -1, at[1], allowed)
         exact = "tf32x3" if torch.version.hip is None else "ieee"
         self.value_precision = exact if wide else "tf32"  # the latter concerns float32 operands only
         self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
@@ -138,7 +150,8 @@ class Launch:
             self.dropout = Dropout(seed, int(p * 2**32), 1 / (1 - p))
 
     def _sort(self, receive: Tensor, send: Tensor, allowed: Tensor | None) -> None:
-        self.order = order = order_of(receive, send, self.blocks.tile, allowed, self.call.symmetric)
+        tile = min(self.query_tile, self.key_tile)
+        self.order = order = order_of(receive, send, tile, allowed, self.call.symmetric)
         self.value = values_taken(self.value, order.senders, self.heads)
         if self.coupling.stride(2):  # 0: the same for all rows
             self.coupling = taken(self.coupling, order.receivers)
@@ -160,9 +173,15 @@ class Launch:
         return sender if self.order is None else places(sender, self.order.senders_back)
 
     def _arrange(
-        self, x: Tensor, nowhere: float, nobody: int, order: Tensor | None, allowed: Tensor | None
+        self,
+        x: Tensor,
+        block: int,
+        nowhere: float,
+        nobody: int,
+        order: Tensor | None,
+        allowed: Tensor | None,
     ) -> Side:
-        heads, tokens, block = x.shape[1], x.shape[2], self.blocks.tile
+        heads, tokens = x.shape[1:3]
         rows, tiles = self.batch * heads, triton.cdiv(tokens, block)
         granule = _largest_granule(tiles)
         tiles = triton.cdiv(tiles, granule) * granule  # a granule is read to its end
@@ -192,7 +211,7 @@ class Launch:
         with on(self.device):
             mask_tiles_kernel[(tiles.numel(),)](
                 Mask(mask.view(torch.uint8), *mask.stride()), heads, rows, columns, tiles, *shape,
-                BLOCK_ROWS=self.blocks.tile, BLOCK_COLUMNS=self.blocks.tile,
+                BLOCK_ROWS=self.query_tile, BLOCK_COLUMNS=self.key_tile,
             )  # fmt: skip
         tiles = tiles.expand(self.batch, self.heads, *sides)
         return Mask(tiles, *tiles.stride())
@@ -250,16 +269,16 @@ class Launch:
     def head_counts(self, send_heads: int) -> Heads:
         return Heads(self.heads, send_heads, self.value.shape[1])
 
-    def tile(self, **other: int) -> Tile:
-        """How the kernels over pairs compute, but for what is said otherwise."""
+    def tile(self, kernel: str, **other: int) -> Tile:
+        """How this kernel over pairs computes, but for what is said otherwise."""
         tile = Tile(
             FREQ=self.freq_dim,
             BLOCK_M=self.block_m,
             DIM=self.value_dim,
             BLOCK_D=self.block_d,
-            QUERIES=self.blocks.tile,
-            KEYS=self.blocks.tile,
-            WALK=self.blocks.walk,
+            QUERIES=self.query_tile,
+            KEYS=self.key_tile,
+            WALK=self.blocks[kernel].walk,
             DIRECT=self.direct,
             PACKED=not self.wide and self.freq_dim <= self.block_m // 2,
             SPLIT=SPLIT[self.value.dtype],
@@ -267,8 +286,11 @@ class Launch:
         )
         return constant(tile._replace(**other))
 
-    def compiled(self) -> dict[str, int]:
-        return {"num_warps": self.blocks.warps, "num_stages": self.blocks.stages}
+    def compiled(self, kernel: str) -> dict[str, Any]:
+        """What this kernel over pairs is compiled with."""
+        blocks = self.blocks[kernel]
+        form = {"TILE": self.tile(kernel), "FORM": self.form()}
+        return form | {"num_warps": blocks.warps, "num_stages": blocks.stages}
 
     def form(self) -> Form:
         call, is_sorted = self.call, self.order is not None

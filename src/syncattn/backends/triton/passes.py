@@ -40,9 +40,9 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if row_sum.numel() == 0 or value.numel() == 0:
         return out.zero_(), row_sum.zero_(), base.zero_(), sender.fill_(-1)
     if rows[2] <= MOST_DECODED:
-        _decode(Launch(call, arranged=False), out, row_sum, base, sender)
+        _decode(Launch(call, "forward", arranged=False), out, row_sum, base, sender)
         return out, row_sum, base, sender
-    p = Launch(call)
+    p = Launch(call, "forward")
     if nearest:
         find_nearest(p, Nearest(base, sender))
     lists = None
@@ -52,7 +52,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         forward_kernel[(p.batch * p.heads * p.receive.tiles,)](
             *_weighed(p), Nearest(base, p.places(sender)) if nearest else None, *_walk(lists), out, row_sum,
             p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
-            EVEN=p.keys == p.send.planes.stride, TILE=p.tile(), FORM=p.form(), **p.compiled(),
+            EVEN=p.keys == p.send.planes.stride, **p.compiled("forward"),
         )  # fmt: skip
     if nearest:
         base, sender = p.rows_back(base), p.rows_back(sender)
@@ -65,7 +65,7 @@ def find_nearest(p: Launch, nearest: Nearest) -> None:
         nearest_kernel[(p.batch * p.heads * p.receive.tiles,)](
             p.receive.planes, p.send.planes, p.receive.boxes, p.send.boxes, p.mask, p.mask_tiles, nearest,
             p.head_counts(p.send.heads), p.queries, p.keys,
-            CHUNK=CHUNK_OF_NEAREST, TILE=p.tile(), FORM=p.form(), num_warps=4,
+            CHUNK=CHUNK_OF_NEAREST, TILE=p.tile("forward"), FORM=p.form(), num_warps=4,
         )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tenso
     total = row_sum.new_empty(rows, parts)
     heads = p.head_counts(p.call.send.shape[1])
     sizes = p.queries, p.keys, parts, part_tiles
-    compiled = {"TILE": p.tile(KEYS=keys_block), "FORM": p.form(), "num_warps": 4}
+    compiled = {"TILE": p.tile("forward", KEYS=keys_block), "FORM": p.form(), "num_warps": 4}
     nearest = of_part = None
     with on(p.device):
         if p.nearest:
@@ -118,7 +118,7 @@ def backward(
     receive, send, value, coupling = call[:4]
     if row_sum.numel() == 0 or value.numel() == 0:
         return tuple(x.new_zeros(x.shape) for x in call[:5])  # type: ignore[return-value]
-    p = Launch(call)
+    p = Launch(call, "receivers", "senders")
     # hooks on saved tensors may give them back in another layout
     row_sum, base, sender = (x.contiguous() for x in (row_sum, base, sender))
     # to the order in which p has the receivers, and grad_receive and the like back again
@@ -145,15 +145,15 @@ def backward(
     grad_value = _per_head(p, value)
     gradient = Rows(grad, *grad.stride()[:3])
     sizes = p.head_counts(p.send.heads), p.queries, p.keys
-    compiled = {"TILE": p.tile(), "FORM": p.form(), **p.compiled()}
     with on(p.device):
         receivers_kernel[(heads_in_all * p.receive.tiles,)](
             *_weighed(p), nearest, *_walk(by_query), gradient, out, row_sum, for_senders, of_receivers,
-            *sizes, p.call.eps, EVEN=p.keys == p.send.planes.stride, **compiled,
+            *sizes, p.call.eps, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
         )  # fmt: skip
         senders_kernel[(heads_in_all * p.send.tiles,)](
             *_weighed(p), *_walk(by_key), gradient, for_senders, grad_send, grad_value,
-            *sizes, EVEN=p.queries == p.receive.planes.stride, NEAREST=nearest is not None, **compiled,
+            *sizes, EVEN=p.queries == p.receive.planes.stride, NEAREST=nearest is not None,
+            **p.compiled("senders"),
         )  # fmt: skip
     return (
         p.rows_back(of_receivers.receive),
