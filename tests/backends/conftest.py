@@ -165,7 +165,7 @@ def within_rounding(inputs, options, backend):
 
 
 def draw(batch, heads, queries, keys, m, d, *, density=0.5, same=False, structure="gaussian", options=None):
-    """Inputs of which this share of all pairs locks in the absolute frame."""
+    """Inputs of which this share of all pairs locks in the absolute frame; with None a law of no density."""
     g = torch.Generator().manual_seed(hash((batch, heads, queries, keys, m, d)) % 2**31)
     tokens = max(queries, keys)
     w = torch.randn(batch, heads, tokens, m, generator=g)
@@ -178,6 +178,8 @@ def draw(batch, heads, queries, keys, m, d, *, density=0.5, same=False, structur
     if not same:
         receive = receive.contiguous()
     value = torch.randn(batch, heads, keys, d, generator=g)
+    if density is None:
+        return [receive, receive if same else send, value, torch.ones(heads), torch.ones(heads)]
     squared = torch.cdist(receive[:, :, ::7].double(), send.double()).square().transpose(0, 1).flatten(1)
     if density == 0:
         radius = 0.9 * squared[squared > 1e-9].amin().sqrt().expand(heads)

@@ -200,7 +200,10 @@ def main(sm, names):
     for name in [x for x in names if x != "variants"] or CASES:
         for kernel, arguments, options in launches(CASES[name]):
             binary = compiled(kernel, arguments, options, target)
+            direct = getattr(arguments.get("TILE"), "DIRECT", None)
             line = {"case": name, "kernel": kernel.__name__, **options, **resources(binary)}
+            if "DIRECT" in arguments:  # the launch that few tiles need, beside the one for all others
+                line["for_far"] = arguments["DIRECT"] and not direct.value
             if line["loop"]:
                 line["loop"] = per_pair(kernel.__name__, line["loop"], arguments, options)
             print(json.dumps(line), flush=True)

@@ -14,12 +14,12 @@ SCRIPT = Path(__file__).parent / "ahead_of_time.py"
 
 
 # Of the layer's form, m 16, d 64: instructions of a thread for each pair, a quarter above what was found.
-MOST = {"forward_kernel": 18.5, "receivers_kernel": 31, "senders_kernel": 37}
+MOST = {"forward_kernel": 14, "receivers_kernel": 28, "senders_kernel": 34}
 # Of the layer's form, while a text grows from 5 to 4,096 tokens, or is decoded: with and without lists, their
 # order, and whole tiles. One more is an argument that should not be specialized.
 VARIANTS = {
-    "arrange_kernel": 2, "nearest_kernel": 1, "reach_kernel": 1, "lists_kernel": 2, "forward_kernel": 5,
-    "receivers_kernel": 5, "senders_kernel": 5, "nearest_part_kernel": 1, "part_kernel": 1,
+    "arrange_kernel": 5, "nearest_kernel": 1, "lists_kernel": 2, "forward_kernel": 6,
+    "receivers_kernel": 6, "senders_kernel": 6, "nearest_part_kernel": 1, "part_kernel": 1,
     "combine_kernel": 1,
 }  # fmt: skip
 
@@ -35,11 +35,12 @@ def test_they_compile_for_hopper_to_few_instructions_on_tensor_cores():
     first, *lines = map(json.loads, result.stdout.splitlines())
     assert first["variants"] == VARIANTS
     for one in lines:
-        found[one["kernel"]] = one
         assert one["registers"] <= 255 and one["shared"] <= 227 * 1024
-        assert one["spilled"] <= 128, one
+        if not one.get("for_far"):
+            found[one["kernel"]] = one
+            assert one["spilled"] <= 128, one
     for name in ("forward_kernel", "receivers_kernel", "senders_kernel", "nearest_kernel"):
         assert found[name]["HGMMA"] > 0, name  # Hopper's own matrix instruction
     for name, most in MOST.items():
         assert found[name]["loop"]["all"] <= most, found[name]
-    assert {"lists_kernel", "arrange_kernel", "reach_kernel", "part_kernel", "combine_kernel"} <= found.keys()
+    assert {"lists_kernel", "arrange_kernel", "part_kernel", "combine_kernel"} <= found.keys()

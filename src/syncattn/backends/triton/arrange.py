@@ -1,37 +1,145 @@
-"""Before anything else: the frequencies as planes, a box around each tile's tokens, and how far each tile of
-receivers can reach."""
+"""Before anything else: the frequencies as planes and as operands of a product, and a box around each tile's
+tokens; of receivers also how far each tile can reach."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
+from syncattn.backends.triton.detuning import KNOWN, mean_of_near
 from syncattn.backends.triton.groups import GROWING
 from syncattn.backends.triton.margin import kappa_of, largest_radius
 from syncattn.backends.triton.pointers import head_of
 
 _LARGEST = tl.constexpr(3e38)  # half the side of a box that is everything: farther from an empty box than any
+SAMPLE = tl.constexpr(64)  # tokens that a head's frame is made from
+# What the error of D as a product may be, over the smallest rho^2 of a tile: a quarter of what rounding W to
+# bfloat16 does. The error is 2^-21 of the squares of the two tokens.
+_ERROR = tl.constexpr(2.0**21 * 2.0**-10)
+_MOST_SQUARED = tl.constexpr(3e4)  # what a float16 holds
+MOST_LARGE = tl.constexpr(1e8)  # and what the three of a size hold
+
+
+class Frame(NamedTuple):
+    """What a head's frequencies are counted in: centre and axis (BLOCK_M,), unit."""
+
+    centre: Any
+    axis: Any
+    unit: Any
+
+
+@triton.jit
+def _first_at(x, value):
+    """1 where x (n,) has that value first, else 0."""
+    k = tl.arange(0, x.shape[0])
+    return (k == tl.min(tl.where(x == value, k, x.shape[0]), 0)).to(tl.float32)
+
+
+@triton.jit
+def _frame_of_sample(sample, b, h, tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Of some tokens of a head, evenly spaced, those that are not far from the others: their mean, the axis
+    of their largest variance by power iteration, and the power of two next to how far they are from that
+    axis. Any frame gives D; a good one gives it exactly."""
+    k = tl.arange(0, BLOCK_M)
+    at = (tl.arange(0, SAMPLE).to(tl.int64) * tokens) // SAMPLE
+    pointers = head_of(sample, b, h) + at[:, None] * sample.token + k[None, :] * sample.coordinate
+    w = tl.load(pointers, mask=(k < FREQ)[None, :], other=0.0).to(tl.float32)
+    known = tl.min((tl.abs(w) < KNOWN).to(tl.int32), 1) > 0
+    centre = mean_of_near(w, known, 0)
+    away = tl.where(known, tl.max(tl.abs(w - centre[None, :]), 1), 0.0)
+    known = known & (away * tl.sum(known.to(tl.float32), 0) <= 1.001 * tl.sum(away, 0))
+    w = tl.where(known[:, None], w - centre[None, :], 0.0)
+    largest = tl.max(tl.max(tl.abs(w), 1), 0)
+    scale = tl.where(largest > 0.0, largest, 1.0)
+    w = w / scale
+    variance = tl.sum(w * w, 0)
+    axis = _first_at(variance, tl.max(variance, 0))
+    for _ in tl.static_range(4):
+        along = tl.sum(w * axis[None, :], 1)
+        turned = tl.sum(w * along[:, None], 0)
+        length = tl.sqrt(tl.sum(turned * turned, 0))
+        axis = tl.where(length > 0.0, turned / tl.where(length > 0.0, length, 1.0), axis)
+    w = w - tl.sum(w * axis[None, :], 1)[:, None] * axis[None, :]
+    width = scale * tl.sqrt(tl.max(tl.sum(w * w, 1), 0))
+    unit = tl.where(width > 1e-12, tl.exp2(tl.ceil(tl.log2(tl.maximum(width, 1e-12)))), 1.0)
+    return Frame(centre, axis, unit)
+
+
+@triton.jit
+def _halves_of(x):
+    """Two float16 whose sum is x to 22 bits, or to 2^-24 if that is more."""
+    first = x.to(tl.float16)
+    return first, (x - first.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def read_size(to, FREQ: tl.constexpr):
+    """What `store_size` wrote of receivers."""
+    thousands = tl.load(to + 3 * FREQ).to(tl.float32) * 4096.0
+    return thousands + tl.load(to + 3 * FREQ + 1).to(tl.float32) + tl.load(to + 3 * FREQ + 2).to(tl.float32)
+
+
+@triton.jit
+def store_size(to, size, inside, FREQ: tl.constexpr, RECEIVES: tl.constexpr):
+    """A token's size among its operands, which begin at `to`: three float16, of which the first counts
+    4096-fold."""
+    column = 3 * FREQ + (0 if RECEIVES else 3)
+    thousands = tl.floor(size * (1.0 / 4096.0)).to(tl.float16)
+    first, second = _halves_of(size - thousands.to(tl.float32) * 4096.0)
+    tl.store(to + column, thousands, mask=inside)
+    tl.store(to + column + 1, first, mask=inside)
+    tl.store(to + column + 2, second, mask=inside)
+
+
+@triton.jit
+def _store_operands(to, w, size, FREQ: tl.constexpr, PRODUCT: tl.constexpr, RECEIVES: tl.constexpr):
+    """The rows of one tile for the product, PRODUCT columns: w (BLOCK, BLOCK_M) in two parts, so that with
+    those of the other side first * first, first * second and second * first meet; the own size before the
+    other side's ones, or behind them."""
+    BLOCK: tl.constexpr = w.shape[0]
+    k, rows = tl.arange(0, w.shape[1])[None, :], tl.arange(0, BLOCK)
+    to += rows * PRODUCT
+    first, second = _halves_of(w * -2.0 if RECEIVES else w)
+    inside = (k < FREQ) & (rows < BLOCK)[:, None]
+    tl.store(to[:, None] + k, first, mask=inside)
+    tl.store(to[:, None] + FREQ + k, first if RECEIVES else second, mask=inside)
+    tl.store(to[:, None] + 2 * FREQ + k, second if RECEIVES else first, mask=inside)
+    store_size(to, size, rows < BLOCK, FREQ, RECEIVES)
+    column = tl.arange(0, PRODUCT)[None, :]
+    ones = (column >= 3) & (column < 6) if RECEIVES else column < 3
+    value = tl.where(ones, tl.where(column % 3 == 0, 4096.0, 1.0), 0.0)
+    value = tl.broadcast_to(value, [BLOCK, PRODUCT])
+    mine = column < 3 if RECEIVES else (column >= 3) & (column < 6)
+    inside = (column < PRODUCT - 3 * FREQ) & (mine == 0) & (rows < BLOCK)[:, None]
+    tl.store(to[:, None] + 3 * FREQ + column, value.to(tl.float16), mask=inside)
 
 
 @triton.jit(do_not_specialize=GROWING)
 def arrange_kernel(
-    x, order, allowed, planes, boxes, heads, tokens, tiles,
+    x, order, allowed, planes, boxes, sample, units, law, least, reach,
+    heads, send_heads, tokens, tiles, sampled,
     nowhere: tl.constexpr, nobody: tl.constexpr, FREQ: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, PRODUCT: tl.constexpr, DRAWN: tl.constexpr, RECEIVES: tl.constexpr,
 ):  # fmt: skip
-    """One tile of frequencies x into planes and boxes. What is infinite, or past the end, stands `nowhere`; a
-    box with a NaN in it is everything, one without a token is empty.
+    """One tile of frequencies x into planes, operands and boxes. What is infinite, or past the end, stands
+    `nowhere`; a box with a NaN in it is everything, one without a token is empty.
 
     With an order (B, heads, tokens) int64 the tokens come in it. Those that are not in allowed (B, heads,
     tokens) stand nowhere, too. The numbers, if they are wanted, are the tokens' places in x, `nobody` for
-    those that stand nowhere."""
+    those that stand nowhere. Of receivers, reach (B H, tiles) is the largest D at which any of a tile can
+    lock; with least (B, H, tokens), each one's nearest sender's D, that and the sizes count from there. The
+    head's unit goes to units (B heads,)."""
     bh, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     b, h = bh // heads, bh % heads
-    i, k = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_M)
+    rows = tl.arange(0, BLOCK)
+    i, k = tile * BLOCK + rows, tl.arange(0, BLOCK_M)
     present = i < tokens
     place = i
     if order is not None:
         place = tl.load(order + bh.to(tl.int64) * tokens + i, mask=present, other=0).to(tl.int32)
+    in_call = present
     if allowed is not None:
         heard = head_of(allowed, b, h) + place.to(tl.int64) * allowed.token
         present = present & (tl.load(heard, mask=present, other=0) != 0)
@@ -51,18 +159,54 @@ def arrange_kernel(
     if planes.numbers is not None:
         numbers = planes.numbers + bh.to(tl.int64) * planes.stride + i
         tl.store(numbers, tl.where(present, place, nobody))
-
-
-@triton.jit(do_not_specialize=GROWING)
-def reach_kernel(law, nearest, reach, heads, queries, tiles, BLOCK: tl.constexpr):
-    """The largest D, from the absolute frame, at which any receiver of a tile can lock: reach (B H,
-    tiles)."""
-    bh, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    i = tile * BLOCK + tl.arange(0, BLOCK)
-    b, h = bh // heads, bh % heads
-    far = largest_radius(kappa_of(law, b, h, i, queries), tl.load(law.bandwidth + h))
-    if nearest is not None:
-        least = tl.load(nearest + bh.to(tl.int64) * queries + i, mask=i < queries, other=0.0)
-        far = far + tl.where(least == least, least, float("inf"))
-    far = tl.where(i < queries, far, 0.0)
-    tl.store(reach + bh.to(tl.int64) * tiles + tile, tl.max(far, 0))
+    if RECEIVES:
+        radius = largest_radius(kappa_of(law, b, h, i, tokens), tl.load(law.bandwidth + h))
+        far = radius
+        nearest = tl.zeros([BLOCK], tl.float32)
+        if least is not None:
+            nearest = tl.load(least + bh.to(tl.int64) * tokens + place, mask=in_call, other=0.0)
+            far = far + tl.where(nearest == nearest, nearest, float("inf"))
+        own_tile = bh.to(tl.int64) * tiles + tile
+        tl.store(reach + own_tile, tl.max(tl.where(in_call, far, 0.0), 0))
+    if planes.operands is None:
+        return
+    frame = _frame_of_sample(sample, b, h // (heads // send_heads), sampled, FREQ, BLOCK_M)
+    inverse = 1.0 / frame.unit
+    if not RECEIVES:
+        if tile == 0:
+            tl.store(units + bh, frame.unit)
+    w = tl.where((k < FREQ)[None, :], w, 0.0)
+    missing = tl.max((w != w).to(tl.int32), 1) > 0  # a NaN stays one
+    somewhere = present & (missing == 0) & (tl.max(tl.abs(w), 1) < KNOWN)
+    w = tl.where((somewhere | missing)[:, None], (w - frame.centre[None, :]) * inverse, 0.0)
+    along = tl.sum(w * frame.axis[None, :], 1)
+    across = w - along[:, None] * frame.axis[None, :]
+    sizes = tl.sum(across * across, 1)
+    near = somewhere & (sizes < _MOST_SQUARED)
+    # counting from the centre rounds to 2^-24 of the distance, which D has doubled and times rho
+    rounded = tl.sum(w * w, 1) * 2.0**-15
+    bound = tl.max(tl.where(somewhere, tl.maximum(sizes, rounded), 0.0), 0)
+    bound = tl.where(tl.max((somewhere & (near == 0)).to(tl.int32), 0) > 0, float("inf"), bound)
+    across = tl.where((near | missing)[:, None], across, 0.0)
+    sizes = tl.where(near | missing, sizes, 0.0)
+    along = tl.where(somewhere | missing, along, nowhere)
+    token = bh.to(tl.int64) * planes.stride + tile * BLOCK
+    if RECEIVES:
+        square = inverse * inverse
+        shortest = tl.min(tl.where(somewhere, radius, float("inf")), 0) * square
+        bound = shortest * _ERROR - bound
+        sizes = sizes - nearest * square
+        beyond = tl.max((somewhere & (tl.abs(nearest) * square >= MOST_LARGE)).to(tl.int32), 0)
+        bound = tl.where(beyond > 0, float("-inf"), bound)
+        sizes = tl.where(tl.abs(sizes) >= MOST_LARGE, 0.0, sizes)
+    tl.store(planes.bound + bh.to(tl.int64) * tiles + tile, bound)
+    _store_operands(planes.operands + token * PRODUCT, across, sizes, FREQ, PRODUCT, RECEIVES)
+    tl.store(planes.along + token + rows, along)
+    # what dL/dD meets: two bfloat16 parts, each in half of the columns
+    HALF: tl.constexpr = DRAWN // 2
+    to = planes.drawn + (token + rows)[:, None] * DRAWN + k[None, :]
+    first = w.to(tl.bfloat16)
+    second = (w - first.to(tl.float32)).to(tl.bfloat16)
+    within = (k < HALF)[None, :] & (rows < BLOCK)[:, None]
+    tl.store(to, first, mask=within)
+    tl.store(to + HALF, second, mask=within)

@@ -6,7 +6,8 @@ With delta_i = <dO_i, out_i> and Z the row sums:
     dW = (dO v^T - delta) / Z,  dD = dW W'(F) F'(D),  dv = (W / Z)^T dO,
     dw^r_i = 2 sum_j dD_ij (w^r_i - w^s_j),  dw^s_j the same with the other sign.
 
-Frequencies are counted from the mean of the own tile's. In the nearest frame the pair of a receiver and its
+Frequencies are counted from the head's centre in its unit; where D is taken as differences, from the mean of
+the own tile's, in their own. In the nearest frame the pair of a receiver and its
 nearest sender takes back the sum of the row's dD.
 """
 
@@ -18,15 +19,17 @@ import triton.language as tl
 from syncattn.backends.triton.detuning import (
     Tokens,
     about_centre,
+    along_axis,
     beyond_nearest,
     direct_detuning,
+    drawn_directly,
     drawn_product,
-    from_nearest,
-    gram_detuning,
-    left_operands,
+    drawn_tokens,
+    joined,
+    operands,
     own_tokens,
-    right_operands,
-    unpacked,
+    places,
+    product_detuning,
     zero_at_nearest,
 )
 from syncattn.backends.triton.groups import GROWING
@@ -51,7 +54,7 @@ from syncattn.backends.triton.pairs import (
 from syncattn.backends.triton.pointers import (
     first_of,
     head_of,
-    last_key_tile,
+    is_far,
     load_values,
     meet,
     numbers_of,
@@ -68,13 +71,16 @@ ROW_NUMBERS = tl.constexpr(6)
 
 @triton.jit(do_not_specialize=GROWING)
 def receivers_kernel(
-    receive, send, value, law, mask, mask_tiles, dropout, nearest, walk, width, grad, out, row_sum,
+    receive, send, value, law, mask, mask_tiles, dropout, units, nearest, walk, width, grad, out, row_sum,
     for_senders, gradients, heads, queries, keys, eps,
-    EVEN: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
+    DIRECT: tl.constexpr, EVEN: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one tile of receivers, and what `senders_kernel` reads of it."""
-    query_tiles, key_tiles = receive.stride // TILE.QUERIES, send.stride // TILE.KEYS
+    query_tiles = receive.stride // TILE.QUERIES
     bh, tile = own_place(walk, query_tiles, FORM.CAUSAL)
+    if not TILE.DIRECT:
+        if is_far(walk, bh * query_tiles + tile) != DIRECT:
+            return
     b, h, row = bh // heads.receive, bh % heads.receive, bh.to(tl.int64) * queries
     send_bh = shared_head(b, h, heads.receive, heads.send)
     rows, columns, d = tl.arange(0, TILE.QUERIES), tl.arange(0, TILE.WALK), tl.arange(0, TILE.BLOCK_D)
@@ -87,10 +93,17 @@ def receivers_kernel(
     senders = send.base + send_bh * TILE.FREQ * send.stride
     values = head_of(value, b, h // (heads.receive // heads.value))
     kappa = kappa_of(law, b, h, i, queries)
-    row_term = row_term_of(kappa)
-    alpha = tl.load(law.bandwidth + h)
+    unit = 1.0 if DIRECT else tl.load(units + send_bh)
+    # to the senders everything is told in the head's unit, however it was computed here
+    to_unit = tl.load(units + send_bh) if DIRECT and not TILE.DIRECT else 1.0
+    row_term = row_term_of(kappa) * (unit * unit)
+    alpha = tl.load(law.bandwidth + h) * (unit * unit)
     head_term = head_term_of(alpha)
-    a, centre = left_operands(left, TILE)
+    if DIRECT:
+        own_w, centre = about_centre(left, TILE.FREQ, TILE.BLOCK_M)
+    else:
+        a = operands(receive, bh, own, rows, 0, TILE)
+        along = places(receive, bh, own, rows)[:, None]
     total = tl.load(row_sum + row + i, mask=here, other=0.0)
     scale = 1.0 / tl.where(total == 0.0, 1.0, total + eps)
     inside = here[:, None] & (d < TILE.DIM)[None, :]
@@ -99,12 +112,11 @@ def receivers_kernel(
     mixed = tl.load(out + (row + i)[:, None] * TILE.DIM + d[None, :], mask=inside, other=0.0)
     delta = tl.sum(dout.to(tl.float32) * mixed.to(tl.float32), 1) * scale
     numbers = for_senders.numbers + bh.to(tl.int64) * ROW_NUMBERS * receive.stride + i
-    tl.store(numbers, row_term)
+    tl.store(numbers, row_term * (to_unit * to_unit))
     tl.store(numbers + receive.stride, scale)
     tl.store(numbers + 2 * receive.stride, delta)
     if nearest is not None:
         least, sender, first_sender, nearest_senders = nearest_of_rows(nearest, row + i, here)
-        a = from_nearest(a, least[:, None])
         ranges = for_senders.ranges + bh.to(tl.int64) * 2 * query_tiles + tile
         tl.store(ranges, first_sender)
         tl.store(ranges + query_tiles, nearest_senders)
@@ -113,24 +125,25 @@ def receivers_kernel(
     if dropout is not None:
         words = row_words(tl.load(dropout.seed), row + left.numbers)[:, None]
 
-    drawn = tl.zeros([TILE.QUERIES, TILE.BLOCK_M], tl.float32)  # sum_j dD_ij w^s_j
+    DRAWN: tl.constexpr = TILE.BLOCK_M if DIRECT else TILE.DRAWN
+    drawn = tl.zeros([TILE.QUERIES, DRAWN], tl.float32)  # sum_j dD_ij w^s_j
     summed = no_sums(TILE.QUERIES, TILE.SPLIT == 1)
     to_coupling = tl.zeros([TILE.QUERIES], tl.float32)
     to_bandwidth = tl.zeros([TILE.QUERIES], tl.float32)
     own_list = bh * query_tiles + tile
-    end = last_key_tile(tile, queries, keys, key_tiles, TILE) if FORM.CAUSAL else key_tiles
-    end, shift = walk_of(walk, own_list, end)
+    end, shift = walk_of(walk, own_list)
     for step in range(0, end * (TILE.KEYS // TILE.WALK)):
         first = first_of(walk, width, own_list, shift, step, TILE.KEYS, TILE.WALK)
         j = first + columns
         right = Tokens(senders + first, send.stride, columns, first, numbers_of(send, send_bh, j))
-        w = right_operands(right, centre, TILE)
-        if TILE.DIRECT:
+        if DIRECT:
             squared = direct_detuning(left, right, TILE.FREQ)
             if nearest is not None:
                 squared = beyond_nearest(squared, least[:, None])
         else:
-            squared = gram_detuning(a, w, TILE.PACKED)
+            apart = along - places(send, send_bh, first, columns)[None, :]
+            squared = product_detuning(a, receive, bh, own, rows, send, send_bh, first, columns, TILE)
+            squared = along_axis(apart, squared, nearest is not None)
         squared = zero_at_oneself(squared, left, right, FORM)
         if nearest is not None:
             if meet(first, TILE.WALK, first_sender, nearest_senders):
@@ -152,39 +165,51 @@ def receivers_kernel(
         to_bandwidth += tl.sum(of_bandwidth, 1)
         dsquared = zero_at_oneself(dsquared, left, right, FORM)
         summed = add_sums(dsquared, summed, TILE.SPLIT == 1)
-        drawn = drawn_product(dsquared, w, drawn, TILE.SPLIT, TILE.PACKED)
+        if DIRECT:
+            drawn = drawn_directly(dsquared, right, centre, drawn, TILE.SPLIT, TILE)
+        else:
+            w = drawn_tokens(send, send_bh, first, columns, TILE)
+            drawn = drawn_product(dsquared, w, drawn, TILE.SPLIT)
 
     summed = row_sums(summed, TILE.SPLIT == 1)
-    # once for each coordinate
-    drawn = unpacked(drawn, TILE.PACKED)
-    ONCE: tl.constexpr = drawn.shape[1]
-    w, centre = about_centre(left, TILE.FREQ, ONCE, False)
-    k = tl.arange(0, ONCE)
     if nearest is not None:
-        found = (sender >= 0)[None, :] & (k < TILE.FREQ)[:, None]
-        nearest_w = tl.load(senders + k[:, None] * send.stride + sender[None, :], mask=found, other=0.0)
-        tl.store(numbers + 3 * receive.stride, summed)
-        gradient = summed[:, None] * tl.trans(nearest_w - centre[:, None]) - drawn
+        tl.store(numbers + 3 * receive.stride, summed * (to_unit * to_unit))
+    if DIRECT:
+        k = tl.arange(0, TILE.BLOCK_M)
+        if nearest is not None:
+            found = (sender >= 0)[None, :] & (k < TILE.FREQ)[:, None]
+            own_w = tl.load(senders + k[:, None] * send.stride + sender[None, :], mask=found, other=0.0)
+            own_w -= centre[:, None]
+        gradient = summed[:, None] * tl.trans(own_w) - drawn
     else:
-        gradient = summed[:, None] * tl.trans(w) - drawn
+        k = tl.arange(0, TILE.DRAWN // 2)
+        if nearest is not None:
+            own_w = drawn_tokens(send, send_bh, 0, tl.maximum(sender, 0), TILE)
+        else:
+            own_w = drawn_tokens(receive, bh, own, rows, TILE)
+        gradient = summed[:, None] * joined(own_w, TILE.DRAWN) - joined(drawn, TILE.DRAWN)
     to = gradients.receive + (row + i)[:, None] * TILE.FREQ + k[None, :]
-    gradient = (2.0 * gradient).to(gradients.receive.dtype.element_ty)
+    gradient = (gradient * (2.0 / unit)).to(gradients.receive.dtype.element_ty)
     tl.store(to, gradient, mask=here[:, None] & (k < TILE.FREQ)[None, :])
-    tl.store(gradients.coupling + row + i, coupling_gradient(to_coupling, kappa), mask=here)
-    to_bandwidth = bandwidth_gradient(tl.sum(tl.where(here, to_bandwidth, 0.0), 0))
+    to_coupling = coupling_gradient(to_coupling * (unit * unit), kappa)
+    tl.store(gradients.coupling + row + i, to_coupling, mask=here)
+    to_bandwidth = bandwidth_gradient(tl.sum(tl.where(here, to_bandwidth, 0.0), 0)) * (unit * unit)
     tl.store(gradients.bandwidth + bh * query_tiles + tile, to_bandwidth)
 
 
 @triton.jit(do_not_specialize=GROWING)
 def senders_kernel(
-    receive, send, value, law, mask, mask_tiles, dropout, walk, width, grad, for_senders, grad_send,
+    receive, send, value, law, mask, mask_tiles, dropout, units, walk, width, grad, for_senders, grad_send,
     grad_value, heads, queries, keys,
-    EVEN: tl.constexpr, NEAREST: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
+    DIRECT: tl.constexpr, EVEN: tl.constexpr, NEAREST: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """Of one tile of senders, for one head of receivers: grad_send (B, H, M, m) and grad_value (B, H, M, d).
     Its tiles of pairs are (senders, receivers)."""
     query_tiles, key_tiles = receive.stride // TILE.QUERIES, send.stride // TILE.KEYS
     bh, tile = own_place(walk, key_tiles, False)
+    if not TILE.DIRECT:
+        if is_far(walk, bh * key_tiles + tile) != DIRECT:
+            return
     b, h, row = bh // heads.receive, bh % heads.receive, bh.to(tl.int64) * queries
     send_bh = shared_head(b, h, heads.receive, heads.send)
     rows, columns, d = tl.arange(0, TILE.KEYS), tl.arange(0, TILE.WALK), tl.arange(0, TILE.BLOCK_D)
@@ -200,46 +225,50 @@ def senders_kernel(
     all_numbers = for_senders.numbers + bh.to(tl.int64) * ROW_NUMBERS * receive.stride
     plane = tl.cast(receive.stride, tl.int64)
     all_ranges = for_senders.ranges + bh.to(tl.int64) * 2 * query_tiles
-    alpha = tl.load(law.bandwidth + h)
+    unit = 1.0 if DIRECT else tl.load(units + send_bh)
+    from_unit = 1.0
+    if DIRECT and not TILE.DIRECT:
+        from_unit = 1.0 / tl.load(units + send_bh)
+    alpha = tl.load(law.bandwidth + h) * (unit * unit)
     head_term = head_term_of(alpha)
-    a, centre = left_operands(left, TILE)
+    if DIRECT:
+        own_w, centre = about_centre(left, TILE.FREQ, TILE.BLOCK_M)
+    else:
+        a = operands(send, send_bh, own, rows, 0, TILE)
+        along = places(send, send_bh, own, rows)[:, None]
     inside = here[:, None] & (d < TILE.DIM)[None, :]
     v = tl.load(values + j.to(tl.int64)[:, None] * value.token + d[None, :], mask=inside, other=0.0)
     if dropout is not None:
         seed = tl.load(dropout.seed)
 
     dvalue = tl.zeros([TILE.KEYS, TILE.BLOCK_D], tl.float32)
-    drawn = tl.zeros([TILE.KEYS, TILE.BLOCK_M], tl.float32)  # sum_i dD_ij w^r_i
+    DRAWN: tl.constexpr = TILE.BLOCK_M if DIRECT else TILE.DRAWN
+    drawn = tl.zeros([TILE.KEYS, DRAWN], tl.float32)  # sum_i dD_ij w^r_i
     summed = no_sums(TILE.KEYS, TILE.SPLIT == 1)
     own_list = bh * key_tiles + tile
-    start = 0
-    if FORM.CAUSAL and walk.entries is None:
-        start = tl.maximum(own - (keys - queries), 0) // TILE.QUERIES
-    end, shift = walk_of(walk, own_list, query_tiles)
-    for step in range(start * (TILE.QUERIES // TILE.WALK), end * (TILE.QUERIES // TILE.WALK)):
+    end, shift = walk_of(walk, own_list)
+    for step in range(0, end * (TILE.QUERIES // TILE.WALK)):
         first = first_of(walk, width, own_list, shift, step, TILE.QUERIES, TILE.WALK)
         numbers = all_numbers + first + columns
-        row_term = tl.load(numbers)[None, :]
+        row_term = tl.load(numbers)[None, :] * (from_unit * from_unit)
         scale = tl.load(numbers + plane)[None, :]
         i_numbers = numbers_of(receive, bh, first + columns)
         right = Tokens(receivers + first, receive.stride, columns, first, i_numbers)
-        w = right_operands(right, centre, TILE)
-        if NEAREST:
-            least = tl.load(numbers + 4 * plane)[None, :]
-        if TILE.DIRECT:
+        if DIRECT:
             squared = direct_detuning(left, right, TILE.FREQ)
             if NEAREST:
-                squared = beyond_nearest(squared, least)
-        elif NEAREST:
-            squared = gram_detuning(a, from_nearest(w, least), TILE.PACKED)
+                squared = beyond_nearest(squared, tl.load(numbers + 4 * plane)[None, :])
         else:
-            squared = gram_detuning(a, w, TILE.PACKED)
+            apart = along - places(receive, bh, first, columns)[None, :]
+            squared = product_detuning(a, send, send_bh, own, rows, receive, bh, first, columns, TILE)
+            squared = along_axis(apart, squared, NEAREST)
         squared = zero_at_oneself(squared, left, right, FORM)
         if NEAREST:
             ranges = all_ranges + first // TILE.QUERIES
             some_nearest = meet(own, TILE.KEYS, tl.load(ranges), tl.load(ranges + query_tiles))
             if some_nearest:
                 sender = tl.load(numbers + 5 * plane).to(tl.int32, bitcast=True)[None, :]
+                least = tl.load(numbers + 4 * plane)[None, :]
                 squared = zero_at_nearest(squared, least, j[:, None] == sender)
         margin, decay_square = margin_of_tile(
             squared, row_term, head_term, left, right, masks, True, TILE, FORM
@@ -262,19 +291,25 @@ def senders_kernel(
         if NEAREST:
             if some_nearest:
                 sender = tl.load(numbers + 5 * plane).to(tl.int32, bitcast=True)[None, :]
-                taken = tl.load(numbers + 3 * plane)[None, :]
+                taken = tl.load(numbers + 3 * plane)[None, :] * (from_unit * from_unit)
                 dsquared = tl.where(j[:, None] == sender, dsquared - taken, dsquared)
         dsquared = zero_at_oneself(dsquared, left, right, FORM)
         summed = add_sums(dsquared, summed, TILE.SPLIT == 1)
-        drawn = drawn_product(dsquared, w, drawn, TILE.SPLIT, TILE.PACKED)
+        if DIRECT:
+            drawn = drawn_directly(dsquared, right, centre, drawn, TILE.SPLIT, TILE)
+        else:
+            w = drawn_tokens(receive, bh, first, columns, TILE)
+            drawn = drawn_product(dsquared, w, drawn, TILE.SPLIT)
 
     summed = row_sums(summed, TILE.SPLIT == 1)
-    # once for each coordinate
-    drawn = unpacked(drawn, TILE.PACKED)
-    ONCE: tl.constexpr = drawn.shape[1]
-    w, centre = about_centre(left, TILE.FREQ, ONCE, False)
-    k = tl.arange(0, ONCE)
-    gradient = (2.0 * (summed[:, None] * tl.trans(w) - drawn)).to(grad_send.dtype.element_ty)
+    if DIRECT:
+        k = tl.arange(0, TILE.BLOCK_M)
+        gradient = summed[:, None] * tl.trans(own_w) - drawn
+    else:
+        k = tl.arange(0, TILE.DRAWN // 2)
+        own_w = drawn_tokens(send, send_bh, own, rows, TILE)
+        gradient = summed[:, None] * joined(own_w, TILE.DRAWN) - joined(drawn, TILE.DRAWN)
+    gradient = (gradient * (2.0 / unit)).to(grad_send.dtype.element_ty)
     to = bh.to(tl.int64) * keys + j
     within = here[:, None] & (k < TILE.FREQ)[None, :]
     tl.store(grad_send + to[:, None] * TILE.FREQ + k[None, :], gradient, mask=within)

@@ -1,4 +1,15 @@
-"""D of a tile of pairs, as differences or as a product of matrices, and how dL/dD meets the frequencies."""
+"""D of a tile of pairs, as differences or as a product of matrices, and how dL/dD meets the frequencies.
+
+As a product (arrange.py writes its operands): frequencies are counted from their head's centre in the head's
+unit. What they are along the head's longest axis, where positions are, stays a float32; what is perpendicular
+to it is cut into two float16. Then D in squares of the unit is
+
+    (p_i - p_j)^2 + |a_i|^2 + |b_j|^2 - 2 a_i b_j,
+
+the first as differences, all else one product on tensor cores, sizes included. Its error is some 2^-21 of
+the squares of a and b; where that is too much for any pair of tiles in a list (lists.py), the program that
+walks it takes D as differences.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +25,7 @@ from syncattn.backends.triton.products import product
 # overflows.
 NOWHERE_SEND = tl.constexpr(1e16)
 NOWHERE_RECEIVE = tl.constexpr(3e16)
+KNOWN = tl.constexpr(1e15)  # what is there is nearer
 
 
 class Tokens(NamedTuple):
@@ -26,15 +38,6 @@ class Tokens(NamedTuple):
     numbers: Any  # pointers.numbers_of
 
 
-class Operands(NamedTuple):
-    """The same as `gram_detuning` takes them, on the left or on the right."""
-
-    first: Any  # three bfloat16 parts: on the left of -2 w, transposed
-    second: Any
-    third: Any
-    sizes: Any  # |w|^2
-
-
 @triton.jit
 def own_tokens(planes, bh, first, rows, FREQ: tl.constexpr):
     """Those of a head from the first on."""
@@ -43,25 +46,36 @@ def own_tokens(planes, bh, first, rows, FREQ: tl.constexpr):
 
 
 @triton.jit
-def load_planes(tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr, PACKED: tl.constexpr):
-    """(BLOCK_M, tokens): the coordinates of some tokens, 0 beyond the last coordinate. PACKED: twice, in each
-    half of the rows once."""
-    HALF: tl.constexpr = BLOCK_M // 2 if PACKED else BLOCK_M
-    k = tl.arange(0, BLOCK_M) % HALF
+def _load_planes(tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(BLOCK_M, tokens): the coordinates of some tokens, 0 beyond the last coordinate."""
+    k = tl.arange(0, BLOCK_M)
     pointers = tokens.base + k[:, None] * tokens.stride + tokens.rows[None, :]
-    if FREQ == HALF:
+    if FREQ == BLOCK_M:
         return tl.load(pointers)
     return tl.load(pointers, mask=k[:, None] < FREQ, other=0.0)
 
 
 @triton.jit
-def about_centre(tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr, PACKED: tl.constexpr):
+def mean_of_near(w, known, AXIS: tl.constexpr):
+    """The mean (coordinates,) over the tokens, along this axis of w, that are known and not far from the
+    others; 0 of none."""
+    OTHER: tl.constexpr = 1 - AXIS
+    centre = tl.zeros([w.shape[OTHER]], tl.float32)
+    for _ in tl.static_range(2):
+        at = tl.expand_dims(known, OTHER)
+        number = tl.maximum(tl.sum(known.to(tl.float32), 0), 1.0)
+        centre = tl.sum(tl.where(at, w, 0.0), AXIS) / number
+        away = tl.where(known, tl.max(tl.abs(w - tl.expand_dims(centre, AXIS)), OTHER), 0.0)
+        known = known & (away * number <= 1.001 * tl.sum(away, 0))
+    return centre
+
+
+@triton.jit
+def about_centre(tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr):
     """(w (BLOCK_M, tokens), centre (BLOCK_M,)): the coordinates counted from their mean, over those that are
-    there and finite."""
-    w = load_planes(tokens, FREQ, BLOCK_M, PACKED)
-    known = tl.abs(w) < 1e15
-    number = tl.maximum(tl.sum(known.to(tl.float32), 1), 1.0)
-    centre = tl.sum(tl.where(known, w, 0.0), 1) / number
+    there and finite, and not far from the others."""
+    w = _load_planes(tokens, FREQ, BLOCK_M)
+    centre = mean_of_near(w, tl.min((tl.abs(w) < KNOWN).to(tl.int32), 0) > 0, 1)
     return w - centre[:, None], centre
 
 
@@ -87,7 +101,7 @@ def _upper_half(x):
 
 
 @triton.jit
-def three_parts(x):
+def _three_parts(x):
     """Three bfloat16 whose sum is exactly the float32 x: 8 bits each. (A NaN is one of the second part.)"""
     first, first_part = _upper_half(x)
     rest = x - first
@@ -96,65 +110,41 @@ def three_parts(x):
 
 
 @triton.jit
-def _halves(first, second):
-    """The upper half of the rows of one (BLOCK_M, R), the lower of the other."""
-    BLOCK_M: tl.constexpr = first.shape[0]
-    return tl.where((tl.arange(0, BLOCK_M) < BLOCK_M // 2)[:, None], first, second)
+def operands(planes, bh, first, rows, chunk, TILE: tl.constexpr):
+    """(tokens, CHUNK) float16: a part of what arrange.py wrote for the product of some tokens."""
+    start = planes.operands + (bh.to(tl.int64) * planes.stride + first) * TILE.PRODUCT
+    columns = chunk * TILE.CHUNK + tl.arange(0, TILE.CHUNK)
+    return tl.load(start + rows[:, None] * TILE.PRODUCT + columns[None, :])
 
 
 @triton.jit
-def _sizes_of(w, PACKED: tl.constexpr):
-    return tl.sum(w * w, 0) * (0.5 if PACKED else 1.0)
+def places(planes, bh, first, rows):
+    """(tokens,): where some tokens are along the axis."""
+    return tl.load(planes.along + bh.to(tl.int64) * planes.stride + first + rows)
 
 
 @triton.jit
-def left_operands(tokens, TILE: tl.constexpr):
-    """(Operands of the own tile, its centre)."""
-    w, centre = about_centre(tokens, TILE.FREQ, TILE.BLOCK_M, TILE.PACKED)
-    first, second, third = three_parts(w * -2.0)
-    if TILE.PACKED:
-        third = _halves(third, first)
-    sizes = _sizes_of(w, TILE.PACKED)[:, None]
-    return Operands(tl.trans(first), tl.trans(second), tl.trans(third), sizes), centre
+def product_detuning(a, left, left_bh, own, rows, right, right_bh, first, columns, TILE: tl.constexpr):
+    """D (L, R) but for the axis, of the left tokens from own on, whose first chunk of operands is a, and the
+    right ones from first on."""
+    b = operands(right, right_bh, first, columns, 0, TILE)
+    # From nothing: if others define a product's accumulators, the assembler waits for every product.
+    squared = product(a, tl.trans(b), tl.zeros([rows.shape[0], columns.shape[0]], tl.float32))
+    for chunk in tl.static_range(1, TILE.PRODUCT // TILE.CHUNK):
+        a = operands(left, left_bh, own, rows, chunk, TILE)
+        b = operands(right, right_bh, first, columns, chunk, TILE)
+        squared = product(a, tl.trans(b), squared)
+    return squared
 
 
 @triton.jit
-def right_operands(tokens, centre, TILE: tl.constexpr):
-    """Of tokens that are walked, counted from the own tile's centre. PACKED: first and second part in one,
-    first and third in one."""
-    w = load_planes(tokens, TILE.FREQ, TILE.BLOCK_M, TILE.PACKED) - centre[:, None]
-    sizes = _sizes_of(w, TILE.PACKED)[None, :]
-    first, second, third = three_parts(w)
-    if TILE.PACKED:
-        return Operands(_halves(first, second), _halves(first, third), third, sizes)
-    return Operands(first, second, third, sizes)
-
-
-@triton.jit
-def from_nearest(operands, squared):
-    """Of receivers: their smallest D is taken from their sizes, which costs nothing a pair."""
-    return Operands(operands.first, operands.second, operands.third, operands.sizes - squared)
-
-
-@triton.jit
-def gram_detuning(a, b, PACKED: tl.constexpr):
-    """D (L, R) = sizes - 2 w^l w^r, on tensor cores: of the products of three bfloat16 parts with three those
-    that float32 can hold, six, or when PACKED three with twice as long sums. Both sides are counted from the
-    mean of the left tokens, as otherwise it cancels: the error is some 2^-21 of their squared spread. What is
-    subtracted from the sizes is from D, which stays at least 0."""
-    squared = a.sizes + b.sizes
-    if PACKED:
-        squared = product(a.third, b.second, squared)
-        squared = product(a.second, b.first, squared)
-        squared = product(a.first, b.first, squared)
-    else:
-        squared = product(a.first, b.third, squared)
-        squared = product(a.third, b.first, squared)
-        squared = product(a.second, b.second, squared)
-        squared = product(a.first, b.second, squared)
-        squared = product(a.second, b.first, squared)
-        squared = product(a.first, b.first, squared)
-    return tl.maximum(squared, 0.0, propagate_nan=tl.PropagateNan.ALL)
+def along_axis(apart, squared, NEAREST: tl.constexpr):
+    """D, of what is across the axis and how far apart tokens are along it. In the nearest frame one that may
+    not be heard can be nearer than the nearest, which has to stay finite."""
+    squared = tl.fma(apart, apart, squared)  # as a sum it would be what the product's accumulators begin with
+    if NEAREST:
+        squared = tl.maximum(squared, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return squared
 
 
 @triton.jit
@@ -170,31 +160,48 @@ def zero_at_nearest(squared, nearest, is_nearest):
 
 
 @triton.jit
-def drawn_product(dsquared, b, acc, SPLIT: tl.constexpr, PACKED: tl.constexpr):
-    """acc (L, BLOCK_M) + dD (L, R) w^T: dD in one bfloat16 part, two or three; `unpacked` ends the sum. With
-    three, sums over many tiles are taken outside of the tensor cores, as in `value_product`."""
+def drawn_tokens(planes, bh, first, rows, TILE: tl.constexpr):
+    """(tokens, DRAWN) bfloat16: what arrange.py wrote of some tokens for `drawn_product`."""
+    start = planes.drawn + (bh.to(tl.int64) * planes.stride + first) * TILE.DRAWN
+    return tl.load(start + rows[:, None] * TILE.DRAWN + tl.arange(0, TILE.DRAWN)[None, :])
+
+
+@triton.jit
+def joined(drawn, DRAWN: tl.constexpr):
+    """(L, coordinates) float32: the halves of what is drawn, or of a sum of products with it, added up."""
+    return tl.sum(tl.reshape(drawn.to(tl.float32), [drawn.shape[0], 2, DRAWN // 2]), 1)
+
+
+@triton.jit
+def drawn_product(dsquared, w, acc, SPLIT: tl.constexpr):
+    """acc (L, DRAWN) + dD (L, R) w (R, DRAWN): dD in one bfloat16 part or two."""
+    first = dsquared.to(tl.bfloat16)
+    if SPLIT == 2:
+        acc = product((dsquared - first.to(tl.float32)).to(tl.bfloat16), w, acc)
+    return product(first, w, acc)
+
+
+@triton.jit
+def drawn_directly(dsquared, right, centre, acc, SPLIT: tl.constexpr, TILE: tl.constexpr):
+    """acc (L, BLOCK_M) + dD (L, R) w^T of the right tokens' planes, counted from the left ones' centre: dD in
+    one bfloat16 part, two or three. With three, sums over many tiles are taken outside of the tensor cores,
+    as in `value_product`."""
+    w = _load_planes(right, TILE.FREQ, TILE.BLOCK_M) - centre[:, None]
+    w_first, w_second, w_third = _three_parts(w)
     first = dsquared.to(tl.bfloat16)
     if SPLIT == 3:
         rest = dsquared - first.to(tl.float32)
         second = rest.to(tl.bfloat16)
         third = (rest - second.to(tl.float32)).to(tl.bfloat16)
-        drawn = product(first, tl.trans(b.third), tl.zeros([first.shape[0], b.first.shape[0]], tl.float32))
-        drawn = product(third, tl.trans(b.first), drawn)
-        drawn = product(second, tl.trans(b.second), drawn)
-        drawn = product(first, tl.trans(b.second), drawn)
-        drawn = product(second, tl.trans(b.first), drawn)
-        return acc + product(first, tl.trans(b.first), drawn)
+        drawn = product(first, tl.trans(w_third), tl.zeros([first.shape[0], w.shape[0]], tl.float32))
+        drawn = product(third, tl.trans(w_first), drawn)
+        drawn = product(second, tl.trans(w_second), drawn)
+        drawn = product(first, tl.trans(w_second), drawn)
+        drawn = product(second, tl.trans(w_first), drawn)
+        return acc + product(first, tl.trans(w_first), drawn)
     else:
         if SPLIT == 2:
-            second = (dsquared - first.to(tl.float32)).to(tl.bfloat16)
-            acc = product(second, tl.trans(b.first), acc)
-        if not PACKED:
-            acc = product(first, tl.trans(b.second), acc)
-        return product(first, tl.trans(b.first), acc)
-
-
-@triton.jit
-def unpacked(drawn, PACKED: tl.constexpr):
-    """(L, coordinates): the halves of a sum of packed products added up."""
-    HALVES: tl.constexpr = 2 if PACKED else 1
-    return tl.sum(tl.reshape(drawn, [drawn.shape[0], HALVES, drawn.shape[1] // HALVES]), 1)
+            acc = product((dsquared - first.to(tl.float32)).to(tl.bfloat16), tl.trans(w_first), acc)
+        acc = product(first, tl.trans(w_third), acc)
+        acc = product(first, tl.trans(w_second), acc)
+        return product(first, tl.trans(w_first), acc)

@@ -7,13 +7,13 @@ import triton.language as tl
 
 from syncattn.backends.triton.detuning import (
     Tokens,
+    along_axis,
     beyond_nearest,
     direct_detuning,
-    from_nearest,
-    gram_detuning,
-    left_operands,
+    operands,
     own_tokens,
-    right_operands,
+    places,
+    product_detuning,
     zero_at_nearest,
 )
 from syncattn.backends.triton.groups import GROWING
@@ -29,7 +29,7 @@ from syncattn.backends.triton.pairs import (
 from syncattn.backends.triton.pointers import (
     first_of,
     head_of,
-    last_key_tile,
+    is_far,
     load_values,
     meet,
     numbers_of,
@@ -42,12 +42,18 @@ from syncattn.backends.triton.products import add_sums, no_sums, row_sums, value
 
 @triton.jit(do_not_specialize=GROWING)
 def forward_kernel(
-    receive, send, value, law, mask, mask_tiles, dropout, nearest, walk, width, out, row_sum,
-    heads, queries, keys, eps, EVEN: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
+    receive, send, value, law, mask, mask_tiles, dropout, units, nearest, walk, width, out, row_sum,
+    heads, queries, keys, eps,
+    DIRECT: tl.constexpr, EVEN: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
-    """out (B, H, N, d) and row_sum (B, H, N) of one tile of receivers. The groups: groups.py."""
-    query_tiles, key_tiles = receive.stride // TILE.QUERIES, send.stride // TILE.KEYS
+    """out (B, H, N, d) and row_sum (B, H, N) of one tile of receivers. Where D is a product another launch,
+    DIRECT, sees to the tiles for which it would not be exact enough: both in one kernel would take the
+    registers. The groups: groups.py."""
+    query_tiles = receive.stride // TILE.QUERIES
     bh, tile = own_place(walk, query_tiles, FORM.CAUSAL)
+    if not TILE.DIRECT:
+        if is_far(walk, bh * query_tiles + tile) != DIRECT:
+            return
     b, h, row = bh // heads.receive, bh % heads.receive, bh.to(tl.int64) * queries
     send_bh = shared_head(b, h, heads.receive, heads.send)
     rows, columns, d = tl.arange(0, TILE.QUERIES), tl.arange(0, TILE.WALK), tl.arange(0, TILE.BLOCK_D)
@@ -60,12 +66,13 @@ def forward_kernel(
     values = head_of(value, b, h // (heads.receive // heads.value))
     row_term = row_term_of(kappa_of(law, b, h, i, queries))[:, None]
     head_term = head_term_of(tl.load(law.bandwidth + h))
-    if not TILE.DIRECT:
-        a, centre = left_operands(left, TILE)
+    if not DIRECT:
+        unit = tl.load(units + send_bh)
+        row_term, head_term = row_term * (unit * unit), head_term * (unit * unit)
+        a = operands(receive, bh, own, rows, 0, TILE)
+        along = places(receive, bh, own, rows)[:, None]
     if nearest is not None:
         least, sender, first_sender, nearest_senders = nearest_of_rows(nearest, row + i, i < queries)
-        if not TILE.DIRECT:
-            a = from_nearest(a, least[:, None])
     if dropout is not None:
         words = row_words(tl.load(dropout.seed), row + left.numbers)[:, None]
 
@@ -74,18 +81,19 @@ def forward_kernel(
     total = no_sums(TILE.QUERIES, BY_PRODUCT)
     mixed = tl.zeros([TILE.QUERIES, TILE.BLOCK_D], tl.float32)
     own_list = bh * query_tiles + tile
-    end = last_key_tile(tile, queries, keys, key_tiles, TILE) if FORM.CAUSAL else key_tiles
-    end, shift = walk_of(walk, own_list, end)
+    end, shift = walk_of(walk, own_list)
     for step in range(0, end * (TILE.KEYS // TILE.WALK)):
         first = first_of(walk, width, own_list, shift, step, TILE.KEYS, TILE.WALK)
         j = first + columns
         right = Tokens(senders + first, send.stride, columns, first, numbers_of(send, send_bh, j))
-        if TILE.DIRECT:
+        if DIRECT:
             squared = direct_detuning(left, right, TILE.FREQ)
             if nearest is not None:
                 squared = beyond_nearest(squared, least[:, None])
         else:
-            squared = gram_detuning(a, right_operands(right, centre, TILE), TILE.PACKED)
+            apart = along - places(send, send_bh, first, columns)[None, :]
+            squared = product_detuning(a, receive, bh, own, rows, send, send_bh, first, columns, TILE)
+            squared = along_axis(apart, squared, nearest is not None)
         squared = zero_at_oneself(squared, left, right, FORM)
         if nearest is not None:
             if meet(first, TILE.WALK, first_sender, nearest_senders):

@@ -16,7 +16,7 @@ from triton import knobs
 # Kernels are not compiled again for each kind of number (1, a multiple of 16) that these can be. What loads
 # of several numbers at a time depend on is not among them.
 GROWING = [
-    "queries", "keys", "tokens", "rows", "columns", "tiles", "own_tiles", "other_tiles", "row_tiles",
+    "queries", "keys", "tokens", "sampled", "rows", "columns", "tiles", "own_tiles", "other_tiles", "row_tiles",
     "column_tiles", "width", "offset", "parts", "part_tiles",
 ]  # fmt: skip
 
@@ -27,6 +27,10 @@ class Planes(NamedTuple):
     base: Any  # (B heads, m, stride) float32
     stride: Any  # tokens of a plane: whole tiles
     numbers: Any  # (B heads, stride) int32: what its tokens are called in the call; None: by their places
+    operands: Any  # (B heads, stride, PRODUCT) float16: detuning.py; None, as all below: D is not a product
+    along: Any  # (B heads, stride) float32: the coordinate along the axis, in units
+    drawn: Any  # (B heads, stride, DRAWN) bfloat16: all coordinates in two parts, from the centre, in units
+    bound: Any  # (B heads, tiles) float32: of senders the largest size, of receivers how large it may be
 
 
 class Boxes(NamedTuple):
@@ -90,10 +94,12 @@ class Nearest(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """Which tiles meet which (lists.py); of None all of them."""
+    """Which tiles meet which (lists.py)."""
 
     entries: Any  # (B H, tiles, width) int32: tiles, or granules of 2^log2 tiles
-    counts: Any  # (B H, tiles, 2) int32: how many tiles the entries are, and log2 of the tiles of one
+    # (B H, tiles, 3) int32: how many tiles the entries are; log2 of the tiles of one; 1 if D as a product
+    # would not be exact enough for some of them
+    counts: Any
     order: Any  # (B H tiles,) int32: which tile a program takes, the longest lists first; None: by its number
 
 
@@ -131,7 +137,9 @@ class Tile(NamedTuple):
     KEYS: Any
     WALK: Any  # of a tile that is walked, so many at a time
     DIRECT: Any  # D as differences, not as a product of matrices
-    PACKED: Any  # two products of three parts in one
+    PRODUCT: Any  # columns of the operands of that product,
+    CHUNK: Any  # of which so many at a time
+    DRAWN: Any  # columns of what dL/dD is multiplied by
     SPLIT: Any  # parts of dL/dD
     VALUE_PRECISION: Any
 

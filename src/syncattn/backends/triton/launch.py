@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from syncattn.backends.call import Call
-from syncattn.backends.triton.arrange import arrange_kernel, reach_kernel
+from syncattn.backends.triton.arrange import arrange_kernel
 from syncattn.backends.triton.detuning import NOWHERE_RECEIVE, NOWHERE_SEND
 from syncattn.backends.triton.groups import (
     Boxes,
@@ -42,8 +42,6 @@ CHUNK_OF_NEAREST = 64  # and one of nearest.py
 # Entries that a list has room for; where more tiles than that can lock, an entry is several. So lists take
 # 4 KiB a tile at most, however many tiles there are.
 CAPACITY = 1024
-# From this many key tiles on the walk is over lists; below, making them costs more than it can save.
-_FEWEST_LISTED = 4
 # From this many programs on they start in the order of their work, the longest first.
 _FEWEST_ORDERED = 1024
 # From this many receivers and senders on, calls whose tokens may come in any order are put in that of a k-d
@@ -102,9 +100,10 @@ class Side(NamedTuple):
 
 
 class Launch:
-    """One call's tensors, and what every kernel is told about them; the kernels over pairs are named."""
+    """One call's tensors, and what every kernel is told about them; the kernels over pairs are named. In the
+    nearest frame's backward base (B, H, N) is each receiver's nearest sender's D."""
 
-    def __init__(self, call: Call, *kernels: str, arranged: bool = True) -> None:
+    def __init__(self, call: Call, *kernels: str, arranged: bool = True, base: Tensor | None = None) -> None:
         receive, send, value, coupling, bandwidth, mask, seed = call[:7]
         self.call, self.nearest = call, call.frame == "nearest"
         self.batch, self.heads, self.queries, self.freq_dim = receive.shape
@@ -128,13 +127,23 @@ class Launch:
         if any_order and min(self.queries, self.keys) >= FEWEST_SORTED:
             self._sort(receive, send, allowed)
         self.numbered = allowed is not None or self.order is not None
+        self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
+        # how D is taken, in a launch each: the second sees to tiles for which a product is not exact enough
+        self.ways = (True,) if self.direct else (False, True)
+        self.product = max(32, triton.next_power_of_2(3 * self.freq_dim + 6))
+        self.drawn = max(16, 2 * triton.next_power_of_2(self.freq_dim))
+        self.units: Tensor | None = None  # of each head of the senders
         if arranged:
             at = (None, None) if self.order is None else self.order[:2]
-            self.receive = self._arrange(receive, self.query_tile, NOWHERE_RECEIVE.value, -2, at[0], None)
-            self.send = self._arrange(send, self.key_tile, NOWHERE_SEND.value, -1, at[1], allowed)
+            if not self.direct:
+                shape = self.batch * send.shape[1]
+                self.units = torch.empty(shape, dtype=torch.float32, device=self.device)
+            self.send, _ = self._arrange(send, self.key_tile, at[1], allowed)
+            self.receive, self.reach = self._arrange(
+                receive, self.query_tile, at[0], None, base, receives=True
+            )
         exact = "tf32x3" if torch.version.hip is None else "ieee"
         self.value_precision = exact if wide else "tf32"  # the latter concerns float32 operands only
-        self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
         self.mask: Mask | None = None
         if mask is not None:
             by_pair = mask.expand(self.batch, self.heads, self.queries, self.keys).view(torch.uint8)
@@ -142,7 +151,7 @@ class Launch:
         # Which tiles of pairs hold one that may attend, for the lists: 1 byte for each, quadratic, but a
         # thousandth and less of the mask itself.
         self.mask_tiles: Mask | None = None
-        if arranged and mask is not None and self.listed:
+        if arranged and mask is not None:
             self.mask_tiles = self._mask_tiles(mask)
         self.dropout: Dropout | None = None
         if seed is not None:
@@ -176,31 +185,42 @@ class Launch:
         self,
         x: Tensor,
         block: int,
-        nowhere: float,
-        nobody: int,
         order: Tensor | None,
         allowed: Tensor | None,
-    ) -> Side:
+        base: Tensor | None = None,
+        receives: bool = False,
+    ) -> tuple[Side, Tensor | None]:
+        """One side; of the receivers also reach, (B H, tiles): the largest D at which a tile can lock."""
         heads, tokens = x.shape[1:3]
         rows, tiles = self.batch * heads, triton.cdiv(tokens, block)
         granule = _largest_granule(tiles)
         tiles = triton.cdiv(tiles, granule) * granule  # a granule is read to its end
         plane = tiles * block
-        base = torch.empty(rows, self.freq_dim, plane, dtype=torch.float32, device=x.device)
-        low, high = (
-            torch.empty(rows, self.freq_dim, tiles, dtype=torch.float32, device=x.device) for _ in "ab"
-        )
-        numbers = None
-        if self.numbered:
-            numbers = torch.empty(rows, plane, dtype=torch.int32, device=x.device)
-        heard = None if allowed is None else Rows(allowed, *allowed.stride())
-        side = Side(Planes(base, plane, numbers), Boxes(low, high), heads, tiles, block)
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(rows, *shape, dtype=dtype, device=x.device)
+
+        numbers = empty(plane, dtype=torch.int32) if self.numbered else None
+        operands = along = drawn = bound = None
+        if not self.direct:
+            operands = empty(plane, self.product, dtype=torch.float16)
+            along, bound = empty(plane), empty(tiles)
+            drawn = empty(plane, self.drawn, dtype=torch.bfloat16)
+        planes = Planes(empty(self.freq_dim, plane), plane, numbers, operands, along, drawn, bound)
+        boxes = Boxes(empty(self.freq_dim, tiles), empty(self.freq_dim, tiles))
+        reach = empty(tiles) if receives else None
+        send = self.call.send
         with on(x.device):
             arrange_kernel[(rows * tiles,)](
-                Frequencies(x, *x.stride()), order, heard, side.planes, side.boxes, heads, tokens, tiles,
-                nowhere=nowhere, nobody=nobody, FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block,
+                Frequencies(x, *x.stride()), order,
+                None if allowed is None else Rows(allowed, *allowed.stride()), planes, boxes,
+                Frequencies(send, *send.stride()), self.units, self.law() if receives else None, base, reach,
+                heads, send.shape[1], tokens, tiles, self.keys,
+                nowhere=(NOWHERE_RECEIVE if receives else NOWHERE_SEND).value, nobody=-2 if receives else -1,
+                FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block, PRODUCT=self.product, DRAWN=self.drawn,
+                RECEIVES=receives,
             )  # fmt: skip
-        return side
+        return Side(planes, boxes, heads, tiles, block), reach
 
     def _mask_tiles(self, mask: Tensor) -> Mask:
         """(B, H, tiles of receivers, tiles of senders) uint8, with strides of 0 where the mask has size 1."""
@@ -216,29 +236,14 @@ class Launch:
         tiles = tiles.expand(self.batch, self.heads, *sides)
         return Mask(tiles, *tiles.stride())
 
-    def reach(self, base: Tensor | None) -> Tensor:
-        """(B H, tiles of receivers): the largest D at which any of a tile can lock."""
-        shape = self.batch * self.heads, self.receive.tiles
-        reach = torch.empty(shape, dtype=torch.float32, device=self.device)
-        with on(self.device):
-            reach_kernel[(reach.numel(),)](
-                self.law(), base, reach, self.heads, self.queries, self.receive.tiles,
-                BLOCK=self.receive.block,
-            )  # fmt: skip
-        return reach
-
-    @property
-    def listed(self) -> bool:
-        return max(self.send.tiles, self.receive.tiles) >= _FEWEST_LISTED
-
-    def lists(self, reach: Tensor, of_queries: bool) -> Walk:
+    def lists(self, of_queries: bool) -> Walk:
         """The tiles of senders for each tile of receivers, or, not of_queries, the other way round."""
         own, other = (self.receive, self.send) if of_queries else (self.send, self.receive)
         rows = self.batch * self.heads
         width = min(other.tiles, CAPACITY)
         granule = _largest_granule(other.tiles)
         entries = torch.empty(rows, own.tiles, width, dtype=torch.int32, device=self.device)
-        counts = torch.empty(rows, own.tiles, 2, dtype=torch.int32, device=self.device)
+        counts = torch.empty(rows, own.tiles, 3, dtype=torch.int32, device=self.device)
         mask = self.mask_tiles
         if mask is not None and not of_queries:
             mask = mask._replace(row=mask.column, column=mask.row)
@@ -249,7 +254,8 @@ class Launch:
         )  # fmt: skip
         with on(self.device):
             lists_kernel[(rows * own.tiles,)](
-                own.boxes, other.boxes, reach, mask, Walk(entries, counts, None), width,
+                own.boxes, other.boxes, own.planes.bound, other.planes.bound, self.reach, mask,
+                Walk(entries, counts, None), width,
                 own.heads, other.heads, self.heads, own.tiles, other.tiles,
                 self.keys - self.queries, self.queries, LOOK=constant(look),
             )  # fmt: skip
@@ -280,7 +286,9 @@ class Launch:
             KEYS=self.key_tile,
             WALK=self.blocks[kernel].walk,
             DIRECT=self.direct,
-            PACKED=not self.wide and self.freq_dim <= self.block_m // 2,
+            PRODUCT=self.product,
+            CHUNK=min(128, self.product),
+            DRAWN=self.drawn,
             SPLIT=SPLIT[self.value.dtype],
             VALUE_PRECISION=self.value_precision,
         )

@@ -71,13 +71,13 @@ def _whole(found, LEVEL: tl.constexpr, CHUNK: tl.constexpr):
 
 @triton.jit(do_not_specialize=GROWING)
 def lists_kernel(
-    own_boxes, other_boxes, reach, mask_tiles, walk, width, own_heads, other_heads, heads, own_tiles,
-    other_tiles, offset, queries, LOOK: tl.constexpr,
+    own_boxes, other_boxes, own_bound, other_bound, reach, mask_tiles, walk, width,
+    own_heads, other_heads, heads, own_tiles, other_tiles, offset, queries, LOOK: tl.constexpr,
 ):  # fmt: skip
     """For one own tile: the entries of its list, the other tiles that can lock, in order. If more than width
     can, an entry is a granule of 2, 4, ... up to 2^(LEVELS - 1) tiles, the fewest that fit, of which any can.
-    And its counts: the tiles of all entries, log2 of the tiles of one. The rows of mask_tiles are the own
-    tiles. The shapes: groups.py."""
+    And its counts: the tiles of all entries, log2 of the tiles of one, and whether any of them is too far
+    from the head's centre for its bound. The rows of mask_tiles are the own tiles. The shapes: groups.py."""
     bh, tile = tl.program_id(0) // own_tiles, tl.program_id(0) % own_tiles
     b, h = bh // heads, bh % heads
     k, t = tl.arange(0, LOOK.BLOCK_M), tl.arange(0, LOOK.CHUNK)
@@ -85,7 +85,8 @@ def lists_kernel(
     low = tl.load(own_boxes.low + at, mask=k < LOOK.FREQ, other=0.0)
     high = tl.load(own_boxes.high + at, mask=k < LOOK.FREQ, other=0.0)
     own = OwnTile(b, h, tile, low, high)
-    others = shared_head(b, h, heads, other_heads) * LOOK.FREQ * other_tiles
+    others_tiles = shared_head(b, h, heads, other_heads) * other_tiles
+    others = others_tiles * LOOK.FREQ
     boxes = Boxes(other_boxes.low + others, other_boxes.high + others)
     reach += bh.to(tl.int64) * (own_tiles if LOOK.OF_QUERIES else other_tiles)
     to = (bh.to(tl.int64) * own_tiles + tile) * width
@@ -100,6 +101,8 @@ def lists_kernel(
                 sizes += tl.where(level == s, tl.sum(_whole(found, s, LOOK.CHUNK), 0) >> s, 0)
         shift = tl.sum((sizes > width).to(tl.int32), 0)
     count = 0
+    # the largest size of the senders, or the least one that the receivers allow, turned round
+    farthest = float("-inf")
     for first in range(0, other_tiles, LOOK.CHUNK):
         found = _alive(own, boxes, reach, mask_tiles, first + t, other_tiles, offset, queries, LOOK)
         entry = first + t
@@ -107,14 +110,24 @@ def lists_kernel(
             some = found
             for s in tl.static_range(1, LOOK.LEVELS):
                 found = tl.where(shift == s, _whole(some, s, LOOK.CHUNK), found)
+        if own_bound is not None:
+            others_bound = tl.load(other_bound + others_tiles + entry, mask=found > 0, other=0.0)
+            others_bound = others_bound if LOOK.OF_QUERIES else -others_bound
+            farthest = tl.maximum(farthest, tl.max(tl.where(found > 0, others_bound, float("-inf")), 0))
+        if LOOK.LEVELS > 1:
             # the first tile of a granule stands for it
             found = tl.where((entry & ((1 << shift) - 1)) == 0, found, 0)
             entry = entry >> shift
         tl.store(walk.entries + to + count + tl.cumsum(found, 0) - 1, entry, mask=found > 0)
         count += tl.sum(found, 0)
-    counts = walk.counts + 2 * (bh.to(tl.int64) * own_tiles + tile)
+    counts = walk.counts + 3 * (bh.to(tl.int64) * own_tiles + tile)
     tl.store(counts, count << shift)
     tl.store(counts + 1, shift)
+    far = 0
+    if own_bound is not None:
+        bound = tl.load(own_bound + shared_head(b, h, heads, own_heads) * own_tiles + tile)
+        far = (farthest > (bound if LOOK.OF_QUERIES else -bound)).to(tl.int32)
+    tl.store(counts + 2, far)
 
 
 @triton.jit(do_not_specialize=GROWING)

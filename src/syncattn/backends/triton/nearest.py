@@ -5,16 +5,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from syncattn.backends.triton.arrange import MOST_LARGE, read_size, store_size
 from syncattn.backends.triton.detuning import (
     Tokens,
     direct_detuning,
-    gram_detuning,
-    left_operands,
+    operands,
     own_tokens,
-    right_operands,
+    places,
+    product_detuning,
 )
 from syncattn.backends.triton.groups import GROWING
 from syncattn.backends.triton.lists import SLACK, box_distance
+from syncattn.backends.triton.margin import kappa_of, largest_radius
 from syncattn.backends.triton.pairs import (
     Masks,
     narrow_to_allowed,
@@ -26,12 +28,12 @@ from syncattn.backends.triton.pointers import last_key_tile, numbers_of, shared_
 
 @triton.jit(do_not_specialize=GROWING)
 def nearest_kernel(
-    receive, send, own_boxes, other_boxes, mask, mask_tiles, nearest, heads, queries, keys,
+    receive, send, units, own_boxes, other_boxes, mask, mask_tiles, nearest, law, reach, heads, queries, keys,
     CHUNK: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """Into `nearest` the smallest allowed D and its smallest number; 0 and -1 where nobody is allowed. The
     tile of senders at the same place comes first; a tile whose box is farther than every row's best so far is
-    left out."""
+    left out. The receivers' reach and the sizes among their operands count from there afterwards."""
     query_tiles, key_tiles = receive.stride // TILE.QUERIES, send.stride // TILE.KEYS
     program = tl.program_id(0)
     bh, tile = program // query_tiles, program % query_tiles
@@ -47,8 +49,14 @@ def nearest_kernel(
     at_own = bh.to(tl.int64) * TILE.FREQ * query_tiles + k * query_tiles + tile
     own_low = tl.load(own_boxes.low + at_own, mask=k < TILE.FREQ, other=0.0)
     own_high = tl.load(own_boxes.high + at_own, mask=k < TILE.FREQ, other=0.0)
-    if not TILE.DIRECT:
-        a, centre = left_operands(left, TILE)
+    if TILE.DIRECT:
+        square = 1.0
+    else:
+        square = tl.load(units + send_bh)
+        square = square * square
+        a = operands(receive, bh, own, rows, 0, TILE)
+        along = places(receive, bh, own, rows)[:, None]
+        largest = tl.load(receive.bound + bh * query_tiles + tile)
 
     end = key_tiles
     if FORM.CAUSAL:
@@ -68,7 +76,7 @@ def nearest_kernel(
             tl.load(other_boxes.low + at, mask=inside, other=0.0),
             tl.load(other_boxes.high + at, mask=inside, other=0.0),
         )
-        farthest = tl.max(tl.where(i < queries, best, 0.0), 0)
+        farthest = tl.max(tl.where(i < queries, best, 0.0), 0) * square
         near = near & (distance <= farthest * SLACK) & (distance < float("inf"))
         if mask_tiles is not None:
             near = near & (tl.load(tile_of_mask(masks, tile, others), mask=near, other=0) != 0)
@@ -83,7 +91,12 @@ def nearest_kernel(
             if TILE.DIRECT:
                 squared = direct_detuning(left, right, TILE.FREQ)
             else:
-                squared = gram_detuning(a, right_operands(right, centre, TILE), TILE.PACKED)
+                apart = along - places(send, send_bh, first, columns)[None, :]
+                squared = product_detuning(a, receive, bh, own, rows, send, send_bh, first, columns, TILE)
+                squared = tl.fma(apart, apart, squared)
+                squared = tl.maximum(squared, 0.0, propagate_nan=tl.PropagateNan.ALL)
+                if tl.load(send.bound + send_bh * key_tiles + other) > largest:
+                    squared = direct_detuning(left, right, TILE.FREQ) / square
             squared = zero_at_oneself(squared, left, right, FORM)
             # NaN is nearest of all, as in torch.argmin: it must show
             squared = tl.where(squared == squared, squared, -1.0)
@@ -98,9 +111,21 @@ def nearest_kernel(
             closer = (least < best) | ((least == best) & (place < found))
             found = tl.where(closer, place, found)
             best = tl.where(closer, least, best)
-            farthest = tl.max(tl.where(i < queries, best, 0.0), 0)
+            farthest = tl.max(tl.where(i < queries, best, 0.0), 0) * square
             near = near & (others > other) & (distance <= farthest * SLACK)
             other = tl.min(tl.where(near, others, 2147483647), 0)
     best = tl.where(found < 0, 0.0, tl.where(best < 0.0, float("nan"), best))
-    tl.store(nearest.squared + row + i, best, mask=i < queries)
+    least = best * square
+    tl.store(nearest.squared + row + i, least, mask=i < queries)
     tl.store(nearest.sender + row + i, found, mask=i < queries)
+    far = largest_radius(kappa_of(law, b, h, i, queries), tl.load(law.bandwidth + h))
+    far = far + tl.where(least == least, least, float("inf"))
+    own_tile = bh.to(tl.int64) * query_tiles + tile
+    tl.store(reach + own_tile, tl.max(tl.where(i < queries, far, 0.0), 0))
+    if not TILE.DIRECT:
+        to = receive.operands + (bh.to(tl.int64) * receive.stride + i) * TILE.PRODUCT
+        size = read_size(to, TILE.FREQ) - best
+        beyond = tl.abs(size) >= MOST_LARGE
+        if tl.max(beyond.to(tl.int32), 0) > 0:
+            tl.store(receive.bound + own_tile, float("-inf"))
+        store_size(to, tl.where(beyond, 0.0, size), i < receive.stride, TILE.FREQ, True)

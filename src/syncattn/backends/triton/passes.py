@@ -19,7 +19,6 @@ from syncattn.backends.triton.groups import (
     Gradients,
     Nearest,
     Rows,
-    Walk,
 )
 from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, Launch, last_contiguous, on
 from syncattn.backends.triton.nearest import nearest_kernel
@@ -45,15 +44,15 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     p = Launch(call, "forward")
     if nearest:
         find_nearest(p, Nearest(base, sender))
-    lists = None
-    if p.listed:
-        lists = p.lists(p.reach(base if nearest else None), of_queries=True)
+    lists = p.lists(of_queries=True)
+    at = Nearest(base, p.places(sender)) if nearest else None
     with on(p.device):
-        forward_kernel[(p.batch * p.heads * p.receive.tiles,)](
-            *_weighed(p), Nearest(base, p.places(sender)) if nearest else None, *_walk(lists), out, row_sum,
-            p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
-            EVEN=p.keys == p.send.planes.stride, **p.compiled("forward"),
-        )  # fmt: skip
+        for direct in p.ways:
+            forward_kernel[(p.batch * p.heads * p.receive.tiles,)](
+                *_weighed(p), at, lists, lists.entries.shape[2], out, row_sum,
+                p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
+                DIRECT=direct, EVEN=p.keys == p.send.planes.stride, **p.compiled("forward"),
+            )  # fmt: skip
     if nearest:
         base, sender = p.rows_back(base), p.rows_back(sender)
     return p.rows_back(out), p.rows_back(row_sum), base, sender
@@ -63,8 +62,8 @@ def find_nearest(p: Launch, nearest: Nearest) -> None:
     """Each receiver's nearest allowed sender, by its number in the call, the receivers in the order of p."""
     with on(p.device):
         nearest_kernel[(p.batch * p.heads * p.receive.tiles,)](
-            p.receive.planes, p.send.planes, p.receive.boxes, p.send.boxes, p.mask, p.mask_tiles, nearest,
-            p.head_counts(p.send.heads), p.queries, p.keys,
+            p.receive.planes, p.send.planes, p.units, p.receive.boxes, p.send.boxes, p.mask, p.mask_tiles,
+            nearest, p.law(), p.reach, p.head_counts(p.send.heads), p.queries, p.keys,
             CHUNK=CHUNK_OF_NEAREST, TILE=p.tile("forward"), FORM=p.form(), num_warps=4,
         )  # fmt: skip
 
@@ -103,12 +102,7 @@ def _weighed(p: Launch) -> tuple[Any, ...]:
     sender that stands nowhere meets nobody but itself."""
     numbered = p.order is not None or p.call.symmetric
     receive, send = (x.planes if numbered else x.planes._replace(numbers=None) for x in (p.receive, p.send))
-    return receive, send, p.values(), p.law(), p.mask, p.mask_tiles, p.dropout
-
-
-def _walk(lists: Walk | None) -> tuple[Walk, int]:
-    """The lists, and how many entries each has room for."""
-    return (Walk(None, None, None), 0) if lists is None else (lists, lists.entries.shape[2])
+    return receive, send, p.values(), p.law(), p.mask, p.mask_tiles, p.dropout, p.units
 
 
 def backward(
@@ -118,19 +112,16 @@ def backward(
     receive, send, value, coupling = call[:4]
     if row_sum.numel() == 0 or value.numel() == 0:
         return tuple(x.new_zeros(x.shape) for x in call[:5])  # type: ignore[return-value]
-    p = Launch(call, "receivers", "senders")
     # hooks on saved tensors may give them back in another layout
     row_sum, base, sender = (x.contiguous() for x in (row_sum, base, sender))
+    p = Launch(call, "receivers", "senders", base=base if call.frame == "nearest" else None)
     # to the order in which p has the receivers, and grad_receive and the like back again
     grad, out = last_contiguous(p.sorted_rows(grad)), p.sorted_rows(out).contiguous()
     row_sum = p.sorted_rows(row_sum)
     if p.nearest:
         base, sender = p.sorted_rows(base), p.places(p.sorted_rows(sender))
     nearest = Nearest(base, sender) if p.nearest else None
-    by_query = by_key = None
-    if p.listed:
-        reach = p.reach(base if nearest else None)
-        by_query, by_key = p.lists(reach, of_queries=True), p.lists(reach, of_queries=False)
+    by_query, by_key = p.lists(of_queries=True), p.lists(of_queries=False)
     heads_in_all = p.batch * p.heads
     for_senders = ForSenders(
         row_sum.new_empty(heads_in_all, ROW_NUMBERS.value, p.receive.planes.stride),
@@ -146,15 +137,18 @@ def backward(
     gradient = Rows(grad, *grad.stride()[:3])
     sizes = p.head_counts(p.send.heads), p.queries, p.keys
     with on(p.device):
-        receivers_kernel[(heads_in_all * p.receive.tiles,)](
-            *_weighed(p), nearest, *_walk(by_query), gradient, out, row_sum, for_senders, of_receivers,
-            *sizes, p.call.eps, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
-        )  # fmt: skip
-        senders_kernel[(heads_in_all * p.send.tiles,)](
-            *_weighed(p), *_walk(by_key), gradient, for_senders, grad_send, grad_value,
-            *sizes, EVEN=p.queries == p.receive.planes.stride, NEAREST=nearest is not None,
-            **p.compiled("senders"),
-        )  # fmt: skip
+        for direct in p.ways:
+            receivers_kernel[(heads_in_all * p.receive.tiles,)](
+                *_weighed(p), nearest, by_query, by_query.entries.shape[2], gradient, out, row_sum,
+                for_senders, of_receivers, *sizes, p.call.eps,
+                DIRECT=direct, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
+            )  # fmt: skip
+        for direct in p.ways:
+            senders_kernel[(heads_in_all * p.send.tiles,)](
+                *_weighed(p), by_key, by_key.entries.shape[2], gradient, for_senders, grad_send, grad_value,
+                *sizes, DIRECT=direct, EVEN=p.queries == p.receive.planes.stride, NEAREST=p.nearest,
+                **p.compiled("senders"),
+            )  # fmt: skip
     return (
         p.rows_back(of_receivers.receive),
         sum_groups(p.senders_back(grad_send), send),

@@ -41,21 +41,24 @@ def numbers_of(planes, bh, tokens):
 
 
 @triton.jit
-def walk_of(walk, own, tiles):
-    """(the tiles that an own tile walks, log2 of those of an entry of its list); without a list so many."""
-    if walk.counts is not None:
-        return tl.load(walk.counts + 2 * own), tl.load(walk.counts + 2 * own + 1)
-    return tiles, 0
+def is_far(walk, own):
+    """Whether D has to be taken as differences for some tile of an own tile's list."""
+    return tl.load(walk.counts + 3 * own + 2) != 0
+
+
+@triton.jit
+def walk_of(walk, own):
+    """(the tiles that an own tile walks, log2 of those of an entry of its list)."""
+    return tl.load(walk.counts + 3 * own), tl.load(walk.counts + 3 * own + 1)
 
 
 @triton.jit
 def first_of(walk, width, own, shift, step, TILE: tl.constexpr, WALK: tl.constexpr):
     """The first token of a step of the walk: tiles are walked in pieces of WALK tokens, and an entry of the
-    list, if there is one, is 2^shift tiles."""
+    list is 2^shift tiles."""
     tile = step // (TILE // WALK)
-    if walk.entries is not None:
-        entries = walk.entries + own.to(tl.int64) * width
-        tile = (tl.load(entries + (tile >> shift)) << shift) + (tile & ((1 << shift) - 1))
+    entries = walk.entries + own.to(tl.int64) * width
+    tile = (tl.load(entries + (tile >> shift)) << shift) + (tile & ((1 << shift) - 1))
     return tile * TILE + step % (TILE // WALK) * WALK
 
 
