@@ -16,8 +16,8 @@ from triton import knobs
 # Kernels are not compiled again for each kind of number (1, a multiple of 16) that these can be. What loads
 # of several numbers at a time depend on is not among them.
 GROWING = [
-    "queries", "keys", "tokens", "sampled", "rows", "columns", "tiles", "own_tiles", "other_tiles", "row_tiles",
-    "column_tiles", "width", "offset", "parts", "part_tiles",
+    "queries", "keys", "tokens", "sampled", "rows", "columns", "tiles", "own_tiles", "other_tiles",
+    "row_tiles", "column_tiles", "width", "offset", "parts", "part_tiles",
 ]  # fmt: skip
 
 
