@@ -61,12 +61,17 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("narrow", [False, True])  # values of 2 bytes, with which D is a product
 @pytest.mark.parametrize("case", CASES)
-def test_every_access_is_of_its_tensor(case, evaluate, draw, kernels, monkeypatch, checked_addresses):
+def test_every_access_is_of_its_tensor(case, narrow, evaluate, draw, kernels, monkeypatch, checked_addresses):
     sizes, options, settings = CASES[case]
     for name, value in settings.items():
         monkeypatch.setattr(kernels, name, value)
-    out, gradients = evaluate(draw(*sizes, density=0.3, structure="drift"), options, "triton")
+    inputs = draw(*sizes, density=0.3, structure="drift")
+    if narrow:
+        inputs[0][..., -1, -1] += 1e6  # its tile is too far for a product
+        inputs[2] = inputs[2].bfloat16()
+    out, gradients = evaluate(inputs, options, "triton")
     assert all(torch.isfinite(x).all() for x in (out, *gradients))
     assert not checked_addresses
 
