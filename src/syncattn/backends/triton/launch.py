@@ -3,7 +3,6 @@ device."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ from syncattn.backends.triton.groups import (
 )
 from syncattn.backends.triton.lists import lists_kernel, mask_tiles_kernel
 from syncattn.backends.triton.order import Order, order_of, places, taken, values_taken
+from syncattn.backends.triton.start import start
 
 # Coordinates up to which D is a sum of squared differences on the CUDA cores, with values of 4 bytes and of
 # 2. That is as exact as float32; the product on the tensor cores, which costs less, is as exact as narrow
@@ -195,11 +195,11 @@ class Launch:
             numbers = torch.empty(rows, plane, dtype=torch.int32, device=x.device)
         heard = None if allowed is None else Rows(allowed, *allowed.stride())
         side = Side(Planes(base, plane, numbers), Boxes(low, high), heads, tiles, block)
-        with on(x.device):
-            arrange_kernel[(rows * tiles,)](
-                Frequencies(x, *x.stride()), order, heard, side.planes, side.boxes, heads, tokens, tiles,
-                nowhere=nowhere, nobody=nobody, FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block,
-            )  # fmt: skip
+        start(
+            arrange_kernel, self.device, (rows * tiles,),
+            Frequencies(x, *x.stride()), order, heard, side.planes, side.boxes, heads, tokens, tiles,
+            nowhere=nowhere, nobody=nobody, FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block,
+        )  # fmt: skip
         return side
 
     def _mask_tiles(self, mask: Tensor) -> Mask:
@@ -208,11 +208,11 @@ class Launch:
         sides = self.receive.tiles, self.send.tiles
         shape = [t if n > 1 else 1 for t, n in zip(sides, (rows, columns), strict=True)]
         tiles = torch.empty(batch, heads, *shape, dtype=torch.uint8, device=self.device)
-        with on(self.device):
-            mask_tiles_kernel[(tiles.numel(),)](
-                Mask(mask.view(torch.uint8), *mask.stride()), heads, rows, columns, tiles, *shape,
-                BLOCK_ROWS=self.query_tile, BLOCK_COLUMNS=self.key_tile,
-            )  # fmt: skip
+        start(
+            mask_tiles_kernel, self.device, (tiles.numel(),),
+            Mask(mask.view(torch.uint8), *mask.stride()), heads, rows, columns, tiles, *shape,
+            BLOCK_ROWS=self.query_tile, BLOCK_COLUMNS=self.key_tile,
+        )  # fmt: skip
         tiles = tiles.expand(self.batch, self.heads, *sides)
         return Mask(tiles, *tiles.stride())
 
@@ -220,11 +220,10 @@ class Launch:
         """(B H, tiles of receivers): the largest D at which any of a tile can lock."""
         shape = self.batch * self.heads, self.receive.tiles
         reach = torch.empty(shape, dtype=torch.float32, device=self.device)
-        with on(self.device):
-            reach_kernel[(reach.numel(),)](
-                self.law(), base, reach, self.heads, self.queries, self.receive.tiles,
-                BLOCK=self.receive.block,
-            )  # fmt: skip
+        start(
+            reach_kernel, self.device, (shape[0] * shape[1],),
+            self.law(), base, reach, self.heads, self.queries, self.receive.tiles, BLOCK=self.receive.block,
+        )  # fmt: skip
         return reach
 
     @property
@@ -247,12 +246,12 @@ class Launch:
             CHUNK=max(_CHUNK, granule), LEVELS=granule.bit_length(), OF_QUERIES=of_queries,
             CAUSAL=self.call.is_causal,
         )  # fmt: skip
-        with on(self.device):
-            lists_kernel[(rows * own.tiles,)](
-                own.boxes, other.boxes, reach, mask, Walk(entries, counts, None), width,
-                own.heads, other.heads, self.heads, own.tiles, other.tiles,
-                self.keys - self.queries, self.queries, LOOK=constant(look),
-            )  # fmt: skip
+        start(
+            lists_kernel, self.device, (rows * own.tiles,),
+            own.boxes, other.boxes, reach, mask, Walk(entries, counts, None), width,
+            own.heads, other.heads, self.heads, own.tiles, other.tiles,
+            self.keys - self.queries, self.queries, LOOK=constant(look),
+        )  # fmt: skip
         order = None
         if rows * own.tiles >= _FEWEST_ORDERED:
             order = counts[..., 0].flatten().argsort(descending=True, stable=True).int()
@@ -290,7 +289,7 @@ class Launch:
         """What this kernel over pairs is compiled with."""
         blocks = self.blocks[kernel]
         form = {"TILE": self.tile(kernel), "FORM": self.form()}
-        return form | {"num_warps": blocks.warps, "num_stages": blocks.stages}
+        return form | {"options": {"num_warps": blocks.warps, "num_stages": blocks.stages}}
 
     def form(self) -> Form:
         call, is_sorted = self.call, self.order is not None
@@ -311,11 +310,6 @@ def _by_sender(mask: Tensor | None, send: Tensor, keys: int) -> Tensor | None:
     if mask is None or mask.shape[2] != 1 or mask.shape[1] not in (1, send.shape[1]):
         return None
     return mask.view(torch.uint8).expand(*send.shape[:2], 1, keys)[:, :, 0]
-
-
-def on(device: torch.device) -> Any:
-    """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def last_contiguous(x: Tensor) -> Tensor:

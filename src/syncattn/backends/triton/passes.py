@@ -21,11 +21,13 @@ from syncattn.backends.triton.groups import (
     Rows,
     Walk,
 )
-from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, Launch, last_contiguous, on
+from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, Launch, last_contiguous
 from syncattn.backends.triton.nearest import nearest_kernel
+from syncattn.backends.triton.start import start
 
 MOST_DECODED = 4  # up to so many receivers the senders are split over programs, of which there are about
 _PROGRAMS = 1056  # eight for each multiprocessor of an H200: the loads of one are few
+_FOUR_WARPS = {"num_warps": 4}
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -48,12 +50,12 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     lists = None
     if p.listed:
         lists = p.lists(p.reach(base if nearest else None), of_queries=True)
-    with on(p.device):
-        forward_kernel[(p.batch * p.heads * p.receive.tiles,)](
-            *_weighed(p), Nearest(base, p.places(sender)) if nearest else None, *_walk(lists), out, row_sum,
-            p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
-            EVEN=p.keys == p.send.planes.stride, **p.compiled("forward"),
-        )  # fmt: skip
+    start(
+        forward_kernel, p.device, (p.batch * p.heads * p.receive.tiles,),
+        *_weighed(p), Nearest(base, p.places(sender)) if nearest else None, *_walk(lists), out, row_sum,
+        p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
+        EVEN=p.keys == p.send.planes.stride, **p.compiled("forward"),
+    )  # fmt: skip
     if nearest:
         base, sender = p.rows_back(base), p.rows_back(sender)
     return p.rows_back(out), p.rows_back(row_sum), base, sender
@@ -61,12 +63,12 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def find_nearest(p: Launch, nearest: Nearest) -> None:
     """Each receiver's nearest allowed sender, by its number in the call, the receivers in the order of p."""
-    with on(p.device):
-        nearest_kernel[(p.batch * p.heads * p.receive.tiles,)](
-            p.receive.planes, p.send.planes, p.receive.boxes, p.send.boxes, p.mask, p.mask_tiles, nearest,
-            p.head_counts(p.send.heads), p.queries, p.keys,
-            CHUNK=CHUNK_OF_NEAREST, TILE=p.tile("forward"), FORM=p.form(), num_warps=4,
-        )  # fmt: skip
+    start(
+        nearest_kernel, p.device, (p.batch * p.heads * p.receive.tiles,),
+        p.receive.planes, p.send.planes, p.receive.boxes, p.send.boxes, p.mask, p.mask_tiles, nearest,
+        p.head_counts(p.send.heads), p.queries, p.keys,
+        CHUNK=CHUNK_OF_NEAREST, TILE=p.tile("forward"), FORM=p.form(), options=_FOUR_WARPS,
+    )  # fmt: skip
 
 
 def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor) -> None:
@@ -82,20 +84,24 @@ def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tenso
     total = row_sum.new_empty(rows, parts)
     heads = p.head_counts(p.call.send.shape[1])
     sizes = p.queries, p.keys, parts, part_tiles
-    compiled = {"TILE": p.tile("forward", KEYS=keys_block), "FORM": p.form(), "num_warps": 4}
+    compiled = {"TILE": p.tile("forward", KEYS=keys_block), "FORM": p.form(), "options": _FOUR_WARPS}
     nearest = of_part = None
-    with on(p.device):
-        if p.nearest:
-            nearest = Nearest(base, sender)
-            of_part = Nearest(torch.empty_like(total), sender.new_empty(rows, parts))
-            nearest_part_kernel[(rows, parts)](receive, send, p.mask, of_part, heads, *sizes, **compiled)
-        part_kernel[(rows, parts)](
-            receive, send, p.values(), p.law(), p.mask, p.dropout, of_part, nearest, mixed, total,
-            heads, *sizes, PARTS=max(64, triton.next_power_of_2(parts)), **compiled,
+    if p.nearest:
+        nearest = Nearest(base, sender)
+        of_part = Nearest(torch.empty_like(total), sender.new_empty(rows, parts))
+        start(
+            nearest_part_kernel, p.device, (rows, parts),
+            receive, send, p.mask, of_part, heads, *sizes, **compiled,
         )  # fmt: skip
-        combine_kernel[(rows,)](
-            mixed, total, out, row_sum, parts, p.call.eps, DIM=p.value_dim, BLOCK_D=p.block_d, num_warps=4
-        )
+    start(
+        part_kernel, p.device, (rows, parts),
+        receive, send, p.values(), p.law(), p.mask, p.dropout, of_part, nearest, mixed, total,
+        heads, *sizes, PARTS=max(64, triton.next_power_of_2(parts)), **compiled,
+    )  # fmt: skip
+    start(
+        combine_kernel, p.device, (rows,), mixed, total, out, row_sum, parts, p.call.eps,
+        DIM=p.value_dim, BLOCK_D=p.block_d, options=_FOUR_WARPS,
+    )  # fmt: skip
 
 
 def _weighed(p: Launch) -> tuple[Any, ...]:
@@ -145,16 +151,17 @@ def backward(
     grad_value = _per_head(p, value)
     gradient = Rows(grad, *grad.stride()[:3])
     sizes = p.head_counts(p.send.heads), p.queries, p.keys
-    with on(p.device):
-        receivers_kernel[(heads_in_all * p.receive.tiles,)](
-            *_weighed(p), nearest, *_walk(by_query), gradient, out, row_sum, for_senders, of_receivers,
-            *sizes, p.call.eps, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
-        )  # fmt: skip
-        senders_kernel[(heads_in_all * p.send.tiles,)](
-            *_weighed(p), *_walk(by_key), gradient, for_senders, grad_send, grad_value,
-            *sizes, EVEN=p.queries == p.receive.planes.stride, NEAREST=nearest is not None,
-            **p.compiled("senders"),
-        )  # fmt: skip
+    start(
+        receivers_kernel, p.device, (heads_in_all * p.receive.tiles,),
+        *_weighed(p), nearest, *_walk(by_query), gradient, out, row_sum, for_senders, of_receivers,
+        *sizes, p.call.eps, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
+    )  # fmt: skip
+    start(
+        senders_kernel, p.device, (heads_in_all * p.send.tiles,),
+        *_weighed(p), *_walk(by_key), gradient, for_senders, grad_send, grad_value,
+        *sizes, EVEN=p.queries == p.receive.planes.stride, NEAREST=nearest is not None,
+        **p.compiled("senders"),
+    )  # fmt: skip
     return (
         p.rows_back(of_receivers.receive),
         sum_groups(p.senders_back(grad_send), send),
