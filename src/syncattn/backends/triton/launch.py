@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from syncattn.backends.call import Call
@@ -27,7 +26,7 @@ from syncattn.backends.triton.groups import (
     Walk,
     constant,
 )
-from syncattn.backends.triton.lists import lists_kernel, mask_tiles_kernel
+from syncattn.backends.triton.lists import lists_kernel, mask_tiles_kernel, order_kernel
 from syncattn.backends.triton.order import Order, order_of, places, taken, values_taken
 from syncattn.backends.triton.start import start
 
@@ -46,6 +45,8 @@ CAPACITY = 1024
 _FEWEST_LISTED = 4
 # From this many programs on they start in the order of their work, the longest first.
 _FEWEST_ORDERED = 1024
+# Up to this many each is compared with each to find that order; above, they are sorted. Not yet measured.
+_MOST_COMPARED = 8192
 # From this many receivers and senders on, calls whose tokens may come in any order are put in that of a k-d
 # tree. By the shape alone: whether it pays depends on the values, but to look at them would wait for the
 # device. Below, sorting costs more than it can save. Not yet measured on a GPU.
@@ -113,8 +114,8 @@ class Launch:
         self.coupling = coupling.expand(self.batch, self.heads, self.queries)
         self.bandwidth = bandwidth.contiguous()
         self.device = receive.device
-        self.block_m = max(16, triton.next_power_of_2(self.freq_dim))
-        self.block_d = max(16, triton.next_power_of_2(self.value_dim))
+        self.block_m = max(16, next_power_of_2(self.freq_dim))
+        self.block_d = max(16, next_power_of_2(self.value_dim))
         self.wide = wide = value.dtype == torch.float32
         sizes = self.block_d, self.block_m, value.element_size()
         self.blocks = {name: blocks_for(name, *sizes) for name in kernels}
@@ -182,9 +183,9 @@ class Launch:
         allowed: Tensor | None,
     ) -> Side:
         heads, tokens = x.shape[1:3]
-        rows, tiles = self.batch * heads, triton.cdiv(tokens, block)
+        rows, tiles = self.batch * heads, cdiv(tokens, block)
         granule = _largest_granule(tiles)
-        tiles = triton.cdiv(tiles, granule) * granule  # a granule is read to its end
+        tiles = cdiv(tiles, granule) * granule  # a granule is read to its end
         plane = tiles * block
         base = torch.empty(rows, self.freq_dim, plane, dtype=torch.float32, device=x.device)
         low, high = (
@@ -252,10 +253,17 @@ class Launch:
             own.heads, other.heads, self.heads, own.tiles, other.tiles,
             self.keys - self.queries, self.queries, LOOK=constant(look),
         )  # fmt: skip
-        order = None
-        if rows * own.tiles >= _FEWEST_ORDERED:
-            order = counts[..., 0].flatten().argsort(descending=True, stable=True).int()
-        return Walk(entries, counts, order)
+        return Walk(entries, counts, self._longest_first(counts))
+
+    def _longest_first(self, counts: Tensor) -> Tensor | None:
+        number = counts.numel() // 2
+        if number < _FEWEST_ORDERED:
+            return None
+        if number > _MOST_COMPARED:
+            return counts[..., 0].flatten().argsort(descending=True, stable=True).int()
+        order = torch.empty(number, dtype=torch.int32, device=self.device)
+        start(order_kernel, self.device, (cdiv(number, 32),), counts, order, number, BLOCK=32, CHUNK=128)
+        return order
 
     def values(self) -> Rows:
         return Rows(self.value, *self.value.stride()[:3])
@@ -299,7 +307,7 @@ class Launch:
 
 def _largest_granule(tiles: int) -> int:
     """The tiles of an entry with which a list of so many tiles has room for all of them: a power of two."""
-    return int(triton.next_power_of_2(triton.cdiv(tiles, CAPACITY)))
+    return next_power_of_2(cdiv(tiles, CAPACITY))
 
 
 def _by_sender(mask: Tensor | None, send: Tensor, keys: int) -> Tensor | None:
@@ -310,6 +318,16 @@ def _by_sender(mask: Tensor | None, send: Tensor, keys: int) -> Tensor | None:
     if mask is None or mask.shape[2] != 1 or mask.shape[1] not in (1, send.shape[1]):
         return None
     return mask.view(torch.uint8).expand(*send.shape[:2], 1, keys)[:, :, 0]
+
+
+def cdiv(x: int, y: int) -> int:
+    """x / y, rounded up. Triton's, and its next power of 2, take a microsecond."""
+    return -(-x // y)
+
+
+def next_power_of_2(x: int) -> int:
+    """The least power of 2 from x on."""
+    return 1 << (x - 1).bit_length()
 
 
 def last_contiguous(x: Tensor) -> Tensor:

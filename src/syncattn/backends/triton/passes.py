@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from syncattn.backends.call import Call
@@ -21,7 +20,7 @@ from syncattn.backends.triton.groups import (
     Rows,
     Walk,
 )
-from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, Launch, last_contiguous
+from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, Launch, cdiv, last_contiguous, next_power_of_2
 from syncattn.backends.triton.nearest import nearest_kernel
 from syncattn.backends.triton.start import start
 
@@ -76,10 +75,10 @@ def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tenso
     receive, send = (Frequencies(x, *x.stride()) for x in p.call[:2])
     rows = p.batch * p.heads * p.queries
     keys_block = 64 if p.block_d <= 64 else 32
-    tiles = triton.cdiv(p.keys, keys_block)
+    tiles = cdiv(p.keys, keys_block)
     # by the shapes alone, so that the sums are taken in the same order on every device
-    part_tiles = triton.cdiv(tiles, max(1, min(triton.cdiv(tiles, 2), _PROGRAMS // rows)))
-    parts = triton.cdiv(tiles, part_tiles)
+    part_tiles = cdiv(tiles, max(1, min(cdiv(tiles, 2), _PROGRAMS // rows)))
+    parts = cdiv(tiles, part_tiles)
     mixed = row_sum.new_empty(rows, parts, p.value_dim)
     total = row_sum.new_empty(rows, parts)
     heads = p.head_counts(p.call.send.shape[1])
@@ -96,7 +95,7 @@ def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tenso
     start(
         part_kernel, p.device, (rows, parts),
         receive, send, p.values(), p.law(), p.mask, p.dropout, of_part, nearest, mixed, total,
-        heads, *sizes, PARTS=max(64, triton.next_power_of_2(parts)), **compiled,
+        heads, *sizes, PARTS=max(64, next_power_of_2(parts)), **compiled,
     )  # fmt: skip
     start(
         combine_kernel, p.device, (rows,), mixed, total, out, row_sum, parts, p.call.eps,

@@ -17,6 +17,7 @@ from triton.runtime.driver import driver
 # The kernels as compiled. Callers may have ever new keys: then what is kept is dropped and found again.
 _found: dict[tuple[Any, ...], Any] = {}
 _MOST_FOUND = 10_000
+_HIGHEST = 2**31  # numbers from here on are passed in 8 bytes
 # On AMD's GPUs a kernel is compiled for the sizes of tensors, too.
 _DIRECT = torch.version.hip is None
 
@@ -71,11 +72,17 @@ def _add_kinds(arguments: tuple[Any, ...], key: list[Any]) -> None:
     """What kernels are compiled for, at least: more than that finds the same kernel under several keys."""
     for x in arguments:
         kind = type(x)
-        if kind is int:
-            key.append((x % 16 == 0) + 2 * (x == 1) + 4 * (not -(2**31) <= x < 2**31) + 8 * (x >= 2**63))
+        if kind is Tensor:
+            key.append(x.dtype if x.data_ptr() & 15 == 0 else (x.dtype, False))
+        elif kind is int:
+            if -_HIGHEST <= x < _HIGHEST:
+                key.append(x & 15 and 1 + (x == 1))
+            else:
+                key.append((x & 15 == 0, x < 2**63))
+        elif x is None:
+            key.append(None)
         elif isinstance(x, Tensor):
-            key.append(x.dtype)
-            key.append(x.data_ptr() % 16 == 0)
+            _add_kinds((x.detach().as_subclass(Tensor),), key)
         else:
             key.append(kind)
             if isinstance(x, tuple):
@@ -84,8 +91,10 @@ def _add_kinds(arguments: tuple[Any, ...], key: list[Any]) -> None:
 
 def _is_watched() -> bool:
     """Whether a profiler wants to be told of each start."""
-    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+    for hook in (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook):
+        if hook is not None and getattr(hook, "calls", True):
+            return True
+    return False
 
 
 def _current_device() -> int:
