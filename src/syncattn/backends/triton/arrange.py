@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from syncattn.backends.triton.groups import GROWING
-from syncattn.backends.triton.margin import kappa_of, largest_radius
+from syncattn.backends.triton.margin import alpha_of, kappa_of, largest_radius
 from syncattn.backends.triton.pointers import head_of
 
 _LARGEST = tl.constexpr(3e38)  # half the side of a box that is everything: farther from an empty box than any
@@ -60,7 +60,7 @@ def reach_kernel(law, nearest, reach, heads, queries, tiles, BLOCK: tl.constexpr
     bh, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     i = tile * BLOCK + tl.arange(0, BLOCK)
     b, h = bh // heads, bh % heads
-    far = largest_radius(kappa_of(law, b, h, i, queries), tl.load(law.bandwidth + h))
+    far = largest_radius(kappa_of(law, b, h, i, queries), alpha_of(law, h))
     if nearest is not None:
         least = tl.load(nearest + bh.to(tl.int64) * queries + i, mask=i < queries, other=0.0)
         far = far + tl.where(least == least, least, float("inf"))

@@ -31,9 +31,12 @@ from syncattn.backends.triton.detuning import (
 )
 from syncattn.backends.triton.groups import GROWING
 from syncattn.backends.triton.margin import (
+    alpha_is_free,
+    alpha_of,
     bandwidth_gradient,
     coupling_gradient,
     head_term_of,
+    kappa_is_free,
     kappa_of,
     row_term_of,
     strength_of,
@@ -88,7 +91,7 @@ def receivers_kernel(
     values = head_of(value, b, h // (heads.receive // heads.value))
     kappa = kappa_of(law, b, h, i, queries)
     row_term = row_term_of(kappa)
-    alpha = tl.load(law.bandwidth + h)
+    alpha = alpha_of(law, h)
     head_term = head_term_of(alpha)
     a, centre = left_operands(left, TILE)
     total = tl.load(row_sum + row + i, mask=here, other=0.0)
@@ -170,8 +173,10 @@ def receivers_kernel(
     to = gradients.receive + (row + i)[:, None] * TILE.FREQ + k[None, :]
     gradient = (2.0 * gradient).to(gradients.receive.dtype.element_ty)
     tl.store(to, gradient, mask=here[:, None] & (k < TILE.FREQ)[None, :])
-    tl.store(gradients.coupling + row + i, coupling_gradient(to_coupling, kappa), mask=here)
+    to_coupling = tl.where(kappa_is_free(law, b, h, i, queries), coupling_gradient(to_coupling, kappa), 0.0)
+    tl.store(gradients.coupling + row + i, to_coupling, mask=here)
     to_bandwidth = bandwidth_gradient(tl.sum(tl.where(here, to_bandwidth, 0.0), 0))
+    to_bandwidth = tl.where(alpha_is_free(law, h), to_bandwidth, 0.0)
     tl.store(gradients.bandwidth + bh * query_tiles + tile, to_bandwidth)
 
 
@@ -200,7 +205,7 @@ def senders_kernel(
     all_numbers = for_senders.numbers + bh.to(tl.int64) * ROW_NUMBERS * receive.stride
     plane = tl.cast(receive.stride, tl.int64)
     all_ranges = for_senders.ranges + bh.to(tl.int64) * 2 * query_tiles
-    alpha = tl.load(law.bandwidth + h)
+    alpha = alpha_of(law, h)
     head_term = head_term_of(alpha)
     a, centre = left_operands(left, TILE)
     inside = here[:, None] & (d < TILE.DIM)[None, :]

@@ -113,6 +113,7 @@ BACKEND = Backend(
     unavailable=unavailable,
     refuses=refuses,
     only_by_name=only_by_name,
+    keeps_bounds=True,
     capabilities=Capabilities(
         compute_dtypes=(torch.float32,),
         powers=(1, 2),
