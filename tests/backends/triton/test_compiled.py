@@ -18,9 +18,9 @@ MOST = {"forward_kernel": 18.5, "receivers_kernel": 31, "senders_kernel": 37}
 # Of the layer's form, while a text grows from 5 to 4,096 tokens, or is decoded: with and without lists, their
 # order, and whole tiles. One more is an argument that should not be specialized.
 VARIANTS = {
-    "arrange_kernel": 2, "nearest_kernel": 1, "reach_kernel": 1, "lists_kernel": 2, "forward_kernel": 5,
-    "receivers_kernel": 5, "senders_kernel": 5, "nearest_part_kernel": 1, "part_kernel": 1,
-    "combine_kernel": 1,
+    "arrange_kernel": 2, "nearest_kernel": 1, "reach_kernel": 1, "lists_kernel": 2, "order_kernel": 1,
+    "forward_kernel": 5, "receivers_kernel": 5, "senders_kernel": 5, "nearest_part_kernel": 1,
+    "part_kernel": 1, "combine_kernel": 1,
 }  # fmt: skip
 
 
