@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from syncattn.backends.call import check, require_dense, within_bounds, without_autocast
-from syncattn.backends.select import BACKENDS, select
+from syncattn.backends.select import choose
 
 
 def selective_synchronization_attention(
@@ -95,7 +95,7 @@ def selective_synchronization_attention(
         eps=eps,
         return_weights=return_weights,
     )
-    chosen = BACKENDS[select(call, backend).backend]
+    chosen = choose(call, backend)
     if call.dropout_p > 0:
         seed = torch.randint(0, 2**62, (), dtype=torch.int64, device=receive.device)
         call = call._replace(seed=seed)

@@ -159,7 +159,9 @@ def require_dense(name: str, tensor: Any) -> None:
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Arithmetic in the dtypes it is written in: autocast off (the meta device has none to switch off)."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    if device.type == "meta" or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device.type)):
+        return nullcontext()  # entering the other takes time
+    return torch.autocast(device.type, enabled=False)
 
 
 def expand_heads(x: Tensor, heads: int) -> Tensor:

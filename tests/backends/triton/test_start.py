@@ -72,7 +72,7 @@ def test_the_second_start_takes_what_the_first_found(begin):
         0
     ].started
     assert where == [5, 1, 1] and (stream, function, metadata) == (70, 1, 2)
-    assert y is x and group is rows and (tokens, eps, block) == (7, 0.2, 32)
+    assert (y, group, tokens, eps, block) == (x.data_ptr(), (x.data_ptr(), 32, 16, 1), 7, 0.2, 32)
 
 
 def test_what_changes_the_kernel_finds_another(begin):

@@ -52,7 +52,7 @@ def _start_here(
     options: dict[str, int],
 ) -> None:
     key = [kernel.fn, device, *constants.values(), *options.values()]
-    _add_kinds(arguments, key)
+    passed = _described(arguments, key)
     found = _found.get(whole := tuple(key))
     if found is None or _is_watched():
         assert [*constants] == kernel.arg_names[len(arguments) :], (kernel, constants)
@@ -64,17 +64,17 @@ def _start_here(
         return
     found.run(
         grid[0], grid[1] if len(grid) > 1 else 1, 1, driver.active.get_current_stream(device),
-        found.function, found.packed_metadata, None, None, None, *arguments, *constants.values(),
+        found.function, found.packed_metadata, None, None, None, *passed, *constants.values(),
     )  # fmt: skip
 
 
-def _add_kinds(arguments: tuple[Any, ...], key: list[Any]) -> None:
-    """What kernels are compiled for, at least: more than that finds the same kernel under several keys."""
+def _described(arguments: tuple[Any, ...], key: list[Any]) -> tuple[Any, ...]:
+    """The arguments with addresses in place of tensors, of which the driver would be asked one by one. To key
+    is added what kernels are compiled for, at least: more finds the same kernel under several keys."""
+    passed = []
     for x in arguments:
         kind = type(x)
-        if kind is Tensor:
-            key.append(x.dtype if x.data_ptr() & 15 == 0 else (x.dtype, False))
-        elif kind is int:
+        if kind is int:
             if -_HIGHEST <= x < _HIGHEST:
                 key.append(x & 15 and 1 + (x == 1))
             else:
@@ -82,11 +82,14 @@ def _add_kinds(arguments: tuple[Any, ...], key: list[Any]) -> None:
         elif x is None:
             key.append(None)
         elif isinstance(x, Tensor):
-            _add_kinds((x.detach().as_subclass(Tensor),), key)
+            dtype, x = x.dtype, x.data_ptr()
+            key.append(dtype if x & 15 == 0 else (dtype, False))
         else:
             key.append(kind)
             if isinstance(x, tuple):
-                _add_kinds(x, key)
+                x = _described(x, key)
+        passed.append(x)
+    return tuple(passed)
 
 
 def _is_watched() -> bool:
