@@ -45,10 +45,10 @@ class Operator(NamedTuple):
 
     def __call__(self, call: Call) -> Tensor:
         """out (B, H, N, d)."""
-        tensors = call[:_TENSORS]
-        if not _is_plain(tensors):
+        differentiable = call[:5]
+        if not _is_plain((*differentiable, call.mask, call.seed)):
             return self.forward(*pack(call))[0]
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors[:_DIFFERENTIABLE]):
+        if torch.is_grad_enabled() and any(x.requires_grad for x in differentiable):
             return self.recorded(*pack(call))[0]
         return self.plainly(*pack(call))[0]
 

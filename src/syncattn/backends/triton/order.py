@@ -56,7 +56,8 @@ def _cut(w: Tensor, tile: int) -> Tensor:
     """Which of the tokens of each row comes where, (rows, tokens) int64."""
     size, coordinates = w.shape[1:]
     order = torch.arange(size, dtype=torch.int64, device=w.device).expand(len(w), 1, size)
-    least = torch.full((), -torch.inf, device=w.device)  # made once: a scalar is a launch of its own
+    # once: in torch.where a number is a launch of its own
+    least = torch.full((), -torch.inf, dtype=torch.float32, device=w.device)
     pieces = 1
     while pieces * tile < size:
         w, order = w.view(-1, pieces, size // pieces, coordinates), order.reshape(-1, pieces, size // pieces)

@@ -83,7 +83,11 @@ def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tenso
     total = row_sum.new_empty(rows, parts)
     heads = p.head_counts(p.call.send.shape[1])
     sizes = p.queries, p.keys, parts, part_tiles
-    compiled = {"TILE": p.tile("forward", KEYS=keys_block), "FORM": p.form(), "options": _FOUR_WARPS}
+    compiled: dict[str, Any] = {
+        "TILE": p.tile("forward", KEYS=keys_block),
+        "FORM": p.form(),
+        "options": _FOUR_WARPS,
+    }
     nearest = of_part = None
     if p.nearest:
         nearest = Nearest(base, sender)
