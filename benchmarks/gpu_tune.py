@@ -26,16 +26,16 @@ from syncattn.backends.call import prepare
 from syncattn.backends.triton import launch, passes
 from syncattn.bench.inputs import Case, make_inputs
 
-# queries, keys, walk, warps, stages
+# queries, keys, walk, warps, stages, registers
 SIZES = {
     "forward": [
-        (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (64, 64, 64, 4, 4), (64, 128, 128, 4, 2), (128, 64, 64, 4, 2),
-        (128, 64, 64, 4, 3), (128, 64, 64, 8, 2), (128, 64, 64, 8, 3), (128, 128, 128, 8, 2),
-        (128, 128, 128, 8, 3), (64, 128, 64, 4, 3),
+        (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (128, 64, 64, 4, 3), (128, 64, 64, 4, 4),
+        (64, 128, 128, 4, 3), (64, 64, 64, 4, 3, 128), (128, 128, 64, 4, 3),
     ],
     "backward": [
-        (64, 64, 64, 4, 2), (64, 64, 64, 4, 1), (64, 64, 64, 4, 3), (64, 64, 32, 4, 2), (64, 64, 32, 4, 3),
-        (128, 64, 64, 8, 2), (64, 128, 64, 8, 2), (128, 128, 64, 8, 2), (128, 128, 64, 8, 3),
+        (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (64, 64, 64, 4, 2, 168), (64, 64, 64, 4, 3, 168),
+        (64, 64, 32, 4, 2), (64, 64, 32, 4, 3), (64, 64, 32, 4, 3, 128), (64, 64, 32, 4, 2, 168),
+        (128, 64, 64, 4, 2), (64, 128, 64, 4, 2), (128, 64, 32, 4, 3), (64, 128, 32, 4, 3),
     ],
 }  # fmt: skip
 BASE = {"tokens": 16384, "heads": 16, "dtype": "mixed"}
@@ -116,21 +116,24 @@ def measure(form: str, width: int, tokens: int, chosen: list[tuple[str, int]], r
         set_blocks(name, SIZES[name][0])
 
 
-def compile_all(forms: list[str], widths: list[int], jobs: int) -> None:
-    """Every variant once, in processes side by side, so that the compiler's cache has them all."""
+def compile_all(forms: list[str], widths: list[int], jobs: int) -> set[tuple[str, int, str, int]]:
+    """Every variant once, in a process of its own, so that the compiler's cache has it; those that failed."""
 
-    def one(form: str, width: int, name: str, part: int) -> None:
-        command = [sys.executable, __file__, "--forms", form, "--widths", str(width), "--tokens", "2048"]
-        subprocess.run(
-            [*command, "--part", f"{name},{part}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    def one(*variant: Any) -> bool:
+        form, width, name, number = map(str, variant)
+        command = [sys.executable, __file__, "--forms", form, "--widths", width, "--tokens", "1024"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.run([*command, "--part", f"{name},{number}"], **quiet).returncode == 0
 
+    every = [
+        (form, width, name, number)
+        for form in forms
+        for width in widths
+        for name, sizes in SIZES.items()
+        for number in range(len(sizes))
+    ]
     with ThreadPoolExecutor(jobs) as pool:
-        for form in forms:
-            for width in widths:
-                for name, sizes in SIZES.items():
-                    for part in range(0, len(sizes), 3):
-                        pool.submit(one, form, width, name, part)
+        return {variant for variant, fine in zip(every, pool.map(lambda v: one(*v), every)) if not fine}
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -167,18 +170,22 @@ def main() -> None:
     forms, widths = given.forms.split(","), [int(x) for x in given.widths.split(",")]
     begun = time.monotonic()
     if given.part:
-        name, first = given.part.split(",")
-        last = min(int(first) + 3, len(SIZES[name]))
-        for _ in measure(forms[0], widths[0], given.tokens, [(name, n) for n in range(int(first), last)], 1):
-            pass
-        return
+        name, number = given.part.split(",")
+        records = list(measure(forms[0], widths[0], given.tokens, [(name, int(number))], 1))
+        sys.exit(int("failed" in records[0] or not records[0]["finite"]))
+    failed = set()
     if given.jobs:
-        compile_all(forms, widths, given.jobs)
-        print(f"compiled after {time.monotonic() - begun:.0f} s", flush=True)
-    chosen = [(name, number) for name, sizes in SIZES.items() for number in range(len(sizes))]
-    records: list[dict[str, Any]] = []
+        failed = compile_all(forms, widths, given.jobs)
+        print(f"compiled after {time.monotonic() - begun:.0f} s; failed: {sorted(failed)}", flush=True)
+    records = []
     for form in forms:
         for width in widths:
+            chosen = [
+                (name, number)
+                for name, sizes in SIZES.items()
+                for number in range(len(sizes))
+                if (form, width, name, number) not in failed
+            ]
             for record in measure(form, width, given.tokens, chosen, given.repeats):
                 if time.monotonic() - begun > given.seconds:
                     print("out of time", flush=True)

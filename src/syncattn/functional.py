@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import prepare, require_dense, without_autocast
-from syncattn.backends.select import BACKENDS, select
+from syncattn.backends.call import check, require_dense, within_bounds, without_autocast
+from syncattn.backends.select import choose
 
 
 def selective_synchronization_attention(
@@ -78,7 +78,7 @@ def selective_synchronization_attention(
         >>> out.shape
         torch.Size([1, 4, 128, 64])
     """
-    call = prepare(
+    call = check(
         receive,
         send,
         value,
@@ -95,10 +95,12 @@ def selective_synchronization_attention(
         eps=eps,
         return_weights=return_weights,
     )
-    chosen = BACKENDS[select(call, backend).backend]
+    chosen = choose(call, backend)
     if call.dropout_p > 0:
         seed = torch.randint(0, 2**62, (), dtype=torch.int64, device=receive.device)
         call = call._replace(seed=seed)
+    if not chosen.keeps_bounds:
+        call = within_bounds(call)
     with without_autocast(receive.device):  # D and F are float32 at least
         return chosen.run(call)
 

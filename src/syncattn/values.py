@@ -22,6 +22,8 @@ def readable(tensor: Tensor, any_device: bool = False) -> Tensor | None:
     So it is on the CPU, or on any device that the caller would wait for; not while compiling, exporting or
     tracing; and of tensors that hold numbers: not of fake or distributed ones.
     """
+    if not any_device and tensor.device.type != "cpu":
+        return None
     if torch.compiler.is_compiling() or any(map(torch._C._get_dispatch_mode, _TRACING)):
         return None
     tensor = unwrapped(tensor)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from syncattn import functional
 from syncattn.backends import select
 from syncattn.backends.backend import Backend
 from syncattn.backends.eager import BACKEND as EAGER
@@ -87,7 +86,6 @@ def prefer(monkeypatch, name, run):
     """Put a backend before all others; only tiled and eager stay."""
     backends = {name: Backend(run), "tiled": TILED, "eager": EAGER}
     monkeypatch.setattr(select, "BACKENDS", backends)
-    monkeypatch.setattr(functional, "BACKENDS", backends)
 
 
 def only_backward_wrong(call):

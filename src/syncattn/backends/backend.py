@@ -73,6 +73,7 @@ class Backend(NamedTuple):
         unavailable: why it cannot run on this machine at all, or None.
         refuses: what else speaks against this call, as its device's age, or None.
         only_by_name: why it does not take a call that asks for no backend, though it could, or None.
+        keeps_bounds: whether it does itself what `call.within_bounds` does.
     """
 
     run: Callable[[Call], Tensor | tuple[Tensor, Tensor, Tensor]]
@@ -80,6 +81,7 @@ class Backend(NamedTuple):
     unavailable: Callable[[], str | None] = lambda: None
     refuses: Callable[[Call], str | None] = _nothing
     only_by_name: Callable[[Call], str | None] = _nothing
+    keeps_bounds: bool = False
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -16,15 +16,16 @@ FRAMES = ("absolute", "nearest")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Beyond these a coupling acts as the bound: kappa^3 and 1/kappa^2 stay normal float32 numbers. At the one,
 # nothing but equal frequencies locks; at the other, nothing but underflow unlocks.
-_WEAKEST, _STRONGEST = 1e-10, 1e15
-_NARROWEST = 1e30  # of the bandwidth: only equal frequencies lock
+WEAKEST, STRONGEST = 1e-10, 1e15
+NARROWEST = 1e30  # of the bandwidth: only equal frequencies lock
 _HIGHEST = 1e13  # of a frequency: its squared differences stay far below what stands for "may not attend"
 
 
 class Call(NamedTuple):
     """The operator's arguments after `prepare` has checked and normalised them.
 
-    Backends may rely on every statement made here and need check nothing again.
+    Backends may rely on every statement made here and need check nothing again; those that keep bounds
+    (backend.py) are given coupling and bandwidth without.
     """
 
     receive: Tensor  # (B, H, N, m)
@@ -51,7 +52,20 @@ class Call(NamedTuple):
         return self.bandwidth.dtype
 
 
-def prepare(
+def prepare(*arguments: Any, **options: Any) -> Call:
+    """Check the arguments of `selective_synchronization_attention` and bring them to one form: see `check`
+    and `within_bounds`."""
+    return within_bounds(check(*arguments, **options))
+
+
+def within_bounds(call: Call) -> Call:
+    """The call with coupling and bandwidth as a `Call` has them."""
+    coupling = _positive_or_nan(call.coupling).clamp(WEAKEST, STRONGEST)
+    bandwidth = _positive_or_nan(call.bandwidth).clamp(max=NARROWEST)
+    return call._replace(coupling=coupling, bandwidth=bandwidth)
+
+
+def check(
     receive: Tensor,
     send: Tensor,
     value: Tensor,
@@ -69,7 +83,8 @@ def prepare(
     eps: float = 1e-8,
     return_weights: bool = False,
 ) -> Call:
-    """Check the arguments of `selective_synchronization_attention` and bring them to one form.
+    """Check the arguments of `selective_synchronization_attention` and bring them to one form, but for the
+    bounds of coupling and bandwidth, for backends that keep those themselves.
 
     Values (finite frequencies, positive coupling and bandwidth, masks of 0 and -inf) are read only where
     that is free of a device synchronisation: on CPU tensors, outside `torch.compile` and `torch.export`.
@@ -104,8 +119,8 @@ def prepare(
     _check_frequencies("receive", receive)
     if send is not receive:
         _check_frequencies("send", send)
-    coupling = _positive_or_nan("coupling", coupling).clamp(_WEAKEST, _STRONGEST)
-    bandwidth = _positive_or_nan("bandwidth", bandwidth).clamp(max=_NARROWEST)
+    _check_positive("coupling", coupling)
+    _check_positive("bandwidth", bandwidth)
 
     mask = None if attn_mask is None else _normalise_mask(attn_mask, (batch, heads, queries, keys), receive)
     return Call(
@@ -144,7 +159,9 @@ def require_dense(name: str, tensor: Any) -> None:
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Arithmetic in the dtypes it is written in: autocast off (the meta device has none to switch off)."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    if device.type == "meta" or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device.type)):
+        return nullcontext()  # entering the other takes time
+    return torch.autocast(device.type, enabled=False)
 
 
 def expand_heads(x: Tensor, heads: int) -> Tensor:
@@ -326,14 +343,17 @@ def _check_frequencies(name: str, tensor: Tensor) -> None:
         )
 
 
-def _positive_or_nan(name: str, tensor: Tensor) -> Tensor:
-    """The tensor; what is not positive and finite raises ValueError, or is NaN where values are not read."""
+def _check_positive(name: str, tensor: Tensor) -> None:
     values = readable(tensor)
-    if values is None:
-        return torch.where((tensor > 0) & (tensor < torch.inf), tensor, torch.nan)
-    if values.numel():
+    if values is not None and values.numel():
         low, high = torch.aminmax(values)
         if not (low.item() > 0 and high.item() < float("inf")):  # NaN fails both
             good = (values > 0) & torch.isfinite(values)
             raise ValueError(f"{name} must be positive and finite, got {values[~good][0].item():g}")
-    return tensor
+
+
+def _positive_or_nan(tensor: Tensor) -> Tensor:
+    """The tensor; where values are not read, NaN for what is not positive and finite."""
+    if readable(tensor) is not None:
+        return tensor
+    return torch.where((tensor > 0) & (tensor < torch.inf), tensor, torch.nan)

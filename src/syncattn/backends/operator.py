@@ -22,6 +22,7 @@ SCHEMA = (
 )
 _TENSORS = 7  # the first of them
 _DIFFERENTIABLE = 5  # of which these have gradients
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def pack(call: Call) -> tuple[Any, ...]:
@@ -39,10 +40,27 @@ class Operator(NamedTuple):
 
     forward: Callable[..., Any]  # SCHEMA to (out, what is saved...)
     backward: Callable[..., Any]  # (dL/dout, out, what is saved..., SCHEMA) to the gradients
+    plainly: Callable[..., Any]  # as forward where `_is_plain`: the same at less cost to the host
+    recorded: Callable[..., Any]  # and recorded for autograd
 
     def __call__(self, call: Call) -> Tensor:
         """out (B, H, N, d)."""
-        return self.forward(*pack(call))[0]
+        differentiable = call[:5]
+        if not _is_plain((*differentiable, call.mask, call.seed)):
+            return self.forward(*pack(call))[0]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in differentiable):
+            return self.recorded(*pack(call))[0]
+        return self.plainly(*pack(call))[0]
+
+
+def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call can do without torch's dispatcher, which takes longer than a kernel: nothing compiles,
+    traces, profiles or replaces what is called, and the tensors hold numbers."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled():
+        return False
+    return all(x is None or (type(x) in _PLAIN and not x.is_meta) for x in tensors)
 
 
 def register(
@@ -103,10 +121,15 @@ def register(
     def setup_context(ctx, inputs, output) -> None:
         ctx.options = inputs[_TENSORS:]
         ctx.save_for_backward(*output, *inputs[:_TENSORS])
+        ctx.set_materialize_grads(False)  # no zeros for what is only saved
 
     def derivative(ctx, grad, *_):
+        if grad is None:
+            return (None,) * (_TENSORS + len(ctx.options))
+        tensors = (grad, *ctx.saved_tensors)
+        run = back if torch.is_grad_enabled() or not _is_plain(tensors) else plainly_back
         with without_autocast(grad.device):  # .backward() may be called inside of it
-            gradients = back(grad, *ctx.saved_tensors, *ctx.options)
+            gradients = run(*tensors, *ctx.options)
         return (*gradients, *(None,) * (_TENSORS - _DIFFERENTIABLE + len(ctx.options)))
 
     def second(ctx, *_):
@@ -117,7 +140,19 @@ def register(
 
     ahead.register_autograd(derivative, setup_context=setup_context)
     back.register_autograd(second)
-    return Operator(ahead, back)
+
+    # What torch makes of the registered derivative reads the schema argument by argument at each call.
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            output = plainly(*arguments)
+            setup_context(ctx, arguments, output)
+            return output
+
+        backward = staticmethod(derivative)
+
+    plainly, plainly_back = torch._disable_dynamo(run_forward), torch._disable_dynamo(run_backward)
+    return Operator(ahead, back, plainly, Recorded.apply)
 
 
 def sum_groups(gradient: Tensor, like: Tensor) -> Tensor:

@@ -102,6 +102,22 @@ def _check_name(backend: object, or_none: bool = True) -> None:
     raise BackendError(f"backend must be {kinds} {tuple(BACKENDS)}, got {backend!r}")
 
 
+def _reason(candidate: Backend, call: Call, backend: str | None) -> str | None:
+    """Why a call that asks for this backend, or for none, is not for the candidate, or None."""
+    reason = candidate.unavailable() or candidate.refuses(call) or candidate.capabilities.missing(call)
+    return candidate.only_by_name(call) if reason is None and backend is None else reason
+
+
+def choose(call: Call, backend: str | None = None) -> Backend:
+    """What `select` chooses, without the reasons why it is not another."""
+    _check_name(backend)
+    asked = backend or _asked_for()
+    for candidate in BACKENDS.values() if asked is None else [BACKENDS[asked]]:
+        if _reason(candidate, call, asked) is None:
+            return candidate
+    return BACKENDS[select(call, backend).backend]  # which says why there is none
+
+
 def select(call: Call, backend: str | None = None) -> Explanation:
     """Choose the backend for a checked call.
 
@@ -113,9 +129,7 @@ def select(call: Call, backend: str | None = None) -> Explanation:
     reasons: dict[str, str] = {}
     chosen = None
     for name, candidate in BACKENDS.items():
-        reason = candidate.unavailable() or candidate.refuses(call) or candidate.capabilities.missing(call)
-        if reason is None and backend is None:
-            reason = candidate.only_by_name(call)
+        reason = _reason(candidate, call, backend)
         if reason is None and chosen is None and backend in (None, name):
             chosen = name
         else:

@@ -177,13 +177,19 @@ def per_pair(kernel, loop, arguments, options):
 
 def variants(lengths, decoding, target):
     """How many times each kernel is compiled while a text of the layer's form grows, or is decoded."""
-    found = {}
+    from syncattn.backends.triton.start import _described
+
+    found, by_key = {}, {}
     for n in lengths:
         options = CAUSAL | {"frame": "nearest", "same": not decoding}
         case = (2, 8, 1 if decoding else n, n, 16, 64, HALF, HALF, options)
         for kernel, arguments, options in launches(case):
             kinds = found.setdefault(kernel.__name__, set())
-            kinds.add(str(specialized(kernel, arguments, target)[2]) + str(options))
+            kinds.add(kind := str(specialized(kernel, arguments, target)[2]) + str(options))
+            constants = {kernel.arg_names[i] for i in kernel.constexprs}
+            key = [kernel, *(x for name, x in arguments.items() if name in constants), *options.values()]
+            _described(tuple(x for name, x in arguments.items() if name not in constants), key)
+            assert by_key.setdefault(tuple(key), kind) == kind, (kernel, "start.py would take another kernel")
     return {name: len(kinds) for name, kinds in found.items()}
 
 

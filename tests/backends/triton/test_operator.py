@@ -124,6 +124,38 @@ def own_call(inputs, device, **options):
     return call._make([*(x.to(device).clone() for x in call[:5]), *call[5:]])
 
 
+@pytest.mark.parametrize("queries", [1, 5])
+def test_bounds_of_the_law_are_kept_as_elsewhere(queries, draw, device):
+    from syncattn.backends.triton.operator import OPERATOR
+
+    strange = torch.tensor([-1.0, 0.0, float("nan"), float("inf"), 1e-12, 1e-10, 1e16, 1e15, 2e30, 1e30, 0.5])
+    heads = len(strange)
+    w, _, v = (x.to(device) for x in draw(1, heads, 5, 5, 3, 4)[:3])
+    plain = torch.full((heads,), 0.5)
+    laws = [
+        (strange, plain),
+        (plain, strange),
+        (plain[:, None].expand(heads, queries) * strange[:, None], plain),
+    ]
+    for law in laws:
+        results = []
+        for bounded in (False, True):
+            leaves = [x.clone().to(device).requires_grad_() for x in law]
+            coupling, bandwidth = leaves
+            if bounded:
+                keep = lambda x: torch.where((x > 0) & (x < torch.inf), x, torch.nan)  # noqa: E731
+                coupling, bandwidth = keep(coupling).clamp(1e-10, 1e15), keep(bandwidth).clamp(max=1e30)
+            call = prepare(
+                w[:, :, -queries:], w, v, plain.to(device), plain.to(device), frame="nearest", power=2
+            )
+            coupling = coupling[None] if coupling.ndim == 2 else coupling[None, :, None]
+            out = OPERATOR(call._replace(coupling=coupling, bandwidth=bandwidth))
+            gradients = torch.autograd.grad(out, leaves, torch.ones_like(out)) if queries > 1 else ()
+            results.append([out.detach(), *gradients])
+        for kept, expected in zip(*results, strict=True):
+            assert torch.equal(kept.nan_to_num(nan=7e7), expected.nan_to_num(nan=7e7))
+
+
 @pytest.mark.parametrize(
     ("queries", "m", "options"), [(2, 3, {"power": 2}), (2, 3, LAYER), (40, 20, {}), (40, 3, LAYER)], ids=str
 )

@@ -3,15 +3,13 @@ tokens; of receivers also how far each tile can reach."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
 from syncattn.backends.triton.detuning import KNOWN, mean_of_near
 from syncattn.backends.triton.groups import GROWING
-from syncattn.backends.triton.margin import kappa_of, largest_radius
-from syncattn.backends.triton.pointers import head_of
+from syncattn.backends.triton.margin import alpha_of, kappa_of, largest_radius
+from syncattn.backends.triton.pointers import head_of, shared_head
 
 _LARGEST = tl.constexpr(3e38)  # half the side of a box that is everything: farther from an empty box than any
 SAMPLE = tl.constexpr(64)  # tokens that a head's frame is made from
@@ -22,14 +20,6 @@ _MOST_SQUARED = tl.constexpr(3e4)  # what a float16 holds
 MOST_LARGE = tl.constexpr(1e8)  # and what the three of a size hold
 
 
-class Frame(NamedTuple):
-    """What a head's frequencies are counted in: centre and axis (BLOCK_M,), unit."""
-
-    centre: Any
-    axis: Any
-    unit: Any
-
-
 @triton.jit
 def _first_at(x, value):
     """1 where x (n,) has that value first, else 0."""
@@ -37,14 +27,15 @@ def _first_at(x, value):
     return (k == tl.min(tl.where(x == value, k, x.shape[0]), 0)).to(tl.float32)
 
 
-@triton.jit
-def _frame_of_sample(sample, b, h, tokens, FREQ: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Of some tokens of a head, evenly spaced, those that are not far from the others: their mean, the axis
-    of their largest variance by power iteration, and the power of two next to how far they are from that
-    axis. Any frame gives D; a good one gives it exactly."""
-    k = tl.arange(0, BLOCK_M)
-    at = (tl.arange(0, SAMPLE).to(tl.int64) * tokens) // SAMPLE
-    pointers = head_of(sample, b, h) + at[:, None] * sample.token + k[None, :] * sample.coordinate
+@triton.jit(do_not_specialize=GROWING)
+def frame_kernel(send, frames, heads, keys, FREQ: tl.constexpr, BLOCK_M: tl.constexpr):
+    """What a head's frequencies are counted in. Of some tokens, evenly spaced, those that are not far from
+    the others: their mean, the axis of their largest variance by power iteration, and the power of two next
+    to how far they are from that axis. Any frame gives D; a good one gives it exactly."""
+    bh, k = tl.program_id(0), tl.arange(0, BLOCK_M)
+    at = (tl.arange(0, SAMPLE).to(tl.int64) * keys) // SAMPLE
+    pointers = head_of(send, bh // heads, bh % heads) + at[:, None] * send.token
+    pointers += k[None, :] * send.coordinate
     w = tl.load(pointers, mask=(k < FREQ)[None, :], other=0.0).to(tl.float32)
     known = tl.min((tl.abs(w) < KNOWN).to(tl.int32), 1) > 0
     centre = mean_of_near(w, known, 0)
@@ -63,8 +54,10 @@ def _frame_of_sample(sample, b, h, tokens, FREQ: tl.constexpr, BLOCK_M: tl.const
         axis = tl.where(length > 0.0, turned / tl.where(length > 0.0, length, 1.0), axis)
     w = w - tl.sum(w * axis[None, :], 1)[:, None] * axis[None, :]
     width = scale * tl.sqrt(tl.max(tl.sum(w * w, 1), 0))
+    tl.store(frames.vectors + 2 * bh * BLOCK_M + k, centre)
+    tl.store(frames.vectors + (2 * bh + 1) * BLOCK_M + k, axis)
     unit = tl.where(width > 1e-12, tl.exp2(tl.ceil(tl.log2(tl.maximum(width, 1e-12)))), 1.0)
-    return Frame(centre, axis, unit)
+    tl.store(frames.units + bh, unit)
 
 
 @triton.jit
@@ -118,8 +111,7 @@ def _store_operands(to, w, size, FREQ: tl.constexpr, PRODUCT: tl.constexpr, RECE
 
 @triton.jit(do_not_specialize=GROWING)
 def arrange_kernel(
-    x, order, allowed, planes, boxes, sample, units, law, least, reach,
-    heads, send_heads, tokens, tiles, sampled,
+    x, order, allowed, planes, boxes, frames, law, least, reach, heads, send_heads, tokens, tiles,
     nowhere: tl.constexpr, nobody: tl.constexpr, FREQ: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK: tl.constexpr, PRODUCT: tl.constexpr, DRAWN: tl.constexpr, RECEIVES: tl.constexpr,
 ):  # fmt: skip
@@ -129,8 +121,7 @@ def arrange_kernel(
     With an order (B, heads, tokens) int64 the tokens come in it. Those that are not in allowed (B, heads,
     tokens) stand nowhere, too. The numbers, if they are wanted, are the tokens' places in x, `nobody` for
     those that stand nowhere. Of receivers, reach (B H, tiles) is the largest D at which any of a tile can
-    lock; with least (B, H, tokens), each one's nearest sender's D, that and the sizes count from there. The
-    head's unit goes to units (B heads,)."""
+    lock; with least (B, H, tokens), each one's nearest sender's D, that and the sizes count from there."""
     bh, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     b, h = bh // heads, bh % heads
     rows = tl.arange(0, BLOCK)
@@ -160,7 +151,7 @@ def arrange_kernel(
         numbers = planes.numbers + bh.to(tl.int64) * planes.stride + i
         tl.store(numbers, tl.where(present, place, nobody))
     if RECEIVES:
-        radius = largest_radius(kappa_of(law, b, h, i, tokens), tl.load(law.bandwidth + h))
+        radius = largest_radius(kappa_of(law, b, h, i, tokens), alpha_of(law, h))
         far = radius
         nearest = tl.zeros([BLOCK], tl.float32)
         if least is not None:
@@ -170,17 +161,16 @@ def arrange_kernel(
         tl.store(reach + own_tile, tl.max(tl.where(in_call, far, 0.0), 0))
     if planes.operands is None:
         return
-    frame = _frame_of_sample(sample, b, h // (heads // send_heads), sampled, FREQ, BLOCK_M)
-    inverse = 1.0 / frame.unit
-    if not RECEIVES:
-        if tile == 0:
-            tl.store(units + bh, frame.unit)
+    shared = shared_head(b, h, heads, send_heads)
+    centre = tl.load(frames.vectors + 2 * shared * BLOCK_M + k)
+    axis = tl.load(frames.vectors + (2 * shared + 1) * BLOCK_M + k)
+    inverse = 1.0 / tl.load(frames.units + shared)
     w = tl.where((k < FREQ)[None, :], w, 0.0)
     missing = tl.max((w != w).to(tl.int32), 1) > 0  # a NaN stays one
     somewhere = present & (missing == 0) & (tl.max(tl.abs(w), 1) < KNOWN)
-    w = tl.where((somewhere | missing)[:, None], (w - frame.centre[None, :]) * inverse, 0.0)
-    along = tl.sum(w * frame.axis[None, :], 1)
-    across = w - along[:, None] * frame.axis[None, :]
+    w = tl.where((somewhere | missing)[:, None], (w - centre[None, :]) * inverse, 0.0)
+    along = tl.sum(w * axis[None, :], 1)
+    across = w - along[:, None] * axis[None, :]
     sizes = tl.sum(across * across, 1)
     near = somewhere & (sizes < _MOST_SQUARED)
     # counting from the centre rounds to 2^-24 of the distance, which D has doubled and times rho

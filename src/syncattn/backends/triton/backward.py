@@ -34,9 +34,12 @@ from syncattn.backends.triton.detuning import (
 )
 from syncattn.backends.triton.groups import GROWING
 from syncattn.backends.triton.margin import (
+    alpha_is_free,
+    alpha_of,
     bandwidth_gradient,
     coupling_gradient,
     head_term_of,
+    kappa_is_free,
     kappa_of,
     row_term_of,
     strength_of,
@@ -97,7 +100,7 @@ def receivers_kernel(
     # to the senders everything is told in the head's unit, however it was computed here
     to_unit = tl.load(units + send_bh) if DIRECT and not TILE.DIRECT else 1.0
     row_term = row_term_of(kappa) * (unit * unit)
-    alpha = tl.load(law.bandwidth + h) * (unit * unit)
+    alpha = alpha_of(law, h) * (unit * unit)
     head_term = head_term_of(alpha)
     if DIRECT:
         own_w, centre = about_centre(left, TILE.FREQ, TILE.BLOCK_M)
@@ -192,8 +195,10 @@ def receivers_kernel(
     gradient = (gradient * (2.0 / unit)).to(gradients.receive.dtype.element_ty)
     tl.store(to, gradient, mask=here[:, None] & (k < TILE.FREQ)[None, :])
     to_coupling = coupling_gradient(to_coupling * (unit * unit), kappa)
+    to_coupling = tl.where(kappa_is_free(law, b, h, i, queries), to_coupling, 0.0)
     tl.store(gradients.coupling + row + i, to_coupling, mask=here)
     to_bandwidth = bandwidth_gradient(tl.sum(tl.where(here, to_bandwidth, 0.0), 0)) * (unit * unit)
+    to_bandwidth = tl.where(alpha_is_free(law, h), to_bandwidth, 0.0)
     tl.store(gradients.bandwidth + bh * query_tiles + tile, to_bandwidth)
 
 
@@ -229,7 +234,7 @@ def senders_kernel(
     from_unit = 1.0
     if DIRECT and not TILE.DIRECT:
         from_unit = 1.0 / tl.load(units + send_bh)
-    alpha = tl.load(law.bandwidth + h) * (unit * unit)
+    alpha = alpha_of(law, h) * (unit * unit)
     head_term = head_term_of(alpha)
     if DIRECT:
         own_w, centre = about_centre(left, TILE.FREQ, TILE.BLOCK_M)

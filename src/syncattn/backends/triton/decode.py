@@ -18,7 +18,14 @@ from syncattn.backends.triton.detuning import (
     zero_at_nearest,
 )
 from syncattn.backends.triton.groups import GROWING
-from syncattn.backends.triton.margin import head_term_of, kappa_of, margin_of, row_term_of, strength_of
+from syncattn.backends.triton.margin import (
+    alpha_of,
+    head_term_of,
+    kappa_of,
+    margin_of,
+    row_term_of,
+    strength_of,
+)
 from syncattn.backends.triton.pairs import Masks, kept_pairs, narrow_to_allowed, row_words
 from syncattn.backends.triton.pointers import head_of
 
@@ -101,7 +108,7 @@ def part_kernel(
     senders = head_of(send, b, h // (heads.receive // heads.send))
     values = head_of(value, b, h // (heads.receive // heads.value))
     row_term = row_term_of(kappa_of(law, b, h, i, queries))
-    head_term = head_term_of(tl.load(law.bandwidth + h))
+    head_term = head_term_of(alpha_of(law, h))
     if nearest is not None:
         own_least, own_sender = _nearest_of(nearest_of_part, row, parts, PARTS)
         if part == 0:

@@ -17,7 +17,7 @@ from syncattn.backends.triton.detuning import (
     zero_at_nearest,
 )
 from syncattn.backends.triton.groups import GROWING
-from syncattn.backends.triton.margin import head_term_of, kappa_of, row_term_of, strength_of
+from syncattn.backends.triton.margin import alpha_of, head_term_of, kappa_of, row_term_of, strength_of
 from syncattn.backends.triton.pairs import (
     Masks,
     kept_pairs,
@@ -65,7 +65,7 @@ def forward_kernel(
     senders = send.base + send_bh * TILE.FREQ * send.stride
     values = head_of(value, b, h // (heads.receive // heads.value))
     row_term = row_term_of(kappa_of(law, b, h, i, queries))[:, None]
-    head_term = head_term_of(tl.load(law.bandwidth + h))
+    head_term = head_term_of(alpha_of(law, h))
     if not DIRECT:
         unit = tl.load(units + send_bh)
         row_term, head_term = row_term * (unit * unit), head_term * (unit * unit)

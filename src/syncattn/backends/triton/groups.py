@@ -16,7 +16,7 @@ from triton import knobs
 # Kernels are not compiled again for each kind of number (1, a multiple of 16) that these can be. What loads
 # of several numbers at a time depend on is not among them.
 GROWING = [
-    "queries", "keys", "tokens", "sampled", "rows", "columns", "tiles", "own_tiles", "other_tiles",
+    "queries", "keys", "tokens", "rows", "columns", "tiles", "own_tiles", "other_tiles",
     "row_tiles", "column_tiles", "width", "offset", "parts", "part_tiles",
 ]  # fmt: skip
 
@@ -31,6 +31,13 @@ class Planes(NamedTuple):
     along: Any  # (B heads, stride) float32: the coordinate along the axis, in units
     drawn: Any  # (B heads, stride, DRAWN) bfloat16: all coordinates in two parts, from the centre, in units
     bound: Any  # (B heads, tiles) float32: of senders the largest size, of receivers how large it may be
+
+
+class Frames(NamedTuple):
+    """What each head of the senders counts frequencies in."""
+
+    vectors: Any  # (B heads, 2, BLOCK_M) float32: its centre; the axis of its largest variance, of length 1
+    units: Any  # (B heads,) float32: a power of two, how far tokens are from that axis
 
 
 class Boxes(NamedTuple):

@@ -3,20 +3,19 @@ device."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from syncattn.backends.call import Call
-from syncattn.backends.triton.arrange import arrange_kernel
+from syncattn.backends.triton.arrange import arrange_kernel, frame_kernel
 from syncattn.backends.triton.detuning import NOWHERE_RECEIVE, NOWHERE_SEND
 from syncattn.backends.triton.groups import (
     Boxes,
     Dropout,
     Form,
+    Frames,
     Frequencies,
     Heads,
     Law,
@@ -28,8 +27,9 @@ from syncattn.backends.triton.groups import (
     Walk,
     constant,
 )
-from syncattn.backends.triton.lists import lists_kernel, mask_tiles_kernel
+from syncattn.backends.triton.lists import lists_kernel, mask_tiles_kernel, order_kernel
 from syncattn.backends.triton.order import Order, order_of, places, taken, values_taken
+from syncattn.backends.triton.start import start
 
 # Coordinates up to which D is a sum of squared differences on the CUDA cores, with values of 4 bytes and of
 # 2. That is as exact as float32; the product on the tensor cores, which costs less, is as exact as narrow
@@ -44,6 +44,8 @@ CHUNK_OF_NEAREST = 64  # and one of nearest.py
 CAPACITY = 1024
 # From this many programs on they start in the order of their work, the longest first.
 _FEWEST_ORDERED = 1024
+# Up to this many each is compared with each to find that order; above, they are sorted. Not yet measured.
+_MOST_COMPARED = 8192
 # From this many receivers and senders on, calls whose tokens may come in any order are put in that of a k-d
 # tree. By the shape alone: whether it pays depends on the values, but to look at them would wait for the
 # device. Below, sorting costs more than it can save. Not yet measured on a GPU.
@@ -58,6 +60,7 @@ class Blocks(NamedTuple):
     walk: int  # of a tile that is walked so many at a time
     warps: int
     stages: int
+    registers: int | None = None  # a thread's, at most; None: as many as the assembler wants
 
 
 class Kernels(NamedTuple):
@@ -112,8 +115,8 @@ class Launch:
         self.coupling = coupling.expand(self.batch, self.heads, self.queries)
         self.bandwidth = bandwidth.contiguous()
         self.device = receive.device
-        self.block_m = max(16, triton.next_power_of_2(self.freq_dim))
-        self.block_d = max(16, triton.next_power_of_2(self.value_dim))
+        self.block_m = max(16, next_power_of_2(self.freq_dim))
+        self.block_d = max(16, next_power_of_2(self.value_dim))
         self.wide = wide = value.dtype == torch.float32
         sizes = self.block_d, self.block_m, value.element_size()
         self.blocks = {name: blocks_for(name, *sizes) for name in kernels}
@@ -130,14 +133,13 @@ class Launch:
         self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
         # how D is taken, in a launch each: the second sees to tiles for which a product is not exact enough
         self.ways = (True,) if self.direct else (False, True)
-        self.product = max(32, triton.next_power_of_2(3 * self.freq_dim + 6))
-        self.drawn = max(16, 2 * triton.next_power_of_2(self.freq_dim))
-        self.units: Tensor | None = None  # of each head of the senders
+        self.product = max(32, next_power_of_2(3 * self.freq_dim + 6))
+        self.drawn = max(16, 2 * next_power_of_2(self.freq_dim))
+        self.frames = Frames(None, None)
         if arranged:
             at = (None, None) if self.order is None else self.order[:2]
             if not self.direct:
-                shape = self.batch * send.shape[1]
-                self.units = torch.empty(shape, dtype=torch.float32, device=self.device)
+                self._frame(send)
             self.send, _ = self._arrange(send, self.key_tile, at[1], allowed)
             self.receive, self.reach = self._arrange(
                 receive, self.query_tile, at[0], None, base, receives=True
@@ -181,6 +183,16 @@ class Launch:
         """Where the senders of these numbers (B, H, N) are for the kernels."""
         return sender if self.order is None else places(sender, self.order.senders_back)
 
+    def _frame(self, send: Tensor) -> None:
+        rows = self.batch * send.shape[1]
+        vectors = torch.empty(rows, 2, self.block_m, dtype=torch.float32, device=self.device)
+        self.frames = Frames(vectors, torch.empty(rows, dtype=torch.float32, device=self.device))
+        start(
+            frame_kernel, self.device, (rows,),
+            Frequencies(send, *send.stride()), self.frames, send.shape[1], self.keys,
+            FREQ=self.freq_dim, BLOCK_M=self.block_m, options={"num_warps": 4},
+        )  # fmt: skip
+
     def _arrange(
         self,
         x: Tensor,
@@ -192,9 +204,9 @@ class Launch:
     ) -> tuple[Side, Tensor | None]:
         """One side; of the receivers also reach, (B H, tiles): the largest D at which a tile can lock."""
         heads, tokens = x.shape[1:3]
-        rows, tiles = self.batch * heads, triton.cdiv(tokens, block)
+        rows, tiles = self.batch * heads, cdiv(tokens, block)
         granule = _largest_granule(tiles)
-        tiles = triton.cdiv(tiles, granule) * granule  # a granule is read to its end
+        tiles = cdiv(tiles, granule) * granule  # a granule is read to its end
         plane = tiles * block
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -209,17 +221,16 @@ class Launch:
         planes = Planes(empty(self.freq_dim, plane), plane, numbers, operands, along, drawn, bound)
         boxes = Boxes(empty(self.freq_dim, tiles), empty(self.freq_dim, tiles))
         reach = empty(tiles) if receives else None
-        send = self.call.send
-        with on(x.device):
-            arrange_kernel[(rows * tiles,)](
-                Frequencies(x, *x.stride()), order,
-                None if allowed is None else Rows(allowed, *allowed.stride()), planes, boxes,
-                Frequencies(send, *send.stride()), self.units, self.law() if receives else None, base, reach,
-                heads, send.shape[1], tokens, tiles, self.keys,
-                nowhere=(NOWHERE_RECEIVE if receives else NOWHERE_SEND).value, nobody=-2 if receives else -1,
-                FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block, PRODUCT=self.product, DRAWN=self.drawn,
-                RECEIVES=receives,
-            )  # fmt: skip
+        start(
+            arrange_kernel, self.device, (rows * tiles,),
+            Frequencies(x, *x.stride()), order,
+            None if allowed is None else Rows(allowed, *allowed.stride()), planes, boxes,
+            self.frames, self.law() if receives else None, base, reach,
+            heads, self.call.send.shape[1], tokens, tiles,
+            nowhere=(NOWHERE_RECEIVE if receives else NOWHERE_SEND).value, nobody=-2 if receives else -1,
+            FREQ=self.freq_dim, BLOCK_M=self.block_m, BLOCK=block, PRODUCT=self.product, DRAWN=self.drawn,
+            RECEIVES=receives,
+        )  # fmt: skip
         return Side(planes, boxes, heads, tiles, block), reach
 
     def _mask_tiles(self, mask: Tensor) -> Mask:
@@ -228,11 +239,11 @@ class Launch:
         sides = self.receive.tiles, self.send.tiles
         shape = [t if n > 1 else 1 for t, n in zip(sides, (rows, columns), strict=True)]
         tiles = torch.empty(batch, heads, *shape, dtype=torch.uint8, device=self.device)
-        with on(self.device):
-            mask_tiles_kernel[(tiles.numel(),)](
-                Mask(mask.view(torch.uint8), *mask.stride()), heads, rows, columns, tiles, *shape,
-                BLOCK_ROWS=self.query_tile, BLOCK_COLUMNS=self.key_tile,
-            )  # fmt: skip
+        start(
+            mask_tiles_kernel, self.device, (tiles.numel(),),
+            Mask(mask.view(torch.uint8), *mask.stride()), heads, rows, columns, tiles, *shape,
+            BLOCK_ROWS=self.query_tile, BLOCK_COLUMNS=self.key_tile,
+        )  # fmt: skip
         tiles = tiles.expand(self.batch, self.heads, *sides)
         return Mask(tiles, *tiles.stride())
 
@@ -252,17 +263,23 @@ class Launch:
             CHUNK=max(_CHUNK, granule), LEVELS=granule.bit_length(), OF_QUERIES=of_queries,
             CAUSAL=self.call.is_causal,
         )  # fmt: skip
-        with on(self.device):
-            lists_kernel[(rows * own.tiles,)](
-                own.boxes, other.boxes, own.planes.bound, other.planes.bound, self.reach, mask,
-                Walk(entries, counts, None), width,
-                own.heads, other.heads, self.heads, own.tiles, other.tiles,
-                self.keys - self.queries, self.queries, LOOK=constant(look),
-            )  # fmt: skip
-        order = None
-        if rows * own.tiles >= _FEWEST_ORDERED:
-            order = counts[..., 0].flatten().argsort(descending=True, stable=True).int()
-        return Walk(entries, counts, order)
+        start(
+            lists_kernel, self.device, (rows * own.tiles,),
+            own.boxes, other.boxes, own.planes.bound, other.planes.bound, self.reach, mask,
+            Walk(entries, counts, None), width, own.heads, other.heads, self.heads, own.tiles, other.tiles,
+            self.keys - self.queries, self.queries, LOOK=constant(look),
+        )  # fmt: skip
+        return Walk(entries, counts, self._longest_first(counts))
+
+    def _longest_first(self, counts: Tensor) -> Tensor | None:
+        number = counts.numel() // 3
+        if number < _FEWEST_ORDERED:
+            return None
+        if number > _MOST_COMPARED:
+            return counts[..., 0].flatten().argsort(descending=True, stable=True).int()
+        order = torch.empty(number, dtype=torch.int32, device=self.device)
+        start(order_kernel, self.device, (cdiv(number, 32),), counts, order, number, BLOCK=32, CHUNK=128)
+        return order
 
     def values(self) -> Rows:
         return Rows(self.value, *self.value.stride()[:3])
@@ -298,7 +315,10 @@ class Launch:
         """What this kernel over pairs is compiled with."""
         blocks = self.blocks[kernel]
         form = {"TILE": self.tile(kernel), "FORM": self.form()}
-        return form | {"num_warps": blocks.warps, "num_stages": blocks.stages}
+        options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
+        if blocks.registers is not None:
+            options["maxnreg"] = blocks.registers
+        return form | {"options": options}
 
     def form(self) -> Form:
         call, is_sorted = self.call, self.order is not None
@@ -308,7 +328,7 @@ class Launch:
 
 def _largest_granule(tiles: int) -> int:
     """The tiles of an entry with which a list of so many tiles has room for all of them: a power of two."""
-    return int(triton.next_power_of_2(triton.cdiv(tiles, CAPACITY)))
+    return next_power_of_2(cdiv(tiles, CAPACITY))
 
 
 def _by_sender(mask: Tensor | None, send: Tensor, keys: int) -> Tensor | None:
@@ -321,9 +341,14 @@ def _by_sender(mask: Tensor | None, send: Tensor, keys: int) -> Tensor | None:
     return mask.view(torch.uint8).expand(*send.shape[:2], 1, keys)[:, :, 0]
 
 
-def on(device: torch.device) -> Any:
-    """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+def cdiv(x: int, y: int) -> int:
+    """x / y, rounded up. Triton's, and its next power of 2, take a microsecond."""
+    return -(-x // y)
+
+
+def next_power_of_2(x: int) -> int:
+    """The least power of 2 from x on."""
+    return 1 << (x - 1).bit_length()
 
 
 def last_contiguous(x: Tensor) -> Tensor:

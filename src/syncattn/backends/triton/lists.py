@@ -131,6 +131,21 @@ def lists_kernel(
 
 
 @triton.jit(do_not_specialize=GROWING)
+def order_kernel(counts, order, tiles, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
+    """Into order (tiles,) int32 the numbers of lists, the longest first, of equally long ones the earlier:
+    each one's place is the number of those before it. One launch, where a sort takes several."""
+    own, t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, CHUNK)
+    number = tl.load(counts + 3 * own, mask=own < tiles, other=0)[:, None]
+    place = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, tiles, CHUNK):
+        other = first + t
+        its_number = tl.load(counts + 3 * other, mask=other < tiles, other=-1)[None, :]
+        earlier = (its_number == number) & (other[None, :] < own[:, None])
+        place += tl.sum(((its_number > number) | earlier).to(tl.int32), 1)
+    tl.store(order + place, own, mask=own < tiles)
+
+
+@triton.jit(do_not_specialize=GROWING)
 def mask_tiles_kernel(
     mask, heads, rows, columns, tiles, row_tiles, column_tiles,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,

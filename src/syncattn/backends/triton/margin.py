@@ -10,16 +10,49 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from syncattn.backends.call import NARROWEST, STRONGEST, WEAKEST
 from syncattn.backends.triton.pointers import head_of
 
 _RATE = tl.constexpr(-2.8853900817779268)  # -2 log2(e): J^2 = 2^(_RATE alpha D)
+# Bounds are kept here, where it costs nothing: in torch it is some ten launches a call.
+_WEAKEST = tl.constexpr(WEAKEST)
+_STRONGEST = tl.constexpr(STRONGEST)
+_NARROWEST = tl.constexpr(NARROWEST)
 _NORMAL = tl.constexpr(1.1754944e-38)  # the smallest such number
 
 
 @triton.jit
-def kappa_of(law, b, h, i, queries):
-    """Of some receivers; 1 where there is none."""
+def _given_kappa(law, b, h, i, queries):
     return tl.load(head_of(law, b, h) + i.to(tl.int64) * law.token, mask=i < queries, other=1.0)
+
+
+@triton.jit
+def kappa_of(law, b, h, i, queries):
+    """Of some receivers, within bounds; 1 where there is none, NaN where it is not positive and finite."""
+    kappa = _given_kappa(law, b, h, i, queries)
+    bounded = tl.minimum(tl.maximum(kappa, _WEAKEST), _STRONGEST)
+    return tl.where((kappa > 0.0) & (kappa < float("inf")), bounded, float("nan"))
+
+
+@triton.jit
+def kappa_is_free(law, b, h, i, queries):
+    """Whether no bound holds it: else it has no gradient."""
+    kappa = _given_kappa(law, b, h, i, queries)
+    return (kappa >= _WEAKEST) & (kappa <= _STRONGEST)
+
+
+@triton.jit
+def alpha_of(law, h):
+    """Of a head, in the same way."""
+    alpha = tl.load(law.bandwidth + h)
+    bounded = tl.minimum(alpha, _NARROWEST)
+    return tl.where((alpha > 0.0) & (alpha < float("inf")), bounded, float("nan"))
+
+
+@triton.jit
+def alpha_is_free(law, h):
+    alpha = tl.load(law.bandwidth + h)
+    return (alpha > 0.0) & (alpha <= _NARROWEST)
 
 
 @triton.jit
@@ -45,8 +78,8 @@ def margin_of(squared, row_term, head_term):
 def through_margin(flow, squared, decay_square, row_term, alpha):
     """From dL/dF: dL/dD, and what a pair adds to the sums of which `coupling_gradient` and
     `bandwidth_gradient` make gradients."""
-    decayed = flow * decay_square
-    return -2.0 * alpha * decayed - flow * row_term, flow * squared, decayed * squared
+    weighed = flow * squared
+    return flow * (decay_square * (-2.0 * alpha) - row_term), weighed, weighed * decay_square
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from syncattn.backends.triton.detuning import (
 )
 from syncattn.backends.triton.groups import GROWING
 from syncattn.backends.triton.lists import SLACK, box_distance
-from syncattn.backends.triton.margin import kappa_of, largest_radius
+from syncattn.backends.triton.margin import alpha_of, kappa_of, largest_radius
 from syncattn.backends.triton.pairs import (
     Masks,
     narrow_to_allowed,
@@ -118,7 +118,7 @@ def nearest_kernel(
     least = best * square
     tl.store(nearest.squared + row + i, least, mask=i < queries)
     tl.store(nearest.sender + row + i, found, mask=i < queries)
-    far = largest_radius(kappa_of(law, b, h, i, queries), tl.load(law.bandwidth + h))
+    far = largest_radius(kappa_of(law, b, h, i, queries), alpha_of(law, h))
     far = far + tl.where(least == least, least, float("inf"))
     own_tile = bh.to(tl.int64) * query_tiles + tile
     tl.store(reach + own_tile, tl.max(tl.where(i < queries, far, 0.0), 0))

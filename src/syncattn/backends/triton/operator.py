@@ -54,9 +54,14 @@ def _missing() -> str | None:
 @constant_when_compiled
 def _too_old(device: torch.device) -> str | None:
     """Asked of a device in use only: the question itself starts CUDA, which a forked process cannot."""
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8:
+    if torch.version.hip is not None or _capability(device)[0] >= 8:
         return None
     return "it needs compute capability 8.0 or later"
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def refuses(call: Call) -> str | None:
@@ -113,6 +118,7 @@ BACKEND = Backend(
     unavailable=unavailable,
     refuses=refuses,
     only_by_name=only_by_name,
+    keeps_bounds=True,
     capabilities=Capabilities(
         compute_dtypes=(torch.float32,),
         powers=(1, 2),

@@ -38,36 +38,59 @@ def kd_order(x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
     Returns:
         (B, heads, tokens) int64, contiguous; the same input gives the same order.
     """
-    batch, heads, tokens, coordinates = x.shape
-    levels = (-(-tokens // tile) - 1).bit_length()
-    size = tile << levels
+    return _cut(_known(x, tile, allowed), tile)[:, : x.shape[2]].contiguous().view(x.shape[:3])
+
+
+def _known(x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
+    """The tokens of every head as they are sorted, (B heads, 2^n tiles, m) float32."""
+    tokens = x.shape[2]
+    size = tile << (-(-tokens // tile) - 1).bit_length()
     there = (x.abs() < _AWAY**0.5).all(-1)
     if allowed is not None:
         there = there & (allowed != 0)
     w = torch.where(there[..., None], x.float(), _AWAY).flatten(0, 1)
-    w = torch.nn.functional.pad(w, (0, 0, 0, size - tokens), value=torch.inf)
-    order = torch.arange(size, dtype=torch.int64, device=x.device).expand(len(w), 1, size)
-    for level in range(levels):
-        pieces = 1 << level
+    return torch.nn.functional.pad(w, (0, 0, 0, size - tokens), value=torch.inf)
+
+
+def _cut(w: Tensor, tile: int) -> Tensor:
+    """Which of the tokens of each row comes where, (rows, tokens) int64."""
+    size, coordinates = w.shape[1:]
+    order = torch.arange(size, dtype=torch.int64, device=w.device).expand(len(w), 1, size)
+    # once: in torch.where a number is a launch of its own
+    least = torch.full((), -torch.inf, dtype=torch.float32, device=w.device)
+    pieces = 1
+    while pieces * tile < size:
         w, order = w.view(-1, pieces, size // pieces, coordinates), order.reshape(-1, pieces, size // pieces)
-        known = w < _AWAY
-        extent = torch.where(known, w, -torch.inf).amax(2) - torch.where(known, w, torch.inf).amin(2)
+        # those that are away are beyond all others, which makes them no minimum
+        extent = torch.where(w < _AWAY, w, least).amax(2) - w.amin(2)
         widest = extent.argmax(-1)[:, :, None, None].expand(-1, -1, size // pieces, 1)
         # stable: what is past the end stays there, also behind tokens that lock to nobody
         by = w.gather(-1, widest).squeeze(-1).argsort(dim=-1, stable=True)
         w = w.gather(2, by[..., None].expand(-1, -1, -1, coordinates))
         order = order.gather(2, by)
-    return order.reshape(-1, size)[:, :tokens].contiguous().view(batch, heads, tokens)
+        pieces *= 2
+    return order.reshape(-1, size)
 
 
 def order_of(receive: Tensor, send: Tensor, tile: int, allowed: Tensor | None, symmetric: bool) -> Order:
     """The order of both sides. They may differ in a symmetric call, too: its diagonal goes by the numbers."""
-    senders = kd_order(send, tile, allowed)
-    senders_back = inverse(senders)
     if symmetric and allowed is None:
-        return Order(senders, senders, senders_back, senders_back)
-    receivers = kd_order(receive, tile, None)
-    return Order(receivers, senders, inverse(receivers), senders_back)
+        senders = kd_order(send, tile, None)
+        back = inverse(senders)
+        return Order(senders, senders, back, back)
+    if receive.shape[2] != send.shape[2]:
+        receivers, senders = kd_order(receive, tile, None), kd_order(send, tile, allowed)
+        return Order(receivers, senders, inverse(receivers), inverse(senders))
+    # Both at once: it is launches that take the time.
+    rows = torch.cat((_known(receive, tile, None), _known(send, tile, allowed)))
+    order = _cut(rows, tile)[:, : send.shape[2]].contiguous()
+    back, number = inverse(order), receive.shape[0] * receive.shape[1]
+    return Order(
+        order[:number].view(receive.shape[:3]),
+        order[number:].view(send.shape[:3]),
+        back[:number].view(receive.shape[:3]),
+        back[number:].view(send.shape[:3]),
+    )
 
 
 def inverse(order: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from syncattn.backends.call import Call
@@ -20,11 +19,13 @@ from syncattn.backends.triton.groups import (
     Nearest,
     Rows,
 )
-from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, Launch, last_contiguous, on
+from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, Launch, cdiv, last_contiguous, next_power_of_2
 from syncattn.backends.triton.nearest import nearest_kernel
+from syncattn.backends.triton.start import start
 
 MOST_DECODED = 4  # up to so many receivers the senders are split over programs, of which there are about
 _PROGRAMS = 1056  # eight for each multiprocessor of an H200: the loads of one are few
+_FOUR_WARPS = {"num_warps": 4}
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -46,13 +47,13 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         find_nearest(p, Nearest(base, sender))
     lists = p.lists(of_queries=True)
     at = Nearest(base, p.places(sender)) if nearest else None
-    with on(p.device):
-        for direct in p.ways:
-            forward_kernel[(p.batch * p.heads * p.receive.tiles,)](
-                *_weighed(p), at, lists, lists.entries.shape[2], out, row_sum,
-                p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
-                DIRECT=direct, EVEN=p.keys == p.send.planes.stride, **p.compiled("forward"),
-            )  # fmt: skip
+    for direct in p.ways:
+        start(
+            forward_kernel, p.device, (p.batch * p.heads * p.receive.tiles,),
+            *_weighed(p), at, lists, lists.entries.shape[2], out, row_sum,
+            p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
+            DIRECT=direct, EVEN=p.keys == p.send.planes.stride, **p.compiled("forward"),
+        )  # fmt: skip
     if nearest:
         base, sender = p.rows_back(base), p.rows_back(sender)
     return p.rows_back(out), p.rows_back(row_sum), base, sender
@@ -60,12 +61,12 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def find_nearest(p: Launch, nearest: Nearest) -> None:
     """Each receiver's nearest allowed sender, by its number in the call, the receivers in the order of p."""
-    with on(p.device):
-        nearest_kernel[(p.batch * p.heads * p.receive.tiles,)](
-            p.receive.planes, p.send.planes, p.units, p.receive.boxes, p.send.boxes, p.mask, p.mask_tiles,
-            nearest, p.law(), p.reach, p.head_counts(p.send.heads), p.queries, p.keys,
-            CHUNK=CHUNK_OF_NEAREST, TILE=p.tile("forward"), FORM=p.form(), num_warps=4,
-        )  # fmt: skip
+    start(
+        nearest_kernel, p.device, (p.batch * p.heads * p.receive.tiles,),
+        p.receive.planes, p.send.planes, p.frames.units, p.receive.boxes, p.send.boxes, p.mask, p.mask_tiles,
+        nearest, p.law(), p.reach, p.head_counts(p.send.heads), p.queries, p.keys,
+        CHUNK=CHUNK_OF_NEAREST, TILE=p.tile("forward"), FORM=p.form(), options=_FOUR_WARPS,
+    )  # fmt: skip
 
 
 def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor) -> None:
@@ -73,28 +74,36 @@ def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tenso
     receive, send = (Frequencies(x, *x.stride()) for x in p.call[:2])
     rows = p.batch * p.heads * p.queries
     keys_block = 64 if p.block_d <= 64 else 32
-    tiles = triton.cdiv(p.keys, keys_block)
+    tiles = cdiv(p.keys, keys_block)
     # by the shapes alone, so that the sums are taken in the same order on every device
-    part_tiles = triton.cdiv(tiles, max(1, min(triton.cdiv(tiles, 2), _PROGRAMS // rows)))
-    parts = triton.cdiv(tiles, part_tiles)
+    part_tiles = cdiv(tiles, max(1, min(cdiv(tiles, 2), _PROGRAMS // rows)))
+    parts = cdiv(tiles, part_tiles)
     mixed = row_sum.new_empty(rows, parts, p.value_dim)
     total = row_sum.new_empty(rows, parts)
     heads = p.head_counts(p.call.send.shape[1])
     sizes = p.queries, p.keys, parts, part_tiles
-    compiled = {"TILE": p.tile("forward", KEYS=keys_block), "FORM": p.form(), "num_warps": 4}
+    compiled: dict[str, Any] = {
+        "TILE": p.tile("forward", KEYS=keys_block),
+        "FORM": p.form(),
+        "options": _FOUR_WARPS,
+    }
     nearest = of_part = None
-    with on(p.device):
-        if p.nearest:
-            nearest = Nearest(base, sender)
-            of_part = Nearest(torch.empty_like(total), sender.new_empty(rows, parts))
-            nearest_part_kernel[(rows, parts)](receive, send, p.mask, of_part, heads, *sizes, **compiled)
-        part_kernel[(rows, parts)](
-            receive, send, p.values(), p.law(), p.mask, p.dropout, of_part, nearest, mixed, total,
-            heads, *sizes, PARTS=max(64, triton.next_power_of_2(parts)), **compiled,
+    if p.nearest:
+        nearest = Nearest(base, sender)
+        of_part = Nearest(torch.empty_like(total), sender.new_empty(rows, parts))
+        start(
+            nearest_part_kernel, p.device, (rows, parts),
+            receive, send, p.mask, of_part, heads, *sizes, **compiled,
         )  # fmt: skip
-        combine_kernel[(rows,)](
-            mixed, total, out, row_sum, parts, p.call.eps, DIM=p.value_dim, BLOCK_D=p.block_d, num_warps=4
-        )
+    start(
+        part_kernel, p.device, (rows, parts),
+        receive, send, p.values(), p.law(), p.mask, p.dropout, of_part, nearest, mixed, total,
+        heads, *sizes, PARTS=max(64, next_power_of_2(parts)), **compiled,
+    )  # fmt: skip
+    start(
+        combine_kernel, p.device, (rows,), mixed, total, out, row_sum, parts, p.call.eps,
+        DIM=p.value_dim, BLOCK_D=p.block_d, options=_FOUR_WARPS,
+    )  # fmt: skip
 
 
 def _weighed(p: Launch) -> tuple[Any, ...]:
@@ -102,7 +111,7 @@ def _weighed(p: Launch) -> tuple[Any, ...]:
     sender that stands nowhere meets nobody but itself."""
     numbered = p.order is not None or p.call.symmetric
     receive, send = (x.planes if numbered else x.planes._replace(numbers=None) for x in (p.receive, p.send))
-    return receive, send, p.values(), p.law(), p.mask, p.mask_tiles, p.dropout, p.units
+    return receive, send, p.values(), p.law(), p.mask, p.mask_tiles, p.dropout, p.frames.units
 
 
 def backward(
@@ -136,19 +145,20 @@ def backward(
     grad_value = _per_head(p, value)
     gradient = Rows(grad, *grad.stride()[:3])
     sizes = p.head_counts(p.send.heads), p.queries, p.keys
-    with on(p.device):
-        for direct in p.ways:
-            receivers_kernel[(heads_in_all * p.receive.tiles,)](
-                *_weighed(p), nearest, by_query, by_query.entries.shape[2], gradient, out, row_sum,
-                for_senders, of_receivers, *sizes, p.call.eps,
-                DIRECT=direct, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
-            )  # fmt: skip
-        for direct in p.ways:
-            senders_kernel[(heads_in_all * p.send.tiles,)](
-                *_weighed(p), by_key, by_key.entries.shape[2], gradient, for_senders, grad_send, grad_value,
-                *sizes, DIRECT=direct, EVEN=p.queries == p.receive.planes.stride, NEAREST=p.nearest,
-                **p.compiled("senders"),
-            )  # fmt: skip
+    for direct in p.ways:
+        start(
+            receivers_kernel, p.device, (heads_in_all * p.receive.tiles,),
+            *_weighed(p), nearest, by_query, by_query.entries.shape[2], gradient, out, row_sum,
+            for_senders, of_receivers, *sizes, p.call.eps,
+            DIRECT=direct, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
+        )  # fmt: skip
+    for direct in p.ways:
+        start(
+            senders_kernel, p.device, (heads_in_all * p.send.tiles,),
+            *_weighed(p), by_key, by_key.entries.shape[2], gradient, for_senders, grad_send, grad_value,
+            *sizes, DIRECT=direct, EVEN=p.queries == p.receive.planes.stride, NEAREST=p.nearest,
+            **p.compiled("senders"),
+        )  # fmt: skip
     return (
         p.rows_back(of_receivers.receive),
         sum_groups(p.senders_back(grad_send), send),

@@ -1,0 +1,104 @@
+"""Starting kernels, at little cost to the host.
+
+Triton's own launcher finds out at each start what of every argument a kernel is compiled for, and puts all of
+it into a text by which it looks the kernel up: with arguments in groups tens of microseconds, several times
+what starting it takes. Here what decides makes a short key, and a kernel found once is started directly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton import knobs
+from triton.runtime.driver import driver
+
+# The kernels as compiled. Callers may have ever new keys: then what is kept is dropped and found again.
+_found: dict[tuple[Any, ...], Any] = {}
+_MOST_FOUND = 10_000
+_HIGHEST = 2**31  # numbers from here on are passed in 8 bytes
+# On AMD's GPUs a kernel is compiled for the sizes of tensors, too.
+_DIRECT = torch.version.hip is None
+
+
+def start(
+    kernel: Any,
+    device: torch.device,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    options: dict[str, int] | None = None,
+    **constants: Any,
+) -> None:
+    """`kernel[grid](*arguments, **constants, **options)` on this device, in its current stream.
+
+    Arguments and constants are in the order of the kernel's parameters; the options are the compiler's.
+    """
+    if device.type != "cuda":
+        kernel[grid](*arguments, **constants, **(options or {}))
+    elif device.index == _current_device():
+        _start_here(kernel, device.index, grid, arguments, constants, options or {})
+    else:
+        with torch.cuda.device(device):
+            _start_here(kernel, device.index, grid, arguments, constants, options or {})
+
+
+def _start_here(
+    kernel: Any,
+    device: int,
+    grid: tuple[int, ...],
+    arguments: tuple[Any, ...],
+    constants: dict[str, Any],
+    options: dict[str, int],
+) -> None:
+    key = [kernel.fn, device, *constants.values(), *options.values()]
+    passed = _described(arguments, key)
+    found = _found.get(whole := tuple(key))
+    if found is None or _is_watched():
+        assert [*constants] == kernel.arg_names[len(arguments) :], (kernel, constants)
+        found = kernel[grid](*arguments, **constants, **options)
+        if _DIRECT and hasattr(found, "packed_metadata"):  # it is there already, not being compiled
+            if len(_found) >= _MOST_FOUND:
+                _found.clear()
+            _found[whole] = found
+        return
+    found.run(
+        grid[0], grid[1] if len(grid) > 1 else 1, 1, driver.active.get_current_stream(device),
+        found.function, found.packed_metadata, None, None, None, *passed, *constants.values(),
+    )  # fmt: skip
+
+
+def _described(arguments: tuple[Any, ...], key: list[Any]) -> tuple[Any, ...]:
+    """The arguments with addresses in place of tensors, of which the driver would be asked one by one. To key
+    is added what kernels are compiled for, at least: more finds the same kernel under several keys."""
+    passed = []
+    for x in arguments:
+        kind = type(x)
+        if kind is int:
+            if -_HIGHEST <= x < _HIGHEST:
+                key.append(x & 15 and 1 + (x == 1))
+            else:
+                key.append((x & 15 == 0, x < 2**63))
+        elif x is None:
+            key.append(None)
+        elif isinstance(x, Tensor):
+            dtype, x = x.dtype, x.data_ptr()
+            key.append(dtype if x & 15 == 0 else (dtype, False))
+        else:
+            key.append(kind)
+            if isinstance(x, tuple):
+                x = _described(x, key)
+        passed.append(x)
+    return tuple(passed)
+
+
+def _is_watched() -> bool:
+    """Whether a profiler wants to be told of each start."""
+    for hook in (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook):
+        if hook is not None and getattr(hook, "calls", True):
+            return True
+    return False
+
+
+def _current_device() -> int:
+    return torch.cuda.current_device()
