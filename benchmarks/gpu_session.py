@@ -10,12 +10,12 @@ Steps, in this order, each in processes of its own with a time limit; none needs
     gpu-128     the same, 128 wide
     gpu-decode  decoding, CUDA graphs, peak memory
     training    an OSN and a Transformer of its size: tokens per second and losses
-    gpu-flex    beside FlexAttention
+    gpu-anchors beside SSA through FlexAttention, and AdaSplash if PYTHONPATH has it
     tests       the rest of the Triton backend's tests, for as long as there is time
 
 FOLDER gets eight files at most, renewed after every step: summary.md and summary.json (what passed, how long
 it took, the targets), log.txt (all that was printed), and the records gpu-64.json, gpu-128.json,
-gpu-decode.json, gpu-flex.json (as `syncattn bench` writes them) and training.json. Nothing needs to be
+gpu-decode.json, gpu-anchors.json (as `syncattn bench` writes them) and training.json. Nothing needs to be
 installed but what syncattn imports. --dry-run does it all at toy sizes on the CPU, in the interpreter of
 Triton 3.7 or later. Not yet measured on a GPU.
 """
@@ -106,7 +106,12 @@ def steps(work: Path, minutes: float, dry: bool) -> list[Step]:
             150,
             "training/training.json",
         ),
-        Step("gpu-flex", {"gpu-flex": part("gpu-flex", "--bench", "gpu-flex")}, 75, "gpu-flex/bench.json"),
+        Step(
+            "gpu-anchors",
+            {"gpu-anchors": part("gpu-anchors", "--bench", "gpu-anchors,gpu-flex")},
+            170,
+            "gpu-anchors/bench.json",
+        ),
         Step("tests", {"other tests": [*pytest, *others]}, 540),
     ]
     return [step._replace(seconds=step.seconds * scale) for step in plan]

@@ -26,18 +26,22 @@ def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
     before = list(sys.path)
     out = tmp_path / "out"
     try:
-        assert gpu_session.main(out, 9, ["gpu-flex", "training"], dry=True) == 0
+        assert gpu_session.main(out, 9, ["gpu-anchors", "training"], dry=True) == 0
     finally:
         sys.path[:] = before
     assert sorted(path.name for path in out.iterdir()) == [
-        "gpu-flex.json",
+        "gpu-anchors.json",
         "log.txt",
         "summary.json",
         "summary.md",
         "training.json",
     ]
-    entries = json.loads((out / "gpu-flex.json").read_text())["entries"]
-    assert len(entries) == 8
+    entries = json.loads((out / "gpu-anchors.json").read_text())["entries"]
+    assert [entry["suite"] for entry in entries] == 16 * ["gpu-anchors"] + 8 * ["gpu-flex"]
+    flexed = [
+        e["contenders"]["ssa-flex"] for e in entries if e["passes"] == "forward" and "anchors" in e["suite"]
+    ]
+    assert all(result["status"] == "measured" and result["errors"]["out"] < 0.02 for result in flexed)
     assert all(entry["contenders"]["triton"]["status"] == "measured" for entry in entries)
     models = json.loads((out / "training.json").read_text())["models"]
     assert [model["title"] for model in models[2:]] == ["OSN", "Transformer, rotary"]
@@ -46,7 +50,7 @@ def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["state"] == "complete" and [s["name"] for s in summary["steps"]] == [
         "training",
-        "gpu-flex",
+        "gpu-anchors",
     ]
     page = (out / "summary.md").read_text()
     assert "nothing failed so far" in page and "dry run" in page and "| OSN |" in page
@@ -87,6 +91,6 @@ def test_no_more_files_than_come_back_and_a_plan_that_fits(gpu_session, tmp_path
     plan = gpu_session.steps(tmp_path, 9, dry=False)
     records = [step for step in plan if step.record]
     assert len(records) + 3 <= 8
-    needed = sum(step.seconds for step in plan if step.name not in ("tests", "gpu-flex"))
+    needed = sum(step.seconds for step in plan if step.name not in ("tests", "gpu-anchors"))
     assert needed <= 9 * 60
     assert gpu_session.main(tmp_path / "out", 9, ["nonsense"], dry=True) == 2

@@ -40,6 +40,9 @@ def test_all_suites(bench):
             if name in ("flash", "flex") and not torch.cuda.is_available():
                 assert result == {"status": "left out", "reason": "it is timed on GPUs only"}
                 continue
+            if name == "adasplash" or (name == "ssa-flex" and entry["passes"] == BACKWARD):
+                assert result["status"] == "left out" or torch.cuda.is_available()
+                continue
             if name.endswith("+graph") and not torch.cuda.is_available():
                 assert result == {"status": "left out", "reason": "graphs are timed on GPUs only, forward"}
                 continue

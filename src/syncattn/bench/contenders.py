@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,15 @@ from torch import Tensor
 
 import syncattn
 from syncattn.backends import availability, explain
-from syncattn.bench.inputs import Case, Inputs, segment_classes
+from syncattn.bench import anchors
+from syncattn.bench.anchors import leaf
+from syncattn.bench.inputs import Case, Inputs
 from syncattn.bench.plan import BACKWARD, FORWARD
 from syncattn.bench.published import needed_bytes, published_attention
 
 SDPA, PUBLISHED, TILED = "sdpa", "published", "tiled"
 FLASH, FLEX = "flash", "flex"
+SSA_FLEX, ADASPLASH = "ssa-flex", "adasplash"
 GRAPH = "+graph"  # after a name: its forward, captured in a CUDA graph
 _SHARE_OF_MEMORY = 0.7  # of what is free, that one contender may take
 
@@ -33,6 +36,9 @@ class Contender(NamedTuple):
         heads_last: the layout of its output and of its leaves with four dimensions.
         ours: held to the definition before it is timed.
         heavy: gets few rounds and may take longer, for it is far slower than the others.
+        checked: held to the definition as ours are, for it computes the same.
+        coarse: leaves whose gradients are compared, and need only be finite.
+        note: what to record about it.
     """
 
     name: str
@@ -41,6 +47,9 @@ class Contender(NamedTuple):
     heads_last: bool = False
     ours: bool = False
     heavy: bool = False
+    checked: bool = False
+    coarse: tuple[str, ...] = ()
+    note: dict[str, Any] = {}  # noqa: RUF012
 
     def runner(self, passes: str, cotangent: Tensor) -> Callable[[], object]:
         """A call of the forward, or of forward and backward; cotangent (B, H, N, d)."""
@@ -77,24 +86,22 @@ def make(name: str, case: Case, inputs: Inputs, passes: tuple[str, ...]) -> Cont
         return _sdpa(case, inputs, backward)
     if name in (FLASH, FLEX):
         return _on_gpu(name, case, inputs, backward)
+    if name in (SSA_FLEX, ADASPLASH):
+        return _anchor(name, case, inputs, backward)
     if name == PUBLISHED:
         return _published(case, inputs, backward)
     return _ours(name, case, inputs, backward)
 
 
-def _leaf(x: Tensor, backward: bool) -> Tensor:
-    return x.detach().clone().requires_grad_(backward)
-
-
 def _sdpa(case: Case, inputs: Inputs, backward: bool) -> Contender:
     """Softmax attention of the same sizes: N queries, M keys, heads as wide as the values."""
     generator = torch.Generator(inputs.value.device).manual_seed(7)
-    value = _leaf(inputs.value, backward)
+    value = leaf(inputs.value, backward)
     size = (*inputs.receive.shape[:3], case.head_dim)
     query, key = (
         torch.randn(each, generator=generator, device=value.device).to(value) for each in (size, value.shape)
     )
-    leaves = {"query": _leaf(query, backward), "key": _leaf(key, backward), "value": value}
+    leaves = {"query": leaf(query, backward), "key": leaf(key, backward), "value": value}
     # One query at the end of a cache sees all of it: causal without a mask, which SDPA is faster without.
     causal = case.is_causal and case.queries != 1
     return Contender(
@@ -120,12 +127,9 @@ def _on_gpu(name: str, case: Case, inputs: Inputs, backward: bool) -> Contender 
             with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
                 return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
     else:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+        from torch.nn.attention.flex_attention import flex_attention
 
-        block_mask, seen = None, _seen(case, key.shape[2] - query.shape[2], query.device)
-        if seen is not None:
-            sizes = (query.shape[2], key.shape[2])
-            block_mask = create_block_mask(seen, None, None, *sizes, device=str(query.device))
+        block_mask = anchors.block_mask(case, query.shape[2], key.shape[2], query.device)
         torch.compiler.reset()  # or the shapes before count towards the limit of recompilations
         compiled = torch.compile(flex_attention, dynamic=False)
 
@@ -140,17 +144,15 @@ def _on_gpu(name: str, case: Case, inputs: Inputs, backward: bool) -> Contender 
     return Contender(name, forward, plain.leaves)
 
 
-def _seen(case: Case, offset: int, device: torch.device) -> Callable | None:
-    """FlexAttention's mask of the pairs that may lock, for the cases whose structure decides it."""
-    window = case.window
-    if case.structure == "segments":
-        classes = segment_classes(case).to(device)
-        return lambda b, h, i, j: classes[i + offset] == classes[j]
-    if not case.is_causal:
-        return None
-    if window is None:
-        return lambda b, h, i, j: j <= i + offset
-    return lambda b, h, i, j: (j <= i + offset) & (i + offset - j <= window)
+def _anchor(name: str, case: Case, inputs: Inputs, backward: bool) -> Contender | str:
+    """SSA through FlexAttention, which is held to the definition; or AdaSplash."""
+    if backward and inputs.value.device.type != "cuda":
+        return "it is timed on GPUs only"
+    made = (anchors.ssa_flex if name == SSA_FLEX else anchors.adasplash)(case, inputs, backward)
+    if isinstance(made, str):
+        return made
+    checked = name == SSA_FLEX
+    return Contender(name, made.forward, made.leaves, checked=checked, coarse=made.coarse, note=made.note)
 
 
 def _captured(made: Contender) -> Contender | str:
@@ -183,13 +185,13 @@ def first_line(error: BaseException) -> str:
 
 
 def _ours(name: str, case: Case, inputs: Inputs, backward: bool) -> Contender | str:
-    receive = _leaf(inputs.receive, backward)
+    receive = leaf(inputs.receive, backward)
     leaves = {"receive": receive}
     if not inputs.symmetric:
-        leaves["send"] = _leaf(inputs.send, backward)
-    leaves["value"] = _leaf(inputs.value, backward)
-    leaves["coupling"] = _leaf(inputs.coupling, backward)
-    leaves["bandwidth"] = _leaf(inputs.bandwidth, backward)
+        leaves["send"] = leaf(inputs.send, backward)
+    leaves["value"] = leaf(inputs.value, backward)
+    leaves["coupling"] = leaf(inputs.coupling, backward)
+    leaves["bandwidth"] = leaf(inputs.bandwidth, backward)
     send = leaves.get("send", receive)
     arguments = (receive, send, leaves["value"], leaves["coupling"], leaves["bandwidth"])
     options = case.options()
@@ -226,10 +228,10 @@ def _published(case: Case, inputs: Inputs, backward: bool) -> Contender | str:
     if needed > _SHARE_OF_MEMORY * free:
         return f"it holds N x N matrices, about {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
     leaves = {
-        "receive": _leaf(inputs.receive.transpose(1, 2).contiguous(), backward),
-        "value": _leaf(inputs.value.transpose(1, 2).contiguous(), backward),
-        "coupling": _leaf(inputs.coupling, backward),
-        "bandwidth": _leaf(inputs.bandwidth, backward),
+        "receive": leaf(inputs.receive.transpose(1, 2).contiguous(), backward),
+        "value": leaf(inputs.value.transpose(1, 2).contiguous(), backward),
+        "coupling": leaf(inputs.coupling, backward),
+        "bandwidth": leaf(inputs.bandwidth, backward),
     }
     return Contender(
         PUBLISHED,

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from syncattn.bench.contenders import FLASH, FLEX, GRAPH, SDPA
+from syncattn.bench.contenders import ADASPLASH, FLASH, FLEX, GRAPH, SDPA, SSA_FLEX
 from syncattn.bench.inputs import Case
 from syncattn.bench.operators import job, memory_job, percent
 from syncattn.bench.plan import BACKWARD, FORWARD, BenchPlan
 from syncattn.bench.session import Job
 
 HEAD_DIMS = (64, 128)
+ANCHOR_TILES = (0.25, 0.1, 0.05, 0.01)
 _LAYER = {"is_causal": True, "frame": "nearest", "self_coupling": False}
 _DECODED = 4  # sequences decoded together
 
@@ -44,6 +45,31 @@ def decode_cases(plan: BenchPlan, keys: int, head_dim: int) -> list[Case]:
     return [replace(each, name=each.name + name, **one) for each in chosen]  # type: ignore[arg-type]
 
 
+def anchor_cases(plan: BenchPlan) -> list[Case]:
+    """The most wanted first: values 64 wide over the tiles that lock, causal tiles, values 128 wide.
+
+    What is dense comes at the second N first: who is slow there is left out at the first.
+    """
+    dense, tiled, windows = {}, {}, {}
+    for tokens in plan.gpu_tokens[:2]:
+        dense[tokens], quarter, *_, windows[tokens], _ = cases(plan, tokens, HEAD_DIMS[0])
+        for share in ANCHOR_TILES:
+            tiled[tokens, share] = replace(quarter, name=f"{percent(share)} of the tiles", tiles=share)
+    large, small = plan.gpu_tokens[0], plan.gpu_tokens[:2][-1]
+    found = [tiled[small, 0.25], tiled[large, 0.25], windows[large], dense[small], dense[large]]
+    found += [tiled[tokens, share] for share in (0.05, 0.1) for tokens in (large, small)]
+    found += [tiled[large, 0.01], windows[small]]  # of fewer tokens 1 % is less than a segment a class
+    for tokens, head_dim, causal in (
+        (small, 64, True),
+        (small, 128, False),
+        (large, 128, False),
+    ):
+        _, quarter, *_ = cases(plan, tokens, head_dim)
+        name = f"25 % of the tiles{', causal' if causal else ''}, d {head_dim}"
+        found.append(replace(quarter, name=name, tiles=0.25, is_causal=causal))
+    return list(dict.fromkeys(found))
+
+
 def jobs(plan: BenchPlan, backends: list[str]) -> Iterator[tuple[str, list[Job]]]:
     """(suite, its jobs), wanted or not; backends: ours that can run, the preferred first."""
     threads, ours = plan.threads[0], backends[:1]
@@ -65,6 +91,9 @@ def jobs(plan: BenchPlan, backends: list[str]) -> Iterator[tuple[str, list[Job]]
         dense, *_, layer = cases(plan, tokens, HEAD_DIMS[0])
         growing += [memory_job("gpu-memory", case, [SDPA, *ours]) for case in (dense, layer)]
     yield "gpu-memory", growing
+
+    anchors = [*names, SSA_FLEX, ADASPLASH]
+    yield "gpu-anchors", [job("gpu-anchors", c, anchors, threads, both) for c in anchor_cases(plan)]
 
     masked = []  # FlexAttention takes longest to compile: the most wanted cases alone
     for head_dim in HEAD_DIMS:

@@ -11,7 +11,7 @@ from typing import Any
 
 from syncattn.bench import memory
 from syncattn.bench.checking import as_json, errors, truth, verdict
-from syncattn.bench.contenders import PUBLISHED, SDPA, TILED, Contender, first_line, make
+from syncattn.bench.contenders import ADASPLASH, PUBLISHED, SDPA, TILED, Contender, first_line, make
 from syncattn.bench.inputs import Case, count_locked, make_inputs
 from syncattn.bench.plan import BACKWARD, FORWARD, BenchPlan
 from syncattn.bench.session import Field, Job, Session, out_of_memory, set_threads
@@ -147,9 +147,9 @@ def run_case(
     strange = _strange(case, counted["density"])
     right = truth(case, inputs, plan.check_rows, plan.seed, BACKWARD in passes)
     failed: dict[str, str] = {}
-    few = frozenset({PUBLISHED, TILED} - {session.preferred})
+    few = frozenset({PUBLISHED, TILED, ADASPLASH} - {session.preferred})
     for kind in passes:
-        entrants = Field({}, {}, dict(failed), {}, few, {})
+        entrants = Field({}, {}, dict(failed), {}, few, {}, {})
         for name in names:
             key = (suite, case.name, name, kind, threads)
             reason = strange or session.too_slow(key, case.tokens, heavy=name == PUBLISHED)
@@ -172,8 +172,10 @@ def run_case(
 def _enter(
     made: Contender, entrants: Field, case: Case, right: Any, passes: str, time_wrong: bool = False
 ) -> None:
-    """Check a contender of ours, and let it run if it is right, or if it is to be timed all the same."""
-    if made.ours:
+    """Check who computes the operator, and let it run if it is right, or is to be timed all the same."""
+    if made.note:
+        entrants.notes[made.name] = made.note
+    if made.ours or made.checked:
         begin = time.perf_counter()
         try:
             found = errors(made, right, passes)
@@ -185,7 +187,8 @@ def _enter(
             return
         entrants.warm[made.name] = time.perf_counter() - begin
         entrants.errors[made.name] = as_json(found)
-        wrong = verdict(found, case.dtype)
+        judged = {n: e for n, e in found.items() if n not in made.coarse or not e < math.inf}
+        wrong = verdict(judged, case.dtype)
         if wrong is not None:
             entrants.wrong[made.name] = wrong
             if not time_wrong:
@@ -211,7 +214,7 @@ def _strange(case: Case, density: float) -> str | None:
 def _scale(session: Session, plan: BenchPlan, name: str, passes: str) -> None:
     """One backend over ever more tokens with a fixed window, all lengths interleaved."""
     set_threads(plan.threads[0])
-    labels, entrants, counted = {}, Field({}, {}, {}, {}, frozenset(), {}), {}
+    labels, entrants, counted = {}, Field({}, {}, {}, {}, frozenset(), {}, {}), {}
     key, exponent = ("scaling", name, passes), 2.0
     for tokens in plan.scaling:
         label = f"{name}, N {tokens}"

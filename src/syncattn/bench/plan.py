@@ -22,6 +22,7 @@ SUITES = {
     "gpu-128": "the same, 128 columns",
     "gpu-decode": "on a GPU: one query and a cache, also as CUDA graphs",
     "gpu-memory": "on a GPU: peak memory over N",
+    "gpu-anchors": "on a GPU: beside SSA through FlexAttention, and AdaSplash at equal density",
     "gpu-flex": "on a GPU: beside FlexAttention with the same mask",
 }
 GROUPS = {
@@ -47,7 +48,7 @@ class BenchPlan:
         scaling: the N of suite "scaling"; growth is counted from the first.
         decode_keys: cache lengths M.
         gpu_tokens: N of the suites of the GPU, in running order: the most wanted first. Suite "gpu-flex" has
-            the first alone.
+            the first alone, suite "gpu-anchors" the first two.
         gpu_cache: M that suite "gpu-decode" decodes from.
         gpu_heads, gpu_window: H and the drifting heads' window of these suites.
         gpu_tiles: shares of the tiles that lock, in their sparse cases.

@@ -53,6 +53,7 @@ class Field(NamedTuple):
         left_out: those that do not take part, and why.
         heavy: those that get two rounds.
         warm: seconds of a call just made, for those that need no warm-up.
+        notes: what else there is to record about some.
     """
 
     runners: dict[str, Runner]
@@ -61,6 +62,7 @@ class Field(NamedTuple):
     left_out: dict[str, str]
     heavy: frozenset[str] = frozenset()
     warm: dict[str, float] = {}  # noqa: RUF012
+    notes: dict[str, dict[str, Any]] = {}  # noqa: RUF012
 
 
 @dataclass
@@ -105,8 +107,9 @@ class Session:
                 "ratio": "time over the reference's in the same round; median and quartiles over rounds",
                 "density": "calibrated (closed form for Gaussian frequencies, else on a sample of rows), "
                 "then counted in float64 on other random rows",
-                "correctness": "every contender but SDPA held to the eager backend in float64 on a sample of "
-                "rows, gradients with a cotangent that is 0 outside of them; wrong: no number",
+                "correctness": "every contender that computes the operator held to the eager backend in "
+                "float64 on a sample of rows, gradients with a cotangent that is 0 outside of them; wrong: "
+                "no number",
                 "memory": memory.METHOD[self.plan.device],
                 "sharpness": SHARPNESS,
                 "drift": f"content of density {DRIFT_DENSITY} inside the window",
@@ -175,6 +178,8 @@ class Session:
                 result["ratio"] = spread(ratios(seconds, timed[reference]))
             if name in entrants.errors:
                 result["errors"] = entrants.errors[name]
+            if name in entrants.notes:
+                result["note"] = entrants.notes[name]
             results[name] = result
         for name, reason in entrants.wrong.items():
             wrong = {"status": "wrong", "reason": reason, "errors": entrants.errors.get(name, {})}

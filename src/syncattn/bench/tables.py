@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from syncattn.bench.contenders import FLASH, FLEX, PUBLISHED, SDPA, TILED
+from syncattn.bench.contenders import ADASPLASH, FLASH, FLEX, PUBLISHED, SDPA, SSA_FLEX, TILED
 from syncattn.bench.models import OSN
 from syncattn.bench.plan import SUITES
 from syncattn.bench.session import threads_text
@@ -26,6 +26,8 @@ TITLES = {
     OSN: "OSN",
     FLASH: "FlashAttention",
     FLEX: "FlexAttention",
+    SSA_FLEX: "SSA by FlexAttention",
+    ADASPLASH: "AdaSplash",
 }
 Tables = list[tuple[str, list[str], list[list[str]]]]
 
