@@ -241,7 +241,8 @@ def _corpus(texts: tuple[str, ...]) -> Any:
     """The text in these three files, or in one folder, split as `syncattn train` does."""
     from syncattn.training.data import load_corpus
 
-    return load_corpus(texts[:1], **dict(zip(PARTS[1:], texts[1:])))
+    _, validation, test = texts if len(texts) > 1 else (*texts, None, None)
+    return load_corpus(texts[:1], validation=validation, test=test)
 
 
 def config_of(model: str, size: Size) -> Any:
