@@ -12,12 +12,14 @@ Steps, in this order, each in processes of its own with a time limit; none needs
     training    an OSN and a Transformer of its size: tokens per second and losses
     gpu-anchors beside SSA through FlexAttention, and AdaSplash if PYTHONPATH has it
     tests       the rest of the Triton backend's tests, for as long as there is time
+    scale       benchmarks/gpu_scale.py, the quality study at 1M and 5M parameters: only if --steps names it,
+                since it takes three minutes and no other step
 
 FOLDER gets eight files at most, renewed after every step: summary.md and summary.json (what passed, how long
 it took, the targets), log.txt (all that was printed), and the records gpu-64.json, gpu-128.json,
-gpu-decode.json, gpu-anchors.json (as `syncattn bench` writes them) and training.json. Nothing needs to be
-installed but what syncattn imports. --dry-run does it all at toy sizes on the CPU, in the interpreter of
-Triton 3.7 or later. Not yet measured on a GPU.
+gpu-decode.json, gpu-anchors.json (as `syncattn bench` writes them) and training.json; `scale` renews
+scale.json while it runs. Nothing needs to be installed but what syncattn imports. --dry-run does it all at toy
+sizes on the CPU, in the interpreter of Triton 3.7 or later.
 """
 
 from __future__ import annotations
@@ -51,9 +53,10 @@ class Step(NamedTuple):
     commands: dict[str, list[str]]
     seconds: float
     record: str | None = None  # a file of the work folder that goes to FOLDER as NAME.json
+    asked: bool = False  # runs only if --steps names it
 
 
-def steps(work: Path, minutes: float, dry: bool) -> list[Step]:
+def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
     """All steps in running order; the seconds are those of a session of nine minutes, scaled."""
     python, scale = sys.executable, minutes / 9
     toy = ["--dry-run"] if dry else []
@@ -81,6 +84,8 @@ def steps(work: Path, minutes: float, dry: bool) -> list[Step]:
         warm["warm-training"] = part("warm-training", "--train", "1", "--warm")
     others = [f"{TESTS}/test_lists.py"] if dry else [TESTS, f"--ignore={TESTS}/test_gpu.py"]
     train_seconds = str(50 * scale)
+    scaled = [python, str(ROOT / "benchmarks" / "gpu_scale.py"), "--out", str(out.absolute())]
+    scaled += ["--seconds", str(160 * scale)]
     plan = [
         Step(
             "versions",
@@ -113,6 +118,8 @@ def steps(work: Path, minutes: float, dry: bool) -> list[Step]:
             "gpu-anchors/bench.json",
         ),
         Step("tests", {"other tests": [*pytest, *others]}, 540),
+        # Its record goes to FOLDER at once: these are the longest three minutes to lose.
+        Step("scale", {"scale": [*scaled, *toy]}, 175, str(out.absolute() / "scale.json"), asked=True),
     ]
     return [step._replace(seconds=step.seconds * scale) for step in plan]
 
@@ -204,7 +211,7 @@ def summary_lines(session: dict[str, Any], records: dict[str, Any]) -> Iterator[
             row = (step["name"], label, part["status"] + told, part.get("seconds", ""), step["limit"])
             yield "| " + " | ".join(map(str, row)) + " |"
     for name, record in records.items():
-        if name != "training":
+        if name not in ("training", "scale"):
             rows = _target_rows(record)
             if rows:
                 yield f"\n## {name}: targets\n\n| target | wanted | measured, × the faster rival's | met |"
@@ -221,10 +228,34 @@ def summary_lines(session: dict[str, Any], records: dict[str, Any]) -> Iterator[
             row = f"| {model['title']} | {model['parameters']:,} | {model['steps']} "
             row += f"| {model['tokens_per_second']:,.0f} | {_digits(model['validation_loss'])} "
             yield row + f"| {_digits(model['test_loss'])} | {_digits(model['density'])} |"
+    if scale := records.get("scale"):
+        yield from _scale_lines(scale)
     for step in session["steps"]:
         for label, part in step["commands"].items():
             if part["status"] != "passed":
                 yield f"\n## {step['name']}, {label}: {part['status']}, its end\n\n```\n{part['end']}\n```"
+
+
+def _scale_lines(record: dict[str, Any]) -> Iterator[str]:
+    yield f"\n## scale: {record['state']}\n\n{record['about']}. Text: {record.get('text')}\n"
+    heads = "size | model | parameters | learning rate | tokens | seeds | test, bits per byte | validation"
+    yield f"| {heads} | tokens/s | density |\n| --- | --- |" + " ---: |" * 8
+    for model in record["models"]:
+        shown = [
+            f"{model['parameters']:,}",
+            f"{model['rate']:g}",
+            f"{model['tokens']:,}",
+            str(model["seeds"]),
+        ]
+        for name in ("test_bits_per_byte", "validation_bits_per_byte", "tokens_per_second", "density"):
+            form = ",.0f" if name == "tokens_per_second" else ".4f"
+            numbers = [model[name], model[f"{name}_spread"]]
+            shown.append(" ± ".join(format(number, form) for number in numbers if number is not None))
+        yield "| " + " | ".join([model["size"], model["title"], *shown]) + " |"
+    for run in record["runs"]:
+        if run.get("status") != "finished":
+            what = f"{run.get('status', 'not done')}: {run.get('message', '')}"
+            yield f"\n{run['size']}, {run['title']}, {run['rate']:g}, seed {run['seed']}: {what}"
 
 
 def _alarms(session: dict[str, Any], records: dict[str, Any]) -> Iterator[str]:
@@ -271,7 +302,8 @@ def write_results(out: Path, work: Path, session: dict[str, Any], plan: list[Ste
     for step in plan:
         source = work / (step.record or "none")
         if step.record is not None and source.is_file():
-            shutil.copyfile(source, out / f"{step.name}.json")
+            if source.parent != out.absolute():
+                shutil.copyfile(source, out / f"{step.name}.json")
             with contextlib.suppress(ValueError):  # ended while it wrote
                 records[step.name] = json.loads(source.read_text())
     (out / "summary.json").write_text(json.dumps(session, indent=1))
@@ -300,7 +332,7 @@ def main(out: Path, minutes: float, chosen: list[str], dry: bool) -> int:
         env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory(prefix="gpu-session-", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
-        plan = steps(work, minutes, dry)
+        plan = steps(work, out, minutes, dry)
         if unknown := set(chosen) - {step.name for step in plan}:
             print(f"--steps: no such step: {', '.join(sorted(unknown))}", file=sys.stderr)
             return 2
@@ -308,7 +340,7 @@ def main(out: Path, minutes: float, chosen: list[str], dry: bool) -> int:
         session |= {"minutes": minutes, "seconds": 0.0, "state": "running", "steps": []}
         for step in plan:
             left = 60 * minutes - (time.monotonic() - begun)
-            if chosen and step.name not in chosen:
+            if step.name not in chosen if chosen else step.asked:
                 continue
             if left < 5:
                 session["state"] = "out of time"
@@ -335,7 +367,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; the device's $OUT")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything together")
-    parser.add_argument("--steps", default="", help="these steps only, as a list")
+    parser.add_argument("--steps", default="", help="these steps only, as a list; `scale` needs it")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes, CPU, Triton's interpreter")
     given = parser.parse_args()
     sys.exit(main(given.out, given.minutes, list(filter(None, given.steps.split(","))), given.dry_run))

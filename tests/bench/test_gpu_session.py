@@ -12,13 +12,22 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it ends its processes as Linux does")
 
 
-@pytest.fixture(scope="module")
-def gpu_session():
-    spec = importlib.util.spec_from_file_location("gpu_session", ROOT / "benchmarks" / "gpu_session.py")
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_session"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def gpu_session():
+    return _script("gpu_session")
+
+
+@pytest.fixture(scope="module")
+def gpu_scale():
+    return _script("gpu_scale")
 
 
 def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
@@ -26,12 +35,13 @@ def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
     before = list(sys.path)
     out = tmp_path / "out"
     try:
-        assert gpu_session.main(out, 9, ["gpu-anchors", "training"], dry=True) == 0
+        assert gpu_session.main(out, 9, ["gpu-anchors", "training", "scale"], dry=True) == 0
     finally:
         sys.path[:] = before
     assert sorted(path.name for path in out.iterdir()) == [
         "gpu-anchors.json",
         "log.txt",
+        "scale.json",
         "summary.json",
         "summary.md",
         "training.json",
@@ -51,9 +61,77 @@ def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
     assert summary["state"] == "complete" and [s["name"] for s in summary["steps"]] == [
         "training",
         "gpu-anchors",
+        "scale",
     ]
     page = (out / "summary.md").read_text()
     assert "nothing failed so far" in page and "dry run" in page and "| OSN |" in page
+    scale = json.loads((out / "scale.json").read_text())
+    assert scale["state"] == "complete" and [run["status"] for run in scale["runs"]] == ["finished"] * 2
+    osn, transformer = scale["runs"]
+    assert osn["options"]["backend"] == "tiled" and 0 < osn["density"] < 1
+    assert transformer["config"]["token_shift"] and transformer["config"]["delay"] == 0.5
+    assert osn["tokens"] == transformer["tokens"]
+    assert abs(osn["parameters"] / transformer["parameters"] - 1) < 0.01
+    assert osn["text_sha256"] == transformer["text_sha256"] == scale["text"]["sha256"]
+    assert "| toy | OSN | " in page
+
+
+def test_the_source_text_is_split_by_file_and_nothing_held_out_is_trained_on(gpu_scale, tmp_path):
+    def lines(name, count=20):
+        return "".join(f"the line {i} of {name}, which is long enough\n" for i in range(count))
+
+    for number in range(200):
+        (tmp_path / f"m{number}.py").write_text(lines(number))
+        # nearly the same again, as packages copy from each other
+        (tmp_path / f"n{number}.py").write_text(lines(number, 19) + f"import m{number}\n")
+    (tmp_path / "equal.py").write_text(lines(0))
+    (tmp_path / "latin.py").write_bytes(b"# caf\xe9\n")
+    (tmp_path / "other.txt").write_text(lines("other"))
+    text, told = gpu_scale.source_text([tmp_path])
+    trained, *held = (
+        {line for line in text[name].split(b"\n") if len(line) > 30} for name in gpu_scale.PARTS
+    )
+    assert not trained & (held[0] | held[1])
+    assert not any(b"other" in part for part in text.values())
+    kept, (unreadable, equal, shared) = sum(told["files"].values()), told["left_out"].values()
+    assert (unreadable, equal, kept + shared) == (1, 1, 400) and shared > 10
+    assert all(told["files"].values())
+    assert gpu_scale.source_text([tmp_path])[1] == told
+
+
+def test_the_runs_of_the_study_at_scale_and_their_means(gpu_scale):
+    jobs = gpu_scale.jobs_of(["1M"], [0, 1], [0.006, 0.003], dry=False)
+    assert [(job.model, job.rate, job.seed) for job in jobs] == [
+        (model, rate, seed)
+        for rate, seed in ((0.006, 0), (0.006, 1), (0.003, 0))
+        for model in ("osn", "transformer")
+    ]
+    names = ("validation_bits_per_byte", "test_bits_per_byte", "tokens_per_second", "density")
+    done = {"status": "finished", "parameters": 9, "tokens": 5, **dict.fromkeys(names)}
+    runs = [job._asdict() | done | {"test_bits_per_byte": 1.0 + job.seed} for job in jobs]
+    runs[-1]["status"] = "failed"
+    means = gpu_scale.summaries(runs)
+    assert [(m["model"], m["rate"], m["seeds"]) for m in means] == [
+        ("osn", 0.006, 2),
+        ("transformer", 0.006, 2),
+        ("osn", 0.003, 1),
+    ]
+    assert [m["test_bits_per_byte"] for m in means] == [1.5, 1.5, 1.0]
+    assert means[0]["test_bits_per_byte_spread"] == pytest.approx(0.5**0.5)
+    assert means[2]["test_bits_per_byte_spread"] is None
+    # speeds that rise as less compiles: the slowest stretch after the first log counts
+    spent = {10: 5.0, 20: 6.0, 30: 9.0, 40: 10.0}
+    log = [{"step": n, "loss": 1.0, "tokens_per_second": n * 64 / t} for n, t in spent.items()]
+    assert gpu_scale.slowest_step(log, 64) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("size", ["1M", "5M"])
+def test_both_models_at_scale_have_the_parameters_that_the_name_says(gpu_scale, size):
+    from syncattn.models import count_parameters
+
+    counts = [count_parameters(gpu_scale.config_of(m, gpu_scale.SIZES[size])) for m in gpu_scale.MODELS]
+    assert abs(counts[0] / counts[1] - 1) < 0.01
+    assert abs(counts[0] / (float(size[0]) * 1e6) - 1) < 0.05
 
 
 def test_every_step_ends_and_the_summary_begins_with_what_failed(gpu_session, tmp_path):
@@ -88,7 +166,10 @@ def test_every_step_ends_and_the_summary_begins_with_what_failed(gpu_session, tm
 
 
 def test_no_more_files_than_come_back_and_a_plan_that_fits(gpu_session, tmp_path):
-    plan = gpu_session.steps(tmp_path, 9, dry=False)
+    plan = gpu_session.steps(tmp_path, tmp_path / "out", 9, dry=False)
+    (asked,) = (step for step in plan if step.asked)
+    assert asked.name == "scale" and asked.seconds < 180
+    plan.remove(asked)
     records = [step for step in plan if step.record]
     assert len(records) + 3 <= 8
     needed = sum(step.seconds for step in plan if step.name not in ("tests", "gpu-anchors"))

@@ -23,12 +23,13 @@ _MAX_NUMBERS = 2**24
 def locked_density(call: Call) -> Tensor:
     """The fraction of allowed pairs that lock, (H,) float32 on the CPU; 0 where no pair is allowed."""
     heads = call.receive.shape[1]
-    locked, total = torch.zeros(2, heads, dtype=torch.int64, device="cpu")
+    # Counted where the call is: a GPU that is asked for every block's counts would wait for each.
+    locked, total = torch.zeros(2, heads, dtype=torch.int64, device=call.receive.device)
     for one in _blocks_of_rows(call._replace(return_weights=True, dropout_p=0.0, seed=None)):
         _, sync, _ = eager.run(one)
-        locked += (sync > 0).sum((0, 2, 3)).cpu()
-        total += eager.allowed_pairs(one).expand_as(sync).sum((0, 2, 3)).cpu()
-    return locked.float() / total.clamp(min=1)
+        locked += (sync > 0).sum((0, 2, 3))
+        total += eager.allowed_pairs(one).expand_as(sync).sum((0, 2, 3))
+    return (locked.float() / total.clamp(min=1)).cpu()
 
 
 @torch.no_grad()
@@ -41,12 +42,12 @@ def excess_coupling(call: Call, limit: float) -> tuple[Tensor, Tensor]:
     """
     heads = locked_density(call)
     if call.frame == "nearest":
-        rows = pairs = 0
+        rows, pairs = torch.zeros(2, dtype=torch.int64, device=call.receive.device)
         for one in _sequences(call):
             allowed = eager.allowed_pairs(one)
-            rows += int(allowed.any(-1).sum())
-            pairs += int(allowed.sum())
-        limit = max(limit, 2 * rows / max(pairs, 1))
+            rows += allowed.any(-1).sum()
+            pairs += allowed.sum()
+        limit = max(limit, 2 * int(rows) / max(int(pairs), 1))
     excess = torch.log(heads.mean() / limit).clamp(min=0)
     return heads, excess * heads / heads.max().clamp(min=1e-12)
 
