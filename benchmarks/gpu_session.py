@@ -18,8 +18,8 @@ Steps, in this order, each in processes of its own with a time limit; none needs
 FOLDER gets eight files at most, renewed after every step: summary.md and summary.json (what passed, how long
 it took, the targets), log.txt (all that was printed), and the records gpu-64.json, gpu-128.json,
 gpu-decode.json, gpu-anchors.json (as `syncattn bench` writes them) and training.json; `scale` renews
-scale.json while it runs. Nothing needs to be installed but what syncattn imports. --dry-run does it all at toy
-sizes on the CPU, in the interpreter of Triton 3.7 or later.
+scale.json while it runs. Nothing needs to be installed but what syncattn imports. --dry-run does it all at
+toy sizes on the CPU, in the interpreter of Triton 3.7 or later.
 """
 
 from __future__ import annotations
