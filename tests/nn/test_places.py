@@ -224,12 +224,19 @@ def test_masks_that_hide_the_token_before(build, tokens, form):
         torch.testing.assert_close(out[:, i], want[:, -1], rtol=0, atol=1e-9)
 
 
-def test_weights_are_those_of_the_default_backend(placed, tokens):
-    layer, x, at = placed.float(), tokens(2, 70, dtype=torch.float32), at_random(2, 70) + 1e6
+def test_every_backend_takes_it_as_it_stands(placed, tokens):
+    """The backend that is chosen, and eager, which is asked for weights: outputs and gradients."""
+    layer, at = placed.float(), (at_random(2, 70) + 1e6).requires_grad_()
+    x = tokens(2, 70, dtype=torch.float32).requires_grad_()
+    parameters = [p for n, p in layer.frequency.named_parameters() if "proj" not in n]
     for causal in (False, True):
-        out, _ = layer(x, is_causal=causal, positions=at)
-        want, _ = layer(x, is_causal=causal, positions=at, need_weights=True)  # through eager
-        torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+        found = []
+        for need_weights in (False, True):
+            out, _ = layer(x, is_causal=causal, positions=at, need_weights=need_weights)
+            found.append((out, *torch.autograd.grad(out.square().sum(), (x, at, *parameters))))
+        for ours, eager in zip(*found):
+            scale = eager.abs().max().clamp(min=1)
+            torch.testing.assert_close(ours / scale, eager / scale, rtol=0, atol=1e-4)
 
 
 def test_blocks_take_positions_and_calibration_sees_them():
