@@ -2,7 +2,7 @@
 
 The arithmetic is in kernel/ (C++17, no dependency), float32 whatever the inputs are; this file says which
 calls it takes, and makes it an operator that autograd, `torch.compile` and `torch.export` know. How it works:
-docs/kernel.md.
+docs/kernel-cpu.md.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Kernels(NamedTuple):
 
 
 # By the columns of the value, rounded up, and the bytes of its elements: those with the fewest instructions a
-# pair in the compiler's code for sm_90 (docs/kernel.md). Not yet measured on a GPU.
+# pair in the compiler's code for sm_90 (docs/kernel-gpu.md). Not yet measured on a GPU.
 BLOCKS = {
     (64, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
     (64, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),

@@ -2,7 +2,7 @@
 
 The arithmetic is float32 but for the products with half-precision values, which the tensor cores take. This
 file says which calls it takes, and makes it an operator that autograd, `torch.compile` and `torch.export`
-know; triton is imported by the first call. How it works: docs/kernel.md. Correct in Triton's interpreter,
+know; triton is imported by the first call. How it works: docs/kernel-gpu.md. Correct in Triton's interpreter,
 compiled for sm_90; not yet measured on a GPU.
 """
 
