@@ -73,7 +73,7 @@ class Kernels(NamedTuple):
 
 # By the columns of the value, rounded up, and the bytes of its elements: those with the fewest instructions a
 # pair in the compiler's code for sm_90. On an H200 three stages took dense 8,192 tokens 700 microseconds
-# forward in place of 780, and 128 receivers 620; the layer's form takes more instructions with either, and was
+# forward in place of 780, and 128 receivers 620; the layer form takes more instructions with either and was
 # not timed (docs/kernel-gpu.md).
 BLOCKS = {
     (64, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
