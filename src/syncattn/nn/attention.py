@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncattn import locking
 from syncattn.backends.call import Call, prepare
 from syncattn.checks import check_count, check_flag, check_real
 from syncattn.functional import selective_synchronization_attention
-from syncattn.nn import density
+from syncattn.nn.coupled_heads import CoupledHeads
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
 from syncattn.nn.frequency import Frequency
 from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs
 from syncattn.nn.operands import as_they_are, in_every_form
-from syncattn.nn.options import check_start, check_synchronization
+from syncattn.nn.options import check_synchronization
 from syncattn.nn.published import published, renamed_parameters
 from syncattn.nn.shift import Mixed, find_places, mix_tokens
 from syncattn.nn.sight import fold, who_sees_whom
@@ -37,7 +35,7 @@ class _NotPacked:
         return NotImplemented
 
 
-class SelectiveSynchronizationAttention(nn.Module):
+class SelectiveSynchronizationAttention(CoupledHeads):
     """Multi-head attention among oscillators: pairs that phase-lock exchange values, others weigh exactly 0.
 
     The defaults are the trainable form. `from_reference` builds the published one (Hays, arXiv 2602.14445).
@@ -107,7 +105,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_heads, density_range, sharpness, parametrisation)
         if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
             raise ValueError(
                 f"num_heads must divide embed_dim, got embed_dim={embed_dim}, num_heads={num_heads}"
@@ -117,18 +115,15 @@ class SelectiveSynchronizationAttention(nn.Module):
         check_count("phase_dim", phase_dim)
         check_real("dropout", dropout, "in [0, 1)", lambda x: 0 <= x < 1)
         check_synchronization(frame, power, edge, eps, top_k)
-        check_start(density_range, sharpness, parametrisation)
         check_flag("token_shift", token_shift)
         check_flag("self_coupling", self_coupling)
         check_flag("order_parameter", order_parameter)
         check_flag("freq_bias", freq_bias)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
+        self.embed_dim, self.freq_dim = embed_dim, freq_dim
         self.dropout, self.batch_first = dropout, batch_first
         self.self_coupling, self.frame, self.power, self.edge = self_coupling, frame, power, edge
-        self.eps = eps
-        self.top_k, self.parametrisation, self.sharpness = top_k, parametrisation, sharpness
-        self.density_range = None if density_range is None else (density_range[0], density_range[1])
+        self.eps, self.top_k = eps, top_k
         self.frequency = Frequency(
             embed_dim,
             num_heads,
@@ -146,9 +141,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
         # (2, E): the share of the token before in what frequencies, and what values, are made of
         self.shift = nn.Parameter(torch.empty(2, embed_dim, **factory)) if token_shift else None
-        couplings = () if parametrisation == "softplus" else (num_heads,)
-        self.raw_coupling = nn.Parameter(torch.empty(couplings, **factory))
-        self.raw_bandwidth = nn.Parameter(torch.empty(num_heads, **factory))
+        self._add_coupling(**factory)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -160,12 +153,11 @@ class SelectiveSynchronizationAttention(nn.Module):
             return
         if self.shift is not None:
             nn.init.zeros_(self.shift)
+        self._reset_coupling(self.freq_dim)
         if self.parametrisation == "softplus":
             for module in self.modules():
                 if isinstance(module, nn.Linear):
                     module.reset_parameters()
-            nn.init.ones_(self.raw_coupling)
-            nn.init.ones_(self.raw_bandwidth)
             return
         self.frequency.reset_parameters()
         if self.phase_proj is not None:
@@ -174,29 +166,12 @@ class SelectiveSynchronizationAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
-        radius = torch.tensor((2.0 * self.freq_dim) ** 0.5, dtype=torch.float32, device="cpu")
-        coupling, bandwidth = locking.coupling_from_radius(radius, self.sharpness)
-        nn.init.constant_(self.raw_coupling, float(coupling.log()))
-        nn.init.constant_(self.raw_bandwidth, float(bandwidth.log()))
         if self.density_range is not None:
             # a private generator: nobody's random numbers change
             generator = torch.Generator(device="cpu").manual_seed(0)
             x = torch.randn(2, 128, self.embed_dim, generator=generator, dtype=torch.float32, device="cpu")
             x = x.to(self.raw_coupling)
             self.calibrate_(x if self.batch_first else x.transpose(0, 1), is_causal=True)
-
-    @property
-    def coupling(self) -> Tensor:
-        """K > 0, (H,): the learnable coupling, before the order parameter scales it."""
-        if self.parametrisation == "softplus":
-            return F.softplus(self.raw_coupling).expand(self.num_heads)
-        return self.raw_coupling.exp()
-
-    @property
-    def bandwidth(self) -> Tensor:
-        """alpha > 0, (H,)."""
-        softplus = self.parametrisation == "softplus"
-        return F.softplus(self.raw_bandwidth) if softplus else self.raw_bandwidth.exp()
 
     def forward(
         self,
@@ -291,52 +266,6 @@ class SelectiveSynchronizationAttention(nn.Module):
         if given.itself and given.real is not None:
             arguments["attn_mask"] = arguments["attn_mask"] & given.real[:, None, :, None]
         return prepare(**arguments)
-
-    @torch.no_grad()
-    def locked_density(self, *inputs: Any, **masks: Any) -> Tensor:
-        """The fraction of allowed pairs that lock, (H,) float32, without padding.
-
-        Args:
-            *inputs, **masks: as `operator_call` takes them.
-        """
-        return density.locked_density(self.operator_call(*inputs, **masks))
-
-    @torch.no_grad()
-    def calibrate_(
-        self, *inputs: Any, density_range: tuple[float, float] | None = None, **masks: Any
-    ) -> None:
-        """Set coupling and bandwidth so that the heads' densities on this input are the ladder's, in place.
-
-        Args:
-            density_range: None for the layer's own.
-            *inputs, **masks: as `operator_call` takes them.
-
-        Raises:
-            ValueError: the parametrisation is "softplus" (its coupling is shared: one number cannot serve
-                every head), or the input gives a head no two different frequencies.
-        """
-        density_range = density_range or self.density_range
-        if self.parametrisation != "log" or density_range is None:
-            raise ValueError(
-                "calibration needs parametrisation='log' and a density_range, got "
-                f"parametrisation={self.parametrisation!r}, density_range={density_range}"
-            )
-        call = self.operator_call(*inputs, **masks)
-        ladder = locking.density_ladder(*density_range, self.num_heads, dtype=torch.float32, device="cpu")
-        coupling, bandwidth = density.fit_coupling(call, self.coupling, ladder, self.sharpness)
-        self.raw_coupling.copy_(coupling.log())
-        self.raw_bandwidth.copy_(bandwidth.log())
-
-    @torch.no_grad()
-    def excess_coupling(self, *inputs: Any, limit: float, **masks: Any) -> tuple[Tensor, Tensor]:
-        """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,):
-        `syncattn.nn.limit_density_` takes that back.
-
-        Args:
-            limit: the highest mean density.
-            *inputs, **masks: as `operator_call` takes them.
-        """
-        return density.excess_coupling(self.operator_call(*inputs, **masks), limit)
 
     @classmethod
     def from_reference(
