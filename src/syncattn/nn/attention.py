@@ -286,20 +286,47 @@ class SelectiveSynchronizationAttention(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
+        call, receivers = self._counted_call(
+            query, key, value, key_padding_mask, attn_mask, is_causal, self_attention=self_attention
+        )
+        if receivers is None:
+            return call
+        real = receivers[:, None, :, None]
+        return call._replace(mask=real if call.mask is None else call.mask & real)
+
+    def _counted_call(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        self_attention: bool | None = None,
+    ) -> tuple[Call, Tensor | None]:
+        """The operator's call, and which receivers are not padding, (B, N); None: all. In one mask the two
+        would be of N x M."""
         given = self._inputs(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
         arguments, _ = self._operator_arguments(given, None)
-        if given.itself and given.real is not None:
-            arguments["attn_mask"] = arguments["attn_mask"] & given.real[:, None, :, None]
-        return prepare(**arguments)
+        return prepare(**arguments), given.real if given.itself else None
 
     @torch.no_grad()
+    def count_locked(self, *inputs: Any, **masks: Any) -> density.Locking:
+        """How many pairs lock, are allowed, and how many receivers have any, (H,) each, without padding.
+
+        Args:
+            *inputs, **masks: as `operator_call` takes them.
+        """
+        return density.count_locked(*self._counted_call(*inputs, **masks))
+
     def locked_density(self, *inputs: Any, **masks: Any) -> Tensor:
         """The fraction of allowed pairs that lock, (H,) float32, without padding.
 
         Args:
             *inputs, **masks: as `operator_call` takes them.
         """
-        return density.locked_density(self.operator_call(*inputs, **masks))
+        return self.count_locked(*inputs, **masks).density
 
     @torch.no_grad()
     def calibrate_(
@@ -326,17 +353,6 @@ class SelectiveSynchronizationAttention(nn.Module):
         coupling, bandwidth = density.fit_coupling(call, self.coupling, ladder, self.sharpness)
         self.raw_coupling.copy_(coupling.log())
         self.raw_bandwidth.copy_(bandwidth.log())
-
-    @torch.no_grad()
-    def excess_coupling(self, *inputs: Any, limit: float, **masks: Any) -> tuple[Tensor, Tensor]:
-        """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,):
-        `syncattn.nn.limit_density_` takes that back.
-
-        Args:
-            limit: the highest mean density.
-            *inputs, **masks: as `operator_call` takes them.
-        """
-        return density.excess_coupling(self.operator_call(*inputs, **masks), limit)
 
     @classmethod
     def from_reference(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,44 +13,67 @@ from torch import Tensor
 from syncattn import locking
 from syncattn.backends import eager
 from syncattn.backends.call import Call
+from syncattn.backends.counting import allowed_counts
+from syncattn.backends.select import locked_counts
 
 # Calibration looks at this many pairs of a head at most, evenly spaced rows: 64 MiB in float64.
 _MAX_PAIRS = 2**23
-# and counting makes temporaries of this many numbers: 64 MiB in float32.
-_MAX_NUMBERS = 2**24
+
+
+class Locking(NamedTuple):
+    """How many pairs of a call lock, (H,) int64 each, on the CPU."""
+
+    locked: Tensor
+    allowed: Tensor
+    receivers: Tensor  # that may attend to somebody
+
+    @property
+    def density(self) -> Tensor:
+        """The fraction of allowed pairs that lock, (H,) float32; 0 where no pair is allowed."""
+        return self.locked.float() / self.allowed.clamp(min=1)
+
+    @property
+    def partners(self) -> Tensor:
+        """k, how many senders a receiver locks with, the mean over those that may attend to somebody, (H,)
+        float32."""
+        return self.locked.float() / self.receivers.clamp(min=1)
 
 
 @torch.no_grad()
-def locked_density(call: Call) -> Tensor:
-    """The fraction of allowed pairs that lock, (H,) float32 on the CPU; 0 where no pair is allowed."""
-    heads = call.receive.shape[1]
-    # Counted where the call is: a GPU that is asked for every block's counts would wait for each.
-    locked, total = torch.zeros(2, heads, dtype=torch.int64, device=call.receive.device)
-    for one in _blocks_of_rows(call._replace(return_weights=True, dropout_p=0.0, seed=None)):
-        _, sync, _ = eager.run(one)
-        locked += (sync > 0).sum((0, 2, 3))
-        total += eager.allowed_pairs(one).expand_as(sync).sum((0, 2, 3))
-    return (locked.float() / total.clamp(min=1)).cpu()
+def count_locked(call: Call, receivers: Tensor | None = None) -> Locking:
+    """Count the call's pairs.
 
-
-@torch.no_grad()
-def excess_coupling(call: Call, limit: float) -> tuple[Tensor, Tensor]:
-    """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,) float32.
-
-    Of an excess log(mean density / limit), each head is given its share relative to the densest head's. In
-    the nearest frame every row locks to one sender, whatever the coupling: the limit is then at least twice
-    the share of those pairs, as in `fit_coupling`, so that short rows do not drive couplings to 0.
+    Args:
+        call: top_k leaves of a receiver's pairs the nearest k.
+        receivers: (B, N) bool, False = its pairs do not count; None: all do.
     """
-    heads = locked_density(call)
-    if call.frame == "nearest":
-        rows, pairs = torch.zeros(2, dtype=torch.int64, device=call.receive.device)
-        for one in _sequences(call):
-            allowed = eager.allowed_pairs(one)
-            rows += allowed.any(-1).sum()
-            pairs += allowed.sum()
-        limit = max(limit, 2 * int(rows) / max(int(pairs), 1))
-    excess = torch.log(heads.mean() / limit).clamp(min=0)
-    return heads, excess * heads / heads.max().clamp(min=1e-12)
+    counts = locked_counts(call)
+    allowed = allowed_counts(call).expand_as(counts)
+    if receivers is not None:
+        counts, allowed = counts * receivers[:, None], allowed * receivers[:, None]
+    # Counted where the call is, and brought here as one: a GPU would be waited for each time.
+    return Locking(*torch.stack((counts, allowed, (allowed > 0).long())).sum((1, 3)).cpu())
+
+
+def excess_coupling(
+    found: Locking, frame: str, limit: float | None, max_partners: float | None = None
+) -> Tensor:
+    """By how much each head's log K exceeds what the limits allow, (H,) float32.
+
+    Of an excess log(mean density / limit), each head is given its share relative to the densest head's. A
+    bound on the mean number of partners is a limit of the density, too, another one in each text. In the
+    nearest frame every row locks to one sender, whatever the coupling: the limit is then at least twice the
+    share of those pairs, as in `fit_coupling`, so that short rows do not drive couplings to 0.
+    """
+    heads = found.density
+    share = int(found.receivers.sum()) / max(int(found.allowed.sum()), 1)  # of one pair a row
+    limits = [limit] if limit is not None else []
+    limits += [max_partners * share] if max_partners is not None else []
+    lowest = min(limits, default=1.0)
+    if frame == "nearest":
+        lowest = max(lowest, 2 * share)
+    excess = torch.log(heads.mean() / (lowest or 1.0)).clamp(min=0)
+    return excess * heads / heads.max().clamp(min=1e-12)
 
 
 @torch.no_grad()
@@ -94,23 +118,6 @@ def fit_coupling(call: Call, coupling: Tensor, density: Tensor, sharpness: float
             stacklevel=3,
         )
     return torch.stack(couplings), torch.stack(bandwidths)
-
-
-def _blocks_of_rows(call: Call) -> Iterator[Call]:
-    """The call, so many rows of one sequence at a time that the eager backend's temporaries fit in memory."""
-    _, heads, queries, freq_dim = call.receive.shape
-    rows = max(1, _MAX_NUMBERS // max(1, heads * call.send.shape[2] * freq_dim))
-    for one in _sequences(call):
-        allowed = eager.allowed_pairs(one)
-        for i in range(0, queries, rows):
-            at = slice(i, i + rows)
-            yield one._replace(
-                receive=one.receive[:, :, at],
-                coupling=one.coupling[:, :, at] if one.coupling.shape[2] > 1 else one.coupling,
-                mask=allowed[:, :, at],
-                is_causal=False,
-                self_coupling=True,
-            )
 
 
 def _sequences(call: Call) -> Iterator[Call]:
