@@ -94,14 +94,21 @@ def allowed_counts(call: Call) -> Tensor:
         seen = mask[:, :, 0].cumsum(-1)
         seen = seen[..., own] if call.is_causal else seen[..., -1:].expand(-1, -1, queries)
         return seen if call.self_coupling else seen - mask[:, :, 0][..., own].long()
-    parts = []
     rows = max(1, 2**22 // max(1, mask.shape[0] * mask.shape[1] * keys))
-    column = torch.arange(keys, dtype=torch.int64, device=device)
-    for i in range(0, queries, rows):
-        allowed, row = mask[:, :, i : i + rows], own[i : i + rows, None]
-        if call.is_causal:
-            allowed = allowed & (column <= row)
-        if not call.self_coupling:
-            allowed = allowed & (column != row)
-        parts.append(allowed.sum(-1))
-    return torch.cat(parts, -1) if parts else mask.sum(-1)
+    numbers = own - (keys - queries)
+    return torch.cat([allowed_pairs_of(call, at).sum(-1) for at in numbers.split(rows)], -1)
+
+
+def allowed_pairs_of(call: Call, rows: Tensor) -> Tensor:
+    """(B or 1, H or 1, R, M) bool: whom these receivers, int64 (R,), may attend to, True = may attend."""
+    queries, keys = call.receive.shape[2], call.send.shape[2]
+    own = rows[:, None] + (keys - queries)
+    column = torch.arange(keys, dtype=torch.int64, device=rows.device)
+    allowed = torch.ones(1, 1, len(rows), keys, dtype=torch.bool, device=rows.device)
+    if call.is_causal:
+        allowed = allowed & (column <= own)
+    if not call.self_coupling:
+        allowed = allowed & (column != own)
+    if call.mask is not None:
+        allowed = allowed & (call.mask if call.mask.shape[2] == 1 else call.mask[:, :, rows])
+    return allowed

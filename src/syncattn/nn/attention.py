@@ -348,9 +348,9 @@ class SelectiveSynchronizationAttention(nn.Module):
                 "calibration needs parametrisation='log' and a density_range, got "
                 f"parametrisation={self.parametrisation!r}, density_range={density_range}"
             )
-        call = self.operator_call(*inputs, **masks)
+        call, receivers = self._counted_call(*inputs, **masks)
         ladder = locking.density_ladder(*density_range, self.num_heads, dtype=torch.float32, device="cpu")
-        coupling, bandwidth = density.fit_coupling(call, self.coupling, ladder, self.sharpness)
+        coupling, bandwidth = density.fit_coupling(call, self.coupling, ladder, self.sharpness, receivers)
         self.raw_coupling.copy_(coupling.log())
         self.raw_bandwidth.copy_(bandwidth.log())
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from syncattn import locking
-from syncattn.backends import eager
 from syncattn.backends.call import Call
-from syncattn.backends.counting import allowed_counts
+from syncattn.backends.counting import allowed_counts, allowed_pairs_of
 from syncattn.backends.select import locked_counts
 
-# Calibration looks at this many pairs of a head at most, evenly spaced rows: 64 MiB in float64.
-_MAX_PAIRS = 2**23
+# Calibration looks at all pairs of a head if they are no more than these,
+_MAX_PAIRS = 2**20
+# else at those of so many receivers, all over the batch.
+_RECEIVERS = 64
 
 
 class Locking(NamedTuple):
@@ -77,7 +76,13 @@ def excess_coupling(
 
 
 @torch.no_grad()
-def fit_coupling(call: Call, coupling: Tensor, density: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+def fit_coupling(
+    call: Call,
+    coupling: Tensor,
+    density: Tensor,
+    sharpness: float,
+    receivers: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """(K, alpha), each (H,), with which each head locks the wanted fraction of this call's allowed pairs.
 
     Args:
@@ -93,10 +98,10 @@ def fit_coupling(call: Call, coupling: Tensor, density: Tensor, sharpness: float
     Raises:
         ValueError: no pair is allowed, or all frequencies of a head are equal.
     """
-    heads = call.receive.shape[1]
+    heads, sampled = call.receive.shape[1], _sample(call, receivers)
     couplings, bandwidths, raised = [], [], []
     for h in range(heads):
-        pairs, coherence = _allowed_detuning(call, h)
+        pairs, coherence = _allowed_detuning(call, h, sampled)
         if pairs.numel() == 0:
             raise ValueError("calibration needs at least one allowed pair, got none: every pair is masked")
         wanted, forced = float(density[h]), 0.0
@@ -120,35 +125,50 @@ def fit_coupling(call: Call, coupling: Tensor, density: Tensor, sharpness: float
     return torch.stack(couplings), torch.stack(bandwidths)
 
 
-def _sequences(call: Call) -> Iterator[Call]:
-    """The call, one sequence of the batch at a time: the pairs of one fit in memory."""
-    for b in range(call.receive.shape[0]):
-        at = slice(b, b + 1)
-        yield call._replace(
-            receive=call.receive[at],
-            send=call.send[at],
-            value=call.value[at],
-            coupling=call.coupling[at] if call.coupling.shape[0] > 1 else call.coupling,
-            mask=call.mask[at] if call.mask is not None and call.mask.shape[0] > 1 else call.mask,
-        )
+class _Sampled(NamedTuple):
+    """Some receivers of one sequence, and whom they may attend to."""
+
+    sequence: int
+    rows: Tensor  # (R,) int64
+    allowed: Tensor  # (H or 1, R, M) bool
 
 
-def _allowed_detuning(call: Call, head: int) -> tuple[Tensor, Tensor]:
+def _sample(call: Call, receivers: Tensor | None) -> list[_Sampled]:
+    """All receivers of a small call, of a larger one as many as `_RECEIVERS`, evenly spaced."""
+    batch, _, queries, _ = call.receive.shape
+    device = call.receive.device
+    if batch * queries * call.send.shape[2] <= _MAX_PAIRS or batch * queries <= _RECEIVERS:
+        places = {b: list(range(queries)) for b in range(batch)}
+    else:  # each from another place in the text, each sequence as often as any other
+        places = {}
+        for k in range(_RECEIVERS):
+            place = int((k + 0.5) * queries / _RECEIVERS)
+            places.setdefault(k * max(1, batch // _RECEIVERS) % batch, []).append(place)
+    found = []
+    for b, chosen in places.items():
+        rows = torch.tensor(chosen, dtype=torch.int64, device=device)
+        allowed = allowed_pairs_of(call, rows)
+        allowed = allowed[b if allowed.shape[0] > 1 else 0]
+        if receivers is not None:
+            allowed = allowed & receivers[b, rows, None]
+        found.append(_Sampled(b, rows, allowed))
+    return found
+
+
+def _allowed_detuning(call: Call, head: int, sampled: list[_Sampled]) -> tuple[Tensor, Tensor]:
     """D of one head's allowed pairs, in the call's frame, and their receivers' kappa."""
     pairs, kappas = [], []
-    group = call.receive.shape[1] // call.send.shape[1]
-    batch, _, queries, _ = call.receive.shape
-    stride = math.ceil(batch * queries * call.send.shape[2] / _MAX_PAIRS)
-    rows = torch.arange(queries - 1, -1, -stride, dtype=torch.int64, device=call.receive.device)
-    for one in _sequences(call):
-        receive, send = one.receive[0, head, rows].double(), one.send[0, head // group].double()
+    _, heads, queries, _ = call.receive.shape
+    group = heads // call.send.shape[1]
+    for b, rows, allowed_by in sampled:
+        receive, send = call.receive[b, head, rows].double(), call.send[b, head // group].double()
         # the differences themselves, without a product's cancellation and without a (rows, M, m) tensor
         detuning = torch.cdist(receive, send, compute_mode="donot_use_mm_for_euclid_dist").square()
-        allowed = eager.allowed_pairs(one)[0]
-        allowed = allowed[head if allowed.shape[0] > 1 else 0][rows]
+        allowed = allowed_by[head if allowed_by.shape[0] > 1 else 0]
         if call.frame == "nearest":
             detuning = detuning - detuning.masked_fill(~allowed, torch.inf).amin(-1, keepdim=True)
-        kappa = one.coupling[0, head].double().expand(queries)[rows, None].expand_as(detuning)
+        kappa = call.coupling[b if call.coupling.shape[0] > 1 else 0, head].double()
+        kappa = kappa.expand(queries)[rows, None].expand_as(detuning)
         pairs.append(detuning[allowed])
         kappas.append(kappa[allowed])
     return torch.cat(pairs), torch.cat(kappas)
@@ -156,9 +176,9 @@ def _allowed_detuning(call: Call, head: int) -> tuple[Tensor, Tensor]:
 
 def _between(values: Tensor, share: float) -> Tensor:
     """A number that this share of the values lies below, midway to the next larger one."""
-    ordered = values.sort().values
-    last = ordered[min(max(round(share * len(ordered)), 1), len(ordered)) - 1]
-    beyond = ordered[ordered > last]
+    last = values.kthvalue(min(max(round(share * len(values)), 1), len(values))).values
+    beyond = values[values > last]
     if len(beyond) == 0:
         return last + 1e-3
-    return 0.5 * (last + beyond[0]) if last.isfinite() else beyond[0] - 1e-3  # log 0: only equal pairs lock
+    beyond = beyond.min()
+    return 0.5 * (last + beyond) if last.isfinite() else beyond - 1e-3  # log 0: only equal pairs lock
