@@ -281,15 +281,37 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         Raises:
             ValueError: as `forward`.
         """
+        call, receivers = self._counted_call(
+            *(query, key, value, key_padding_mask, attn_mask, is_causal),
+            self_attention=self_attention,
+            positions=positions,
+            key_positions=key_positions,
+        )
+        if receivers is None:
+            return call
+        real = receivers[:, None, :, None]
+        return call._replace(mask=real if call.mask is None else call.mask & real)
+
+    def _counted_call(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        self_attention: bool | None = None,
+        positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
+    ) -> tuple[Call, Tensor | None]:
         given = self._inputs(
             *(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention),
             positions=positions,
             key_positions=key_positions,
         )
         arguments, _ = self._operator_arguments(given, None)
-        if given.itself and given.real is not None:
-            arguments["attn_mask"] = arguments["attn_mask"] & given.real[:, None, :, None]
-        return prepare(**arguments)
+        return prepare(**arguments), given.real if given.itself else None
 
     @classmethod
     def from_reference(

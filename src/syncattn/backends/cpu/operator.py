@@ -13,6 +13,7 @@ from torch import Tensor
 from syncattn.backends.backend import Backend, Capabilities
 from syncattn.backends.call import Call, constant_when_compiled, is_plain
 from syncattn.backends.cpu import library
+from syncattn.backends.cpu.count import count
 from syncattn.backends.cpu.library import buffer, pointer
 from syncattn.backends.cpu.problem import Order, arrange, describe, plain, put_back, rounded
 from syncattn.backends.operator import register, sum_groups
@@ -120,6 +121,7 @@ OPERATOR = register("cpu", _forward, _backward, _saved, ("row_sum", "base", "sen
 BACKEND = Backend(
     run=run,
     unavailable=unavailable,
+    locked_counts=count,
     capabilities=Capabilities(
         device="cpu",
         compute_dtypes=(torch.float32,),

@@ -6,7 +6,7 @@
 //   dF = dW dW/dF, dD = dF dF/dD     margin.h; exactly 0 where not locked
 //   dw^r = sum_j 2 dD (w^r - w^s)     dw^s = -sum_i 2 dD (w^r - w^s)     dv = sum_i W dO'
 #pragma once
-#include "forward.h"
+#include "count.h"
 #include "receivers.h"
 
 namespace SYNCATTN_ISA {
@@ -361,7 +361,8 @@ static void backward_keys(const Plan* plan, int64_t batch, int64_t head, int64_t
 }
 
 constexpr Instance instance(const char* name) {
-    return Instance{name, ROWS * CONTEXTS, scratch_floats, pack, forward_rows, backward_prepare, backward_keys};
+    return Instance{name, ROWS * CONTEXTS, scratch_floats, pack,        forward_rows, backward_prepare,
+                    backward_keys, ROWS, count_floats, count_rows};
 }
 
 }  // namespace SYNCATTN_ISA

@@ -108,14 +108,18 @@ void cut(Arena& arena, const Carve& carve) {
 // With so few rows, as in a decoding step, tables of the senders would cost more than they spare.
 constexpr int64_t FEW_ROWS = ROWS;
 
-void forward(const SyncattnProblem& p, const Instance& instance, Threads threads) {
-    const int64_t m = p.freq_dim, send_heads = p.batch * p.send_heads;
-    Plan plan{};
-    plan.p = &p;
-    plan.row_tasks = tiles_of(p.queries, instance.rows);
-    const int64_t tiles = plan.key_tiles = tiles_of(p.keys, KEYS);
-    std::vector<Lanes> senders((size_t)send_heads);
+// One head's senders as lanes of blocks, for all heads; what the plan points to stays here.
+struct Senders {
+    std::vector<Lanes> lanes;
     Arena arena;
+};
+
+void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads threads, Plan& plan, Senders& made) {
+    const int64_t m = p.freq_dim, send_heads = p.batch * p.send_heads;
+    const int64_t tiles = plan.key_tiles = tiles_of(p.keys, KEYS);
+    std::vector<Lanes>& senders = made.lanes;
+    senders.resize((size_t)send_heads);
+    Arena& arena = made.arena;
     const bool few = p.queries <= FEW_ROWS;
     cut(arena, [&] {
         for (Lanes& lanes : senders) {
@@ -139,6 +143,14 @@ void forward(const SyncattnProblem& p, const Instance& instance, Threads threads
     for (const Lanes& lanes : senders)
         if (!few) make_groups(lanes.boxes, m);
     plan.senders = senders.data();
+}
+
+void forward(const SyncattnProblem& p, const Instance& instance, Threads threads) {
+    Plan plan{};
+    plan.p = &p;
+    plan.row_tasks = tiles_of(p.queries, instance.rows);
+    Senders senders;
+    prepare_senders(p, instance, threads, plan, senders);
     const int64_t rows = p.symmetric ? 1 : plan.row_tasks;  // a symmetric head is one task
     for_each_task(p.batch * p.heads * rows, 1, threads, instance.scratch_floats(&p),
                   [&](int64_t task, float* scratch) {
@@ -146,6 +158,20 @@ void forward(const SyncattnProblem& p, const Instance& instance, Threads threads
                       const int64_t h = task / rows, tile = rows - 1 - task % rows;
                       instance.forward_rows(&plan, h / p.heads, h % p.heads, tile, scratch);
                   });
+}
+
+void count(const SyncattnProblem& p, const SyncattnCount& to, const Instance& instance, Threads threads) {
+    Plan plan{};
+    plan.p = &p;
+    plan.row_tasks = tiles_of(p.queries, instance.rows_counted);
+    Senders senders;
+    prepare_senders(p, instance, threads, plan, senders);
+    const int64_t rows = plan.row_tasks;
+    for_each_task(p.batch * p.heads * rows, 4, threads, instance.count_floats(&p), [&](int64_t task, float* scratch) {
+        // the last rows of a causal call have the most to do: they come first
+        const int64_t h = task / rows, tile = rows - 1 - task % rows;
+        instance.count_rows(&plan, &to, h / p.heads, h % p.heads, tile, scratch);
+    });
 }
 
 // Adds up the parts of one head, and moves each row's frame with its nearest sender.
@@ -260,6 +286,14 @@ EXPORT int syncattn_backward(const SyncattnProblem* problem, const char* name, i
     return run(problem, name, threads, team, backward);
 }
 
+// As the two above.
+EXPORT int syncattn_count(const SyncattnProblem* problem, const SyncattnCount* to, const char* name, int threads,
+                          Team team) {
+    return run(problem, name, threads, team, [&](const SyncattnProblem& p, const Instance& instance, Threads on) {
+        count(p, *to, instance, on);
+    });
+}
+
 // The name of the k-th instance that this machine can run, the best last; null past the end.
 EXPORT const char* syncattn_instance(int k) {
     for (const Instance* instance : every_instance)
@@ -267,4 +301,4 @@ EXPORT const char* syncattn_instance(int k) {
     return nullptr;
 }
 
-EXPORT int64_t syncattn_problem_bytes() { return (int64_t)sizeof(SyncattnProblem); }
+EXPORT int64_t syncattn_problem_bytes() { return (int64_t)(sizeof(SyncattnProblem) + sizeof(SyncattnCount)); }

@@ -42,4 +42,15 @@ typedef struct {
     double* grad_bandwidth;    // (B, H)
 } SyncattnProblem;
 
+// What counting takes and gives besides: which pairs lock, nothing of what they exchange.
+typedef struct {
+    const float* radius;      // (B, H, N): rho^2
+    float slack;              // pairs are in doubt within this share of rho^2 and of their frame's D
+    float farthest;           // no pair that may attend is as far, none that may not is nearer
+    int64_t* locked;          // (B, H, N): how many are not in doubt
+    int64_t room;             // for pairs in doubt
+    int64_t* doubtful_count;  // of all of them, more than there is room for if it comes to that
+    int32_t* doubtful;        // (room, 3): number of the batch's head, row, sender
+} SyncattnCount;
+
 }
