@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from syncattn import locking
 from syncattn.backends.call import Call, prepare
 from syncattn.checks import check_count, check_flag, check_real
-from syncattn.functional import selective_synchronization_attention
+from syncattn.functional import go_on, selective_synchronization_attention
 from syncattn.nn import density
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
 from syncattn.nn.frequency import Frequency
@@ -252,9 +252,12 @@ class SelectiveSynchronizationAttention(nn.Module):
             check_past(state, given)
         arguments, after = self._operator_arguments(given, state)
         dropout_p, weights = self.dropout if self.training else 0.0, None
-        result = selective_synchronization_attention(
-            **arguments, dropout_p=dropout_p, return_weights=need_weights
-        )
+        arguments |= {"dropout_p": dropout_p, "return_weights": need_weights}
+        if state is not None and state.checked:
+            tensors = (arguments.pop(n) for n in ("receive", "send", "value", "coupling", "bandwidth"))
+            result = go_on(state.checked, *tensors, **arguments)
+        else:
+            result = selective_synchronization_attention(**arguments)
         out = result[0] if isinstance(result, tuple) else result
         if isinstance(result, tuple):
             weights = result[2]
@@ -262,6 +265,7 @@ class SelectiveSynchronizationAttention(nn.Module):
             weights = weights.mean(1) if average_attn_weights else weights
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
         if state is not None and after is not None:
+            after.was_checked_()
             state.become_(after)  # the last step: whatever fails, the past is as it was
         if query.ndim == 2:
             return out[0], None if weights is None else weights[0]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from syncattn.nn.room import Room, may_have_room, with_room
 
 
 @dataclass(eq=False)
 class IncrementalState:
     """The past of one attention layer, grown in place by each call that is given it and succeeds.
+
+    Without gradients, from the second call on, its tokens stand in memory with room for more (`room`), into
+    which later ones are written; `send` and `value` are views of that. Elsewhere, as where gradients are
+    recorded or something is compiled, each call concatenates. A copy (copy.copy, copy.deepcopy, pickle) has
+    memory of its own.
 
     Per token and head it holds freq_dim + head_dim numbers (softmax attention: 2 x head_dim); besides, per
     head, the order parameter's 2 x phase_dim prefix sums and the last token's frequency (for delayed heads).
@@ -24,6 +31,7 @@ class IncrementalState:
         last_input: the last real token's hidden state (B, E); None without a token shift.
         last_emitted: the frequency that the last real token emitted (B, H, m), before any delay.
         count: how many real tokens each sequence has had (B, 1), int64.
+        room: the memory that send and value are views of; None: they are tensors of their own.
     """
 
     send: Tensor | None = None
@@ -33,6 +41,13 @@ class IncrementalState:
     last_input: Tensor | None = None
     last_emitted: Tensor | None = None
     count: Tensor | None = None
+    room: Room | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = vars(self) | {"room": None}
+        if self.room is not None and self.send is not None and self.value is not None:
+            own |= {"send": self.send.clone(), "value": self.value.clone()}
+        return own
 
     @property
     def length(self) -> int:
@@ -47,9 +62,21 @@ class IncrementalState:
 
     @property
     def nbytes(self) -> int:
-        """The memory held, in bytes."""
+        """What is held, in bytes, without the room for more."""
         held = (getattr(self, name) for name in _TENSORS)
         return sum(x.numel() * x.element_size() for x in held if x is not None)
+
+    @property
+    def spare_nbytes(self) -> int:
+        """The memory kept for tokens to come, in bytes."""
+        if self.room is None or self.send is None or self.value is None:
+            return 0
+        return self.room.nbytes - self.send.nbytes - self.value.nbytes
+
+    @property
+    def checked(self) -> int:
+        """How many of the first senders are known to be finite: they were looked at when they came."""
+        return 0 if self.room is None else min(self.room.checked, self.length)
 
     def extended(
         self,
@@ -75,20 +102,46 @@ class IncrementalState:
         count = self.count
         if count is None:
             count = torch.zeros(batch, 1, dtype=torch.int64, device=value.device)
-        return IncrementalState(
-            send=send if self.send is None else torch.cat((self.send, send), dim=-2),
-            value=value if self.value is None else torch.cat((self.value, value), dim=-2),
+        all_send, all_value, room = self._with(send, value)
+        extended = IncrementalState(
+            send=all_send,
+            value=all_value,
             mask=mask,
             phase_sum=self.phase_sum,
             last_input=self.last_input,
             last_emitted=last_emitted,
             count=count + (new if real is None else real.sum(-1, keepdim=True)),
+            room=room,
         )
+        if room is not None:
+            room.give_to(extended)
+        return extended
+
+    def _with(self, send: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Room | None]:
+        """send and value with the past before them, and the room that they stand in, if they do."""
+        if self.send is None or self.value is None:
+            return send, value, None
+        if not may_have_room((self.send, self.value), (send, value)):
+            return torch.cat((self.send, send), dim=-2), torch.cat((self.value, value), dim=-2), None
+        room, new = self.room, send.shape[2]
+        if room is None or not room.is_owned_by(self) or not room.takes(new):
+            room = with_room(self.send, self.value, new)
+            room.checked = self.checked if self.room is not None and self.room.is_owned_by(self) else 0
+        room.append(send, value)
+        return *room.held(), room
+
+    def was_checked_(self) -> None:
+        """The operator has looked at all senders that are held: it need not do so again."""
+        if self.room is not None:
+            self.room.checked = self.length
 
     def become_(self, other: IncrementalState) -> None:
-        """Hold what another state holds; nothing is copied."""
+        """Hold what another state holds, and own its room where that one did; nothing is copied."""
         for name in _TENSORS:
             setattr(self, name, getattr(other, name))
+        self.room = other.room
+        if other.room is not None and other.room.is_owned_by(other):
+            other.room.give_to(self)
 
     def mark(self) -> Mark:
         """What `rewind_` goes back to. It holds no tokens: it costs nothing while the state grows."""
@@ -102,22 +155,33 @@ class IncrementalState:
 
     def rewind_(self, mark: Mark) -> None:
         """Forget the tokens that came after a mark of this state."""
-        held, past = mark.length, mark.rest
+        held, past, room = mark.length, mark.rest, self.room
         if self.value is not None and self.send is not None and held:
             past = replace(past, send=self.send[:, :, :held], value=self.value[:, :, :held])
         if self.mask is not None and mark.has_mask:
             past = replace(past, mask=self.mask[:, :held])
         self.become_(past)
+        if room is not None and room.is_owned_by(self) and held:
+            room.cut(held)
+            self.room = room
 
     def select_(self, index: Tensor) -> None:
         """Keep the sequences that index (int64) names, in its order: beams, or a filtered batch."""
-        for name in _TENSORS:
+        room = self.room
+        in_room = room is not None and room.is_owned_by(self) and not torch.is_grad_enabled()
+        for name in _TENSORS if not in_room else _TENSORS[2:]:
             held = getattr(self, name)
             if held is not None:
                 setattr(self, name, held.index_select(0, index.to(held.device)))
+        self.room = None
+        if room is not None and in_room:  # once: the next token would copy what is selected into a room again
+            self.room = room.selected(index.to(room.send.device))
+            self.room.give_to(self)
+            self.send, self.value = self.room.held()
 
     def repeat_(self, repeats: int) -> None:
         """Repeat each sequence of the batch, one after the other."""
+        self.room = None
         for name in _TENSORS:
             held = getattr(self, name)
             if held is not None:
@@ -132,4 +196,4 @@ class Mark(NamedTuple):
     has_mask: bool
 
 
-_TENSORS = tuple(field.name for field in fields(IncrementalState))
+_TENSORS = ("send", "value", "mask", "phase_sum", "last_input", "last_emitted", "count")
