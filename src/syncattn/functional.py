@@ -104,8 +104,8 @@ def selective_synchronization_attention(
 def go_on(
     checked_senders: int, *tensors: Tensor, backend: str | None = None, **options: Any
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    """`selective_synchronization_attention` of the other arguments, where the first so many senders are known to
-    be finite: those of a cache, whose values were looked at when they came."""
+    """`selective_synchronization_attention` of the other arguments, where the first so many senders are known
+    to be finite: those of a cache, whose values were looked at when they came."""
     call = check(*tensors, checked_senders=checked_senders, **options)
     chosen = choose(call, backend)
     if call.dropout_p > 0:

@@ -13,6 +13,7 @@ from syncattn.checks import check_choice, check_flag, check_real
 from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
 from syncattn.nn.options import check_delay
+from syncattn.nn.state import Step
 from syncattn.nn.tokens import (
     allowed_by_mask,
     check_dense,
@@ -119,6 +120,8 @@ class SoftmaxAttention(nn.Module):
         if state is not None:
             after = state.extended(k, v, real, last_emitted=last_real(emitted, real, state.last_emitted))
             after.last_input = last_input
+            given = None if self.shift is None else x
+            after.record_(state, Step(state.mark(), real, emitted, state.last_emitted, given, None))
             k, v, real = after.held
 
         keys = k.shape[2]

@@ -22,7 +22,7 @@ from syncattn.nn.options import check_start, check_synchronization
 from syncattn.nn.published import published, renamed_parameters
 from syncattn.nn.shift import Mixed, find_places, mix_tokens
 from syncattn.nn.sight import fold, who_sees_whom
-from syncattn.nn.state import IncrementalState
+from syncattn.nn.state import IncrementalState, Step
 from syncattn.nn.tokens import last_real_input
 
 
@@ -394,29 +394,33 @@ class SelectiveSynchronizationAttention(nn.Module):
             None if given.itself and tokens.key is tokens.query else tokens.query, tokens.key, *tokens.places
         )
         value = self._of_heads(self.value_proj(tokens.value))
-        coupling, phase_sum = self._effective_coupling(given, tokens, past)
+        coupling, sums = self._effective_coupling(given, tokens, past)
         self_coupling, after = self.self_coupling or not given.itself, None
         if seen.sight is not None and seen.in_forms:
             operands = in_every_form(seen.sight, made, value, given, self_coupling)
         else:
             operands, after = as_they_are(made, value, given, seen, past, self_coupling)
-        if after is not None:
-            after.last_input, after.phase_sum = last_input, phase_sum
+        if past is not None and after is not None:
+            before = made.before(past.last_emitted)
+            step = Step(past.mark(), given.real, made.emitted, before, given.key if has_shift else None, sums)
+            after.last_input = last_input
+            after.phase_sum = past.phase_sum if sums is None or given.keys == 0 else sums[:, :, -1]
+            after.record_(past, step)
         options = {name: getattr(self, name) for name in ("top_k", "frame", "power", "edge", "eps")}
         return {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options}, after
 
     def _effective_coupling(
         self, given: Inputs, tokens: Mixed, past: IncrementalState | None
     ) -> tuple[Tensor, Tensor | None]:
-        """kappa = K r: (H,), (B, H) or (B, H, N); and with a past, the phases' sums with these tokens."""
+        """kappa = K r: (H,), (B, H) or (B, H, N); and with a past, the phases' sums up to each token."""
         if self.phase_proj is None:
             return self.coupling, None
         phase = self._of_heads(self.phase_proj(tokens.key))
         if past is not None:
-            r, phase_sum = running_coherence(phase, given.real, past.phase_sum, past.count)
+            r, sums = running_coherence(phase, given.real, past.phase_sum, past.count)
         else:
-            r, phase_sum = coherence_of_seen(phase, given, tokens.pairs, tokens.heard), None
-        return effective_coupling(self.coupling, r), phase_sum
+            r, sums = coherence_of_seen(phase, given, tokens.pairs, tokens.heard), None
+        return effective_coupling(self.coupling, r), sums
 
     def _of_heads(self, x: Tensor) -> Tensor:
         """(B, N, H c) to (B, H, N, c)."""

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from syncattn.nn.room import Room, may_have_room, with_room
+from syncattn.nn.tokens import last_real, last_real_input
+
+_RECORDED = 1024  # tokens that can be taken back at least, of those that came since recording began
 
 
 @dataclass(eq=False)
@@ -31,6 +34,7 @@ class IncrementalState:
         last_input: the last real token's hidden state (B, E); None without a token shift.
         last_emitted: the frequency that the last real token emitted (B, H, m), before any delay.
         count: how many real tokens each sequence has had (B, 1), int64.
+        steps: what it takes to forget the last tokens (`crop_`); None: that is not recorded.
         room: the memory that send and value are views of; None: they are tensors of their own.
     """
 
@@ -41,6 +45,7 @@ class IncrementalState:
     last_input: Tensor | None = None
     last_emitted: Tensor | None = None
     count: Tensor | None = None
+    steps: list[Step] | None = None
     room: Room | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,6 +135,44 @@ class IncrementalState:
         room.append(send, value)
         return *room.held(), room
 
+    def record_(self, past: IncrementalState, step: Step) -> None:
+        """Of a past that was extended to this: keep what `crop_` needs, if the past was recorded.
+
+        Of the last 1,024 tokens, or of those of the last call, a token takes E + H (m + 2 p) numbers more.
+        """
+        if past.steps is None:
+            return
+        steps, first = [*past.steps, step], 0
+        while first + 1 < len(steps) and steps[first + 1].mark.length + _RECORDED <= self.length:
+            first += 1
+        self.steps = steps[first:]
+
+    def reaches(self, length: int) -> bool:
+        """Whether `crop_` can go back to so many tokens."""
+        if length in (0, self.length):
+            return True
+        return bool(self.steps and self.steps[0].mark.length <= length < self.length)
+
+    def crop_(self, length: int) -> None:
+        """Keep the first so many tokens, padding included: all is as it was when they had just been added.
+
+        Raises:
+            ValueError: there are fewer, or it was not recorded how to forget the others.
+        """
+        if not self.reaches(length):
+            raise ValueError(
+                f"length must be one that the state can go back to, got {length}: it holds {self.length} "
+                "tokens and goes back to where recording began (state.steps = []), by 1,024 tokens at least, "
+                "or to 0"
+            )
+        if length == self.length:
+            return
+        at = [step for step in self.steps or () if step.mark.length <= length]
+        if at:
+            self.rewind_(at[-1].until(length))
+        else:
+            self.rewind_(Mark(0, IncrementalState(), False))
+
     def was_checked_(self) -> None:
         """The operator has looked at all senders that are held: it need not do so again."""
         if self.room is not None:
@@ -139,7 +182,7 @@ class IncrementalState:
         """Hold what another state holds, and own its room where that one did; nothing is copied."""
         for name in _TENSORS:
             setattr(self, name, getattr(other, name))
-        self.room = other.room
+        self.steps, self.room = other.steps, other.room
         if other.room is not None and other.room.is_owned_by(other):
             other.room.give_to(self)
 
@@ -155,18 +198,23 @@ class IncrementalState:
 
     def rewind_(self, mark: Mark) -> None:
         """Forget the tokens that came after a mark of this state."""
-        held, past, room = mark.length, mark.rest, self.room
+        held, past, room, steps = mark.length, mark.rest, self.room, self.steps
         if self.value is not None and self.send is not None and held:
             past = replace(past, send=self.send[:, :, :held], value=self.value[:, :, :held])
         if self.mask is not None and mark.has_mask:
             past = replace(past, mask=self.mask[:, :held])
         self.become_(past)
+        self.steps = None if steps is None else [step for step in steps if step.mark.length < held]
         if room is not None and room.is_owned_by(self) and held:
             room.cut(held)
             self.room = room
 
     def select_(self, index: Tensor) -> None:
-        """Keep the sequences that index (int64) names, in its order: beams, or a filtered batch."""
+        """Keep the sequences that index (int64) names, in its order: beams, or a filtered batch.
+
+        Tokens that are there now cannot be taken back afterwards (`crop_`).
+        """
+        self.steps = None if self.steps is None else []
         room = self.room
         in_room = room is not None and room.is_owned_by(self) and not torch.is_grad_enabled()
         for name in _TENSORS if not in_room else _TENSORS[2:]:
@@ -180,7 +228,8 @@ class IncrementalState:
             self.send, self.value = self.room.held()
 
     def repeat_(self, repeats: int) -> None:
-        """Repeat each sequence of the batch, one after the other."""
+        """Repeat each sequence of the batch, one after the other; as in `select_`, there is no way back."""
+        self.steps = None if self.steps is None else []
         self.room = None
         for name in _TENSORS:
             held = getattr(self, name)
@@ -194,6 +243,35 @@ class Mark(NamedTuple):
     length: int
     rest: IncrementalState  # without what grows with the tokens
     has_mask: bool
+
+
+class Step(NamedTuple):
+    """The tokens of one call, and what it takes to go back to a moment between them."""
+
+    mark: Mark  # before them
+    real: Tensor | None  # (B, N) bool, False = padding; None if there is none
+    emitted: Tensor  # (B, H, N, m), before any delay
+    before: Tensor | None  # (B, H, m), what stood before the first
+    given: Tensor | None  # (B, N, E), the hidden states; None without a token shift
+    sums: Tensor | None  # (B, H, N, p, 2), the phases' sums up to each; None without an order parameter
+
+    def until(self, length: int) -> Mark:
+        """The moment at which the state held so many tokens, all before these and some of them."""
+        rest, n = self.mark.rest, length - self.mark.length
+        if n == 0:
+            return self.mark
+        real = None if self.real is None else self.real[:, :n]
+        count = self.emitted.new_zeros(self.emitted.shape[0], 1, dtype=torch.int64)
+        if rest.count is not None:
+            count = rest.count
+        given = None if self.given is None else last_real_input(self.given[:, :n], real, rest.last_input)
+        past = IncrementalState(
+            phase_sum=None if self.sums is None else self.sums[:, :, n - 1],
+            last_input=given,
+            last_emitted=last_real(self.emitted[:, :, :n], real, self.before),
+            count=count + (n if real is None else real.sum(-1, keepdim=True)),
+        )
+        return Mark(length, past, self.mark.has_mask or real is not None)
 
 
 _TENSORS = ("send", "value", "mask", "phase_sum", "last_input", "last_emitted", "count")
