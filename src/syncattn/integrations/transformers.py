@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,35 @@ _REFUSED = {
     "indices": "its keys are chosen by an index",
     "block_indices": "its keys are chosen by an index",
 }
+
+
+class AttentionCall(NamedTuple):
+    """What an attention module asks for, as `softmax_limit` takes it: see there for the shapes."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    coupling: Tensor
+    scaling: float
+    mask: Tensor | None  # bool
+    is_causal: bool
+
+
+Watcher = Callable[[AttentionCall, Tensor], Tensor]
+"""Is given a call and its result (B, H, N, dv), and returns the result that the model goes on with."""
+
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Within it, the watcher sees every call of `ssa_attention` in this process."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 def register() -> None:
@@ -108,17 +139,20 @@ def ssa_attention(
     if 0 in (batch, queries, key.shape[2]):
         return value.new_zeros(batch, queries, heads, value.shape[-1]), None
 
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mask = boolean_mask(attention_mask, module)
+    call = AttentionCall(
+        module, query, key, value, coupling_of(module, heads, query.device), scaling, mask, causal
+    )
     out, weight = softmax_limit(
-        query,
-        key,
-        value,
-        coupling_of(module, heads, query.device),
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
-        attn_mask=boolean_mask(attention_mask, module),
+        *call[1:6],
+        attn_mask=mask,
         is_causal=causal,
         dropout_p=float(dropout),
         return_weights=_asks_for_weights(kwargs),
     )
+    for watcher in _watchers:
+        out = watcher(call, out)
     return out.transpose(1, 2).contiguous(), None if weight is None else weight.to(query.dtype)
 
 
@@ -134,8 +168,8 @@ def ssa_mask(*args: Any, config: Any = None, **kwargs: Any) -> Tensor | None:
     """
     if config is not None and not _has_interface(type(config).__module__):
         raise ValueError(
-            f"{type(config).__name__}: attn_implementation={NAME!r} cannot reach this model's attention, which is "
-            "not called through transformers' AttentionInterface. Use its own implementation"
+            f"{type(config).__name__}: attn_implementation={NAME!r} cannot reach this model's attention, which "
+            "is not called through transformers' AttentionInterface. Use its own implementation"
         )
     return sdpa_mask(*args, **kwargs)
 
