@@ -212,7 +212,7 @@
     svg("plane", size, size, parts.join(""),
       `Frequencies around token ${name(i)}: ${now.locked[i]} of ${now.allowed[i]} senders lock, within a locking radius of ${short(radius)}`);
     at("plane-note").textContent = `Two principal coordinates of ${m} (${Math.round(100 * head.share)} % of the variance). `
-      + `Dashed: the locking radius, ${short(radius)}${layer.frame === "nearest" ? " from the nearest sender on" : ""}. `
+      + `Dashed: the locking radius, ${short(radius)}${layer.frame === "nearest" ? ", counted from the nearest sender on" : ""}. `
       + `Seen from here, points look nearer than they are. ${inside} of ${seen} senders are in the picture.`;
   }
 
