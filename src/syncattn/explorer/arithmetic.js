@@ -4,7 +4,7 @@
    Nothing here draws or touches the page, so that the tests can hold it to the library in any JavaScript
    engine. Matrices are flat Float64Arrays, row i = receiver, column j = sender. Names are the library's. */
 const SyncattnArithmetic = (() => {
-  const WEAKEST = 1e-10, STRONGEST = 1e15, NARROWEST = 1e30; // as backends/call.py bounds couplings, bandwidths
+  const WEAKEST = 1e-10, STRONGEST = 1e15, NARROWEST = 1e30; // the bounds of backends/call.py
 
   /* Numbers written as base64 of little-endian "f4" or "f8": nothing is lost, float32 are float64 here. */
   function numbers(packed) {
@@ -97,7 +97,7 @@ const SyncattnArithmetic = (() => {
       const start = i * keys;
       found.kappa[i] = Math.min(Math.max(kappa[i] * factors.coupling, WEAKEST), STRONGEST);
       for (let j = 0; j < keys; j++) found.allowed[i] += allowed[start + j];
-      if (options.topK !== null && options.topK < keys) keepNearest(detuning, open, start, keys, options.topK);
+      if (options.topK !== null) keepNearest(detuning, open, start, keys, options.topK);
       let nearest = Infinity;
       for (let j = 0; j < keys; j++) if (open[start + j]) nearest = Math.min(nearest, detuning[start + j]);
       if (options.frame === "nearest" && nearest < Infinity) found.nearest[i] = nearest;
@@ -136,7 +136,7 @@ const SyncattnArithmetic = (() => {
   /* The mean weight that rows give the sender d places before them, for d = 0, 1, ...: over the rows that
      may listen to it; and the share of those that lock with it. */
   function byDistance(found, tokens) {
-    const weight = new Float64Array(tokens), locked = new Float64Array(tokens), count = new Float64Array(tokens);
+    const [weight, locked, count] = [0, 0, 0].map(() => new Float64Array(tokens));
     for (let i = 0; i < tokens; i++) {
       for (let j = 0; j < tokens; j++) {
         const n = i * tokens + j, d = Math.abs(i - j);
@@ -171,7 +171,7 @@ const SyncattnArithmetic = (() => {
     return Math.sqrt(lambertW0(2 * bandwidth * kappa * kappa) / (2 * bandwidth));
   }
 
-  /* The mean of exp(i t) over the tokens that `seen` marks, for each of the p phases, and r, the mean size. */
+  /* The mean of exp(i t) over the `seen` tokens, for each of the p phases; and r, the mean size of these. */
   function orderParameter(phase, phaseDim, seen) {
     const arrows = [];
     let r = 0;
@@ -191,7 +191,8 @@ const SyncattnArithmetic = (() => {
 
   /* Where a locked pair comes to rest: cos of it is S / J, with no edge. */
   function restAngle(detuning, kappa, bandwidth) {
-    return Math.asin(Math.min(1, Math.sqrt(Math.max(detuning, 0)) / (kappa * Math.exp(-bandwidth * detuning))));
+    const pull = kappa * Math.exp(-bandwidth * detuning);
+    return Math.asin(Math.min(1, Math.sqrt(Math.max(detuning, 0)) / pull));
   }
 
   /* Kuramoto's equation of a pair, psi' = sqrt(D) - kappa J sin psi, after one Runge-Kutta step. */

@@ -17,6 +17,7 @@ from syncattn.explorer.gather import find_layers, listen, without_heads
 from syncattn.explorer.payload import layer_payload, next_payload, switched_off, tokens_that_fit
 from syncattn.explorer.tables import head_table, token_table
 
+_SCRIPTS = ("arithmetic", "drawing", "pictures", "page")
 _VISIBLE = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d"}
 
 
@@ -129,7 +130,7 @@ def _token_numbers(inputs: Tensor | Mapping[str, Any], count: int) -> list[int] 
 
 
 def _render(title: str, note: str, data: dict[str, Any], tables: str) -> str:
-    parts = {name: _own_file(name) for name in ("page.css", "arithmetic.js", "page.js")}
+    scripts = {"{{" + name + "}}": _own_file(f"{name}.js") for name in _SCRIPTS}
     # Within a script element nothing ends it but "</", and nothing of JSON needs that sign as it is.
     written = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace(
         "<", "\\u003c"
@@ -137,11 +138,10 @@ def _render(title: str, note: str, data: dict[str, Any], tables: str) -> str:
     filled = {
         "{{title}}": escape(title),
         "{{note}}": f'<p class="notice">{escape(note)}</p>' if note else "",
-        "{{style}}": parts["page.css"],
+        "{{style}}": _own_file("page.css"),
         "{{tables}}": tables,
         "{{data}}": written,
-        "{{arithmetic}}": parts["arithmetic.js"],
-        "{{script}}": parts["page.js"],
+        **scripts,
     }
     pieces = _own_file("page.html").split("{{")
     page = [pieces[0]]  # one pass: what is filled in is not read again
