@@ -12,6 +12,8 @@ import time
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 OPTIONS = "--headless --no-sandbox --disable-gpu --hide-scrollbars --disable-dev-shm-usage --no-first-run"
 QUIET = "--disable-background-networking --disable-component-update --disable-sync --disable-extensions"
+# so that what stands in a frame can be looked at from the page that holds it
+QUIET += " --disable-features=IsolateSandboxedIframes"
 
 
 def find():

@@ -170,3 +170,17 @@ def test_without_scripts_the_tables_remain(browser, path):
     assert browser.run("document.getElementById('explorer').offsetParent") is None
     assert browser.run("document.querySelectorAll('#tables tr').length") == 1 + 4 + 1 + TOKENS
     assert browser.run("document.querySelector('#tables table').offsetHeight") > 50
+
+
+def test_a_frame_in_a_notebook_is_silent_too(layer, given, browser, tmp_path):
+    path = tmp_path / "notebook.html"
+    path.write_text(syncattn.explore(layer, given)._repr_html_(), encoding="utf-8")
+    browser.open(path)
+    assert browser.run("document.querySelector('iframe').offsetHeight") > 800
+    (frame,) = browser.call("Page.getFrameTree")["frameTree"]["childFrames"]
+    world = browser.call("Page.createIsolatedWorld", frameId=frame["frame"]["id"])["executionContextId"]
+    said = browser.call(
+        "Runtime.evaluate", contextId=world, expression="document.getElementById('said').textContent"
+    )
+    assert said["result"]["value"].startswith("Token 40 ")
+    assert browser.console == [] and not [url for url in browser.requests if url.startswith("http")]
