@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from syncattn.nn.frequency import Frequency
 from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs
 from syncattn.nn.operands import as_they_are, in_every_form
 from syncattn.nn.options import check_synchronization
+from syncattn.nn.places import find_places, lattice, with_positions
 from syncattn.nn.published import published, renamed_parameters
-from syncattn.nn.shift import Mixed, find_places, mix_tokens
+from syncattn.nn.shift import Mixed, mix_tokens
 from syncattn.nn.sight import fold, who_sees_whom
 from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import last_real_input
@@ -49,7 +50,8 @@ class SelectiveSynchronizationAttention(CoupledHeads):
             `nn.MultiheadAttention`, where it is False.
         freq_dim: m, coordinates of a frequency; None for the smaller of 16 and E / H.
         phase_dim: phases per token and head, seen only by the order parameter.
-        directed, position, window_range, delay, detuning, freq_bias: see `syncattn.nn.Frequency`.
+        directed, position, window_range, delay, detuning, freq_bias, axes, helix_scales: see
+            `syncattn.nn.Frequency`.
         token_shift: frequencies are made of x_j + a * x_(j-1), values of x_j + b * x_(j-1), with learned a
             and b (E,) that start at 0: tokens mix with the ones before them (compare Peng et al. 2023). The
             models of `syncattn.models` have it by default, a layer, which may stand anywhere, does not.
@@ -86,7 +88,7 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         freq_dim: int | None = None,
         phase_dim: int = 1,
         directed: bool = False,
-        position: str = "drift",
+        position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
         delay: float = 0.5,
         detuning: bool = False,
@@ -102,6 +104,8 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         sharpness: float = 100.0,
         parametrisation: str = "log",
         freq_bias: bool = False,
+        axes: int = 1,
+        helix_scales: Sequence[float] = (4.0, 16.0, 64.0),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -134,6 +138,8 @@ class SelectiveSynchronizationAttention(CoupledHeads):
             delay=delay,
             detuning=detuning,
             bias=freq_bias,
+            axes=axes,
+            helix_scales=helix_scales,
             **factory,
         )
         self.phase_proj = nn.Linear(embed_dim, num_heads * phase_dim, **factory) if order_parameter else None
@@ -171,7 +177,8 @@ class SelectiveSynchronizationAttention(CoupledHeads):
             generator = torch.Generator(device="cpu").manual_seed(0)
             x = torch.randn(2, 128, self.embed_dim, generator=generator, dtype=torch.float32, device="cpu")
             x = x.to(self.raw_coupling)
-            self.calibrate_(x if self.batch_first else x.transpose(0, 1), is_causal=True)
+            axes, x = self.frequency.axes, x if self.batch_first else x.transpose(0, 1)
+            self.calibrate_(x, is_causal=True, positions=None if axes == 1 else lattice(128, axes))
 
     def forward(
         self,
@@ -186,6 +193,8 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         *,
         state: IncrementalState | None = None,
         self_attention: bool | None = None,
+        positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend: self-attention if only query is given.
 
@@ -213,16 +222,25 @@ class SelectiveSynchronizationAttention(CoupledHeads):
                 of its memory (as autograd wrappers pass). An equal copy is not: `layer(x + p, x + p, x)` is
                 cross-attention. True: they are, key and value have query's shape, and key, which must be
                 equal to query, is not read. False: they are not.
+            positions: where the queries stand, real numbers (B or 1, N, A), also if not batch_first; B = 1
+                without a batch. Only differences count, and what padding has does not. None: each token's
+                number in its sequence; after a `state` with positions, the last token's and on by 1. With
+                several axes they must be given.
+            key_positions: where the keys stand, (B or 1, M, A), in cross-attention with positions.
 
         Returns:
             (out, weights): out like query; weights None, or (B, N, M), or (B, H, N, M) if not averaged.
 
         Raises:
-            ValueError: an input is nested, a shape or mask is not as documented, an argument does not go with
-                `state`, key is not query although `self_attention` says so, or a mask does not go with a
-                token shift.
+            ValueError: an input is nested, a shape or mask is not as documented, positions are NaN or
+                infinite (where to look makes no device wait), an argument does not go with `state`, key is
+                not query although `self_attention` says so, or a mask does not go with a token shift.
         """
-        given = self._inputs(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
+        given = self._inputs(
+            *(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention),
+            positions=positions,
+            key_positions=key_positions,
+        )
         if state is not None:
             check_past(state, given)
         arguments, after = self._operator_arguments(given, state)
@@ -252,6 +270,8 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         is_causal: bool = False,
         *,
         self_attention: bool | None = None,
+        positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
     ) -> Call:
         """The operator's checked call that `forward` would make of these arguments, for counting its pairs.
 
@@ -261,7 +281,11 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         Raises:
             ValueError: as `forward`.
         """
-        given = self._inputs(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
+        given = self._inputs(
+            *(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention),
+            positions=positions,
+            key_positions=key_positions,
+        )
         arguments, _ = self._operator_arguments(given, None)
         if given.itself and given.real is not None:
             arguments["attn_mask"] = arguments["attn_mask"] & given.real[:, None, :, None]
@@ -295,13 +319,21 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         return layer
 
     def _inputs(
-        self, query: Tensor, key: Any, value: Any, key_padding_mask: Tensor | None, *masks: Any
+        self,
+        query: Tensor,
+        key: Any,
+        value: Any,
+        key_padding_mask: Tensor | None,
+        *masks: Any,
+        positions: Tensor | None,
+        key_positions: Tensor | None,
     ) -> Inputs:
         """The arguments of `forward`, batch first: who is real, and who may see whom by attn_mask."""
         tokens = batch_first(query, key, value, self.embed_dim, self.batch_first)
         if query.ndim == 2 and key_padding_mask is not None and key_padding_mask.ndim == 1:
             key_padding_mask = key_padding_mask[None]
-        return checked_inputs(self.num_heads, tokens, key_padding_mask, *masks)
+        given = checked_inputs(self.num_heads, tokens, key_padding_mask, *masks)
+        return with_positions(given, positions, key_positions, self.frequency.axes)
 
     def _operator_arguments(
         self, given: Inputs, past: IncrementalState | None
@@ -316,7 +348,8 @@ class SelectiveSynchronizationAttention(CoupledHeads):
             last_input = last_real_input(given.key, given.real, past.last_input)
         tokens = mix_tokens(given, seen, places, self.shift, past)
         made = self.frequency(
-            None if given.itself and tokens.key is tokens.query else tokens.query, tokens.key, *tokens.places
+            None if given.itself and tokens.key is tokens.query else tokens.query,
+            *(tokens.key, tokens.places.own, tokens.places.position, tokens.places.first),
         )
         value = self._of_heads(self.value_proj(tokens.value))
         coupling, phase_sum = self._effective_coupling(given, tokens, past)
@@ -327,6 +360,7 @@ class SelectiveSynchronizationAttention(CoupledHeads):
             operands, after = as_they_are(made, value, given, seen, past, self_coupling)
         if after is not None:
             after.last_input, after.phase_sum = last_input, phase_sum
+            after.origin, after.last_place = places.origin, places.last
         options = {name: getattr(self, name) for name in ("top_k", "frame", "power", "edge", "eps")}
         return {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options}, after
 

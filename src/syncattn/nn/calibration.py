@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from syncattn.nn.attention import SelectiveSynchronizationAttention
 
 # What the layer's forward takes that decides which pairs are allowed.
-_DECIDES = ("query", "key", "value", "key_padding_mask", "attn_mask", "is_causal", "self_attention")
+_DECIDES = (
+    *("query", "key", "value", "key_padding_mask", "attn_mask", "is_causal", "self_attention"),
+    *("positions", "key_positions"),
+)
 _FORWARD = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "", "is_causal")
 
 

@@ -24,6 +24,8 @@ class IncrementalState:
         last_input: the last real token's hidden state (B, E); None without a token shift.
         last_emitted: the frequency that the last real token emitted (B, H, m), before any delay.
         count: how many real tokens each sequence has had (B, 1), int64.
+        origin: what given positions are counted from (B, A); None while tokens are numbered.
+        last_place: where the last real token stands, counted from there (B, A).
     """
 
     send: Tensor | None = None
@@ -33,6 +35,8 @@ class IncrementalState:
     last_input: Tensor | None = None
     last_emitted: Tensor | None = None
     count: Tensor | None = None
+    origin: Tensor | None = None
+    last_place: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -64,7 +68,7 @@ class IncrementalState:
         Args:
             send, value: of the tokens to add, (B, H, N, m) and (B, H, N, d).
             real: (B, N) bool, True = a real token; None if all are.
-            last_emitted: the new one. `phase_sum` and `last_input` stay as they are.
+            last_emitted: the new one. All that does not grow with the tokens stays as it is.
         """
         batch, _, new, _ = value.shape
         mask = self.mask
@@ -82,6 +86,8 @@ class IncrementalState:
             phase_sum=self.phase_sum,
             last_input=self.last_input,
             last_emitted=last_emitted,
+            origin=self.origin,
+            last_place=self.last_place,
             count=count + (new if real is None else real.sum(-1, keepdim=True)),
         )
 
@@ -97,6 +103,8 @@ class IncrementalState:
             last_input=self.last_input,
             last_emitted=self.last_emitted,
             count=self.count,
+            origin=self.origin,
+            last_place=self.last_place,
         )
         return Mark(self.length, rest, self.mask is not None)
 
