@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from syncattn import locking
+from syncattn.backends import eager
 from syncattn.nn import (
     OSNBlock,
     SelectiveSynchronizationAttention,
@@ -191,16 +192,21 @@ def test_constructing_draws_no_more_than_the_weights():
     assert torch.equal(drawn, torch.get_rng_state())
 
 
-def test_counting_in_blocks_is_counting(build, tokens, monkeypatch):
-    """However few rows fit in memory at once."""
+def test_a_layers_counts_are_those_of_its_call(build, tokens):
+    """By the definition: every S that is not 0, of pairs that may attend, without padding."""
     for kind in ("default", "own drift", "directed", "absolute", "top k"):
         layer, x = build(kind), tokens(2, 17)
         padding = torch.arange(17) >= torch.tensor([[17], [9]])
         for options in ({}, {"is_causal": True}, {"key_padding_mask": padding}):
-            want = layer.locked_density(x, **options)
-            with monkeypatch.context() as patch:
-                patch.setattr("syncattn.nn.density._MAX_NUMBERS", 1000)
-                assert torch.equal(layer.locked_density(x, **options), want)
+            call = layer.operator_call(x, **options)
+            _, sync, _ = eager.run(call._replace(return_weights=True))
+            allowed = eager.allowed_pairs(call).expand_as(sync)
+            found = layer.count_locked(x, **options)
+            assert torch.equal(found.locked, (sync > 0).sum((0, 2, 3)))
+            assert torch.equal(found.allowed, allowed.sum((0, 2, 3)))
+            assert torch.equal(found.receivers, allowed.any(-1).sum((0, 2)))
+            assert torch.equal(layer.locked_density(x, **options), found.locked.float() / found.allowed)
+            assert torch.equal(found.partners, found.locked.float() / found.receivers)
 
 
 def limited(density_range=(0.1, 0.8), **options):

@@ -292,3 +292,18 @@ def test_bad_positions_leave_the_state_as_it_was(placed, tokens):
     assert state.length == 5 and state.origin is origin
     with pytest.raises(TypeError, match=r"positions must be a tensor \(B or 1, N, A\), got list"):
         placed(x, positions=[0, 1, 2, 3, 4])
+
+
+def test_a_cache_that_went_back_goes_on_from_where_it_stood():
+    torch.manual_seed(0)
+    layer = SelectiveSynchronizationAttention(32, 4, freq_dim=8).eval()
+    x, at = torch.randn(2, 12, 32), 3 * torch.rand(2, 12, 1).cumsum(1)
+    state = IncrementalState(steps=[])
+    with torch.no_grad():
+        whole, _ = layer(x, is_causal=True, positions=at)
+        for first, last in ((0, 7), (7, 10)):
+            part = slice(first, last)
+            layer(x[:, part], is_causal=True, positions=at[:, part], state=state)
+        state.crop_(5)
+        again, _ = layer(x[:, 5:], is_causal=True, positions=at[:, 5:], state=state)
+    torch.testing.assert_close(again, whole[:, 5:])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from syncattn.backends.call import Call, prepare
 from syncattn.checks import check_count, check_flag, check_real
-from syncattn.functional import selective_synchronization_attention
+from syncattn.functional import go_on, selective_synchronization_attention
 from syncattn.nn.coupled_heads import CoupledHeads
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
 from syncattn.nn.frequency import Frequency
@@ -21,7 +21,7 @@ from syncattn.nn.places import find_places, lattice, with_positions
 from syncattn.nn.published import published, renamed_parameters
 from syncattn.nn.shift import Mixed, mix_tokens
 from syncattn.nn.sight import fold, who_sees_whom
-from syncattn.nn.state import IncrementalState
+from syncattn.nn.state import IncrementalState, Step
 from syncattn.nn.tokens import last_real_input
 
 
@@ -245,9 +245,12 @@ class SelectiveSynchronizationAttention(CoupledHeads):
             check_past(state, given)
         arguments, after = self._operator_arguments(given, state)
         dropout_p, weights = self.dropout if self.training else 0.0, None
-        result = selective_synchronization_attention(
-            **arguments, dropout_p=dropout_p, return_weights=need_weights
-        )
+        arguments |= {"dropout_p": dropout_p, "return_weights": need_weights}
+        if state is not None and state.checked:
+            tensors = (arguments.pop(n) for n in ("receive", "send", "value", "coupling", "bandwidth"))
+            result = go_on(state.checked, *tensors, **arguments)
+        else:
+            result = selective_synchronization_attention(**arguments)
         out = result[0] if isinstance(result, tuple) else result
         if isinstance(result, tuple):
             weights = result[2]
@@ -255,6 +258,7 @@ class SelectiveSynchronizationAttention(CoupledHeads):
             weights = weights.mean(1) if average_attn_weights else weights
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
         if state is not None and after is not None:
+            after.was_checked_()
             state.become_(after)  # the last step: whatever fails, the past is as it was
         if query.ndim == 2:
             return out[0], None if weights is None else weights[0]
@@ -281,15 +285,37 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         Raises:
             ValueError: as `forward`.
         """
+        call, receivers = self._counted_call(
+            *(query, key, value, key_padding_mask, attn_mask, is_causal),
+            self_attention=self_attention,
+            positions=positions,
+            key_positions=key_positions,
+        )
+        if receivers is None:
+            return call
+        real = receivers[:, None, :, None]
+        return call._replace(mask=real if call.mask is None else call.mask & real)
+
+    def _counted_call(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        self_attention: bool | None = None,
+        positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
+    ) -> tuple[Call, Tensor | None]:
         given = self._inputs(
             *(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention),
             positions=positions,
             key_positions=key_positions,
         )
         arguments, _ = self._operator_arguments(given, None)
-        if given.itself and given.real is not None:
-            arguments["attn_mask"] = arguments["attn_mask"] & given.real[:, None, :, None]
-        return prepare(**arguments)
+        return prepare(**arguments), given.real if given.itself else None
 
     @classmethod
     def from_reference(
@@ -352,30 +378,33 @@ class SelectiveSynchronizationAttention(CoupledHeads):
             *(tokens.key, tokens.places.own, tokens.places.position, tokens.places.first),
         )
         value = self._of_heads(self.value_proj(tokens.value))
-        coupling, phase_sum = self._effective_coupling(given, tokens, past)
+        coupling, sums = self._effective_coupling(given, tokens, past)
         self_coupling, after = self.self_coupling or not given.itself, None
         if seen.sight is not None and seen.in_forms:
             operands = in_every_form(seen.sight, made, value, given, self_coupling)
         else:
             operands, after = as_they_are(made, value, given, seen, past, self_coupling)
-        if after is not None:
-            after.last_input, after.phase_sum = last_input, phase_sum
-            after.origin, after.last_place = places.origin, places.last
+        if past is not None and after is not None:
+            before = made.before(past.last_emitted)
+            step = Step(past.mark(), given.real, made.emitted, before, given.key if has_shift else None, sums)
+            after.last_input, after.origin, after.last_place = last_input, places.origin, places.last
+            after.phase_sum = past.phase_sum if sums is None or given.keys == 0 else sums[:, :, -1]
+            after.record_(past, step._replace(origin=places.origin, place=places.position))
         options = {name: getattr(self, name) for name in ("top_k", "frame", "power", "edge", "eps")}
         return {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options}, after
 
     def _effective_coupling(
         self, given: Inputs, tokens: Mixed, past: IncrementalState | None
     ) -> tuple[Tensor, Tensor | None]:
-        """kappa = K r: (H,), (B, H) or (B, H, N); and with a past, the phases' sums with these tokens."""
+        """kappa = K r: (H,), (B, H) or (B, H, N); and with a past, the phases' sums up to each token."""
         if self.phase_proj is None:
             return self.coupling, None
         phase = self._of_heads(self.phase_proj(tokens.key))
         if past is not None:
-            r, phase_sum = running_coherence(phase, given.real, past.phase_sum, past.count)
+            r, sums = running_coherence(phase, given.real, past.phase_sum, past.count)
         else:
-            r, phase_sum = coherence_of_seen(phase, given, tokens.pairs, tokens.heard), None
-        return effective_coupling(self.coupling, r), phase_sum
+            r, sums = coherence_of_seen(phase, given, tokens.pairs, tokens.heard), None
+        return effective_coupling(self.coupling, r), sums
 
     def _of_heads(self, x: Tensor) -> Tensor:
         """(B, N, H c) to (B, H, N, c)."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from syncattn.nn.attention import SelectiveSynchronizationAttention
+from syncattn.nn.density import excess_coupling
 
 # What the layer's forward takes that decides which pairs are allowed.
 _DECIDES = (
@@ -113,7 +114,8 @@ def limit_density_(
                     f"parametrisation must be 'log', with a coupling per head, got "
                     f"{layer.parametrisation!r} in {name}"
                 )
-            found[name], excess = layer.excess_coupling(**arguments, limit=limit)
+            counted = layer.count_locked(**arguments)
+            found[name], excess = counted.density, excess_coupling(counted, layer.frame, limit)
             if sharded:  # what a layer computes with is a copy of its shards: they change afterwards
                 changes.append((layer, gain * excess))
             else:

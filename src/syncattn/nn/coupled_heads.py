@@ -77,14 +77,27 @@ class CoupledHeads(nn.Module):
         """The operator's checked call that `forward` would make of these arguments."""
         raise NotImplementedError
 
+    def _counted_call(self, *inputs: Any, **masks: Any) -> tuple[Call, Tensor | None]:
+        """`operator_call`, but which receivers are not padding beside it, (B, N), None for all: in one mask
+        the two would be of N x M."""
+        raise NotImplementedError
+
     @torch.no_grad()
+    def count_locked(self, *inputs: Any, **masks: Any) -> density.Locking:
+        """How many pairs lock, are allowed, and how many receivers have any, (H,) each, without padding.
+
+        Args:
+            *inputs, **masks: as `operator_call` takes them.
+        """
+        return density.count_locked(*self._counted_call(*inputs, **masks))
+
     def locked_density(self, *inputs: Any, **masks: Any) -> Tensor:
         """The fraction of allowed pairs that lock, (H,) float32, without padding.
 
         Args:
             *inputs, **masks: as `operator_call` takes them.
         """
-        return density.locked_density(self.operator_call(*inputs, **masks))
+        return self.count_locked(*inputs, **masks).density
 
     @torch.no_grad()
     def calibrate_(
@@ -106,19 +119,8 @@ class CoupledHeads(nn.Module):
                 "calibration needs parametrisation='log' and a density_range, got "
                 f"parametrisation={self.parametrisation!r}, density_range={density_range}"
             )
-        call = self.operator_call(*inputs, **masks)
+        call, receivers = self._counted_call(*inputs, **masks)
         ladder = locking.density_ladder(*density_range, self.num_heads, dtype=torch.float32, device="cpu")
-        coupling, bandwidth = density.fit_coupling(call, self.coupling, ladder, self.sharpness)
+        coupling, bandwidth = density.fit_coupling(call, self.coupling, ladder, self.sharpness, receivers)
         self.raw_coupling.copy_(coupling.log())
         self.raw_bandwidth.copy_(bandwidth.log())
-
-    @torch.no_grad()
-    def excess_coupling(self, *inputs: Any, limit: float, **masks: Any) -> tuple[Tensor, Tensor]:
-        """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,):
-        `syncattn.nn.limit_density_` takes that back.
-
-        Args:
-            limit: the highest mean density.
-            *inputs, **masks: as `operator_call` takes them.
-        """
-        return density.excess_coupling(self.operator_call(*inputs, **masks), limit)

@@ -13,6 +13,7 @@ from torch import Tensor
 from syncattn.backends.backend import Backend, Capabilities
 from syncattn.backends.call import Call, constant_when_compiled
 from syncattn.backends.cpu import library
+from syncattn.backends.cpu.count import count
 from syncattn.backends.cpu.library import buffer, pointer
 from syncattn.backends.cpu.problem import (
     AS_GIVEN,
@@ -119,6 +120,7 @@ OPERATOR = register("cpu", _forward, _backward, _saved, ("row_sum", "base", "sen
 BACKEND = Backend(
     run=run,
     unavailable=unavailable,
+    locked_counts=count,
     capabilities=Capabilities(
         device="cpu",
         compute_dtypes=(torch.float32,),

@@ -28,7 +28,10 @@ AS_GIVEN = Order(None, None)
 
 
 class Inputs(NamedTuple):
-    """A call's tensors, float32 and contiguous, and what points to their memory: keep both alive together."""
+    """A call's tensors, float32, and what points to their memory: keep both alive together.
+
+    All are contiguous, but for the heads of send and value, which may lie apart, as in a cache with room for
+    more tokens."""
 
     problem: library.KernelProblem
     receive: Tensor  # (B, H, N, m)
@@ -55,8 +58,8 @@ def describe(call: Call, order: Order | None) -> Inputs:
             if order.receive is None:
                 return as_given
     coupling = coupling.float().expand(batch, heads, queries)
-    receive, plain_value = plain(receive, freq_dim), plain(value, rounded(value.shape[-1]))
-    send = receive if call.symmetric else plain(send, freq_dim)
+    receive, plain_value = plain(receive, freq_dim), by_head(value, rounded(value.shape[-1]))
+    send = receive if call.symmetric else by_head(send, freq_dim)
     if order.receive is not None and order.send is not None:
         same = send is receive
         receive, plain_value = arrange(receive, order.receive), arrange(plain_value, order.send)
@@ -75,7 +78,9 @@ def describe(call: Call, order: Order | None) -> Inputs:
         value_dim=plain_value.shape[-1],
         receive=pointer(receive),
         send=pointer(send),
+        send_strides=send.stride()[:2],
         value=pointer(plain_value),
+        value_strides=plain_value.stride()[:2],
         coupling=pointer(coupling),
         coupling_strides=coupling.stride(),
         bandwidth=pointer(bandwidth),
@@ -129,6 +134,12 @@ def plain(x: Tensor, columns: int) -> Tensor:
     if x.shape[-1] != columns:
         x = torch.nn.functional.pad(x, (0, columns - x.shape[-1]))
     return x.contiguous().resolve_neg()  # native code does not see the bit of a negated view
+
+
+def by_head(x: Tensor, columns: int) -> Tensor:
+    """x (B, H, M, c) as `plain` has it, or as it is where each head's tokens are that already."""
+    dense = x.shape[-1] == columns and x.stride()[2:] == (columns, 1)
+    return x if dense and x.dtype == torch.float32 and not x.is_neg() else plain(x, columns)
 
 
 def arrange(x: Tensor, order: Tensor) -> Tensor:
