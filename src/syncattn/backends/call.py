@@ -282,7 +282,7 @@ def boolean_mask(mask: Tensor, name: str = "attn_mask") -> Tensor:
 
     Raises:
         ValueError: any other number is in it: there is no score that a bias could be added to. Where values
-            are not read (see `prepare`), a device assertion fails instead.
+            are not read (see `check`), a device assertion fails instead.
     """
     allowed = mask == 0
     values = readable(mask)

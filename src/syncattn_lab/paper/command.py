@@ -11,6 +11,7 @@ import typer
 from syncattn.cli.options import command
 from syncattn.option import option
 from syncattn.starting import loading
+from syncattn.terminal import quiet_progress
 from syncattn.training.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def work(
         UserError: `out` cannot be used.
     """
     with loading():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
         from syncattn_lab.paper.run import run
+
+        progress = quiet_progress(console)
     from syncattn.training.files import check_output, disk_errors, remove_staging
 
     check_output(out, overwrite=overwrite or resume)
@@ -96,16 +97,6 @@ def work(
         remove_staging(out)
         if overwrite:
             remove_earlier(out)
-    progress = Progress(
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        refresh_per_second=1,  # it draws in a thread of its own, which should not disturb what is timed
-    )
     try:
         with progress:
             task = progress.add_task("", total=len(names))

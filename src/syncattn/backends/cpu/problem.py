@@ -18,18 +18,13 @@ _PAIRS_WORTH_ORDERING = 512
 
 
 class Order(NamedTuple):
-    """Where the tokens that the kernel sees stand among the caller's, int32; empty: they stand as given."""
+    """Where the tokens that the kernel sees stand among the caller's, int32; None: they stand as given."""
 
-    receive: Tensor  # (B, H, N) or (0,)
-    send: Tensor  # (B, H, M) or (0,)
+    receive: Tensor | None  # (B, H, N)
+    send: Tensor | None  # (B, H, M)
 
-    @property
-    def rows(self) -> Tensor | None:
-        return self.receive if self.receive.numel() else None
 
-    @property
-    def columns(self) -> Tensor | None:
-        return self.send if self.send.numel() else None
+AS_GIVEN = Order(None, None)
 
 
 class Inputs(NamedTuple):
@@ -55,19 +50,17 @@ def describe(call: Call, order: Order | None) -> Inputs:
     batch, heads, queries, freq_dim = receive.shape
     keys = value.shape[2]
     if order is None:
-        nowhere = buffer(0, dtype=torch.int32)
-        order = Order(nowhere, nowhere)
-        by_key = mask is None or mask.shape[2] == 1
+        order = AS_GIVEN
         worth = queries * keys > 0 and queries * keys >= _PAIRS_WORTH_ORDERING * (queries + keys)
-        if not call.is_causal and by_key and worth:
-            natural = describe(call, order)
-            order = _choose(natural, order)
-            if order.rows is None:
-                return natural
+        if may_be_ordered(call) and worth:
+            as_given = describe(call, AS_GIVEN)
+            order = _choose(as_given.problem)
+            if order.receive is None:
+                return as_given
     coupling = coupling.float().expand(batch, heads, queries)
     receive, plain_value = plain(receive, freq_dim), by_head(value, rounded(value.shape[-1]))
     send = receive if call.symmetric else by_head(send, freq_dim)
-    if order.rows is not None:
+    if order.receive is not None and order.send is not None:
         same = send is receive
         receive, plain_value = arrange(receive, order.receive), arrange(plain_value, order.send)
         send = receive if same else arrange(send, order.send)
@@ -91,8 +84,8 @@ def describe(call: Call, order: Order | None) -> Inputs:
         coupling=pointer(coupling),
         coupling_strides=coupling.stride(),
         bandwidth=pointer(bandwidth),
-        receive_index=pointer(order.rows, torch.int32),
-        send_index=pointer(order.columns, torch.int32),
+        receive_index=pointer(order.receive, torch.int32),
+        send_index=pointer(order.send, torch.int32),
         is_causal=call.is_causal,
         self_coupling=call.self_coupling,
         nearest=nearest,
@@ -117,12 +110,17 @@ def describe(call: Call, order: Order | None) -> Inputs:
     return Inputs(problem, receive, send, plain_value, coupling, bandwidth, mask, order)
 
 
-def _choose(natural: Inputs, unordered: Order) -> Order:
-    problem = natural.problem
+def may_be_ordered(call: Call) -> bool:
+    """Whether another order of the tokens could help: not where it decides who sees whom."""
+    return not call.is_causal and (call.mask is None or call.mask.shape[2] == 1)
+
+
+def _choose(problem: library.KernelProblem) -> Order:
+    """The order in which the kernel would rather have the tokens of a problem that has them as given."""
     receive_order = buffer(problem.batch, problem.heads, problem.queries, dtype=torch.int32)
     send_order = buffer(problem.batch, problem.heads, problem.keys, dtype=torch.int32)
     chosen = library.order(problem, receive_order, send_order)
-    return Order(receive_order, send_order) if chosen else unordered
+    return Order(receive_order, send_order) if chosen else AS_GIVEN
 
 
 def rounded(columns: int) -> int:
