@@ -29,6 +29,7 @@ def test_names():
         "OSNBlock",
         "SelectiveSynchronizationAttention",
         "calibrate",
+        "count_locked",
         "limit_density_",
         "locked_density",
     }
