@@ -168,7 +168,7 @@ def ssa_mask(*args: Any, config: Any = None, **kwargs: Any) -> Tensor | None:
     """
     if config is not None and not _has_interface(type(config).__module__):
         raise ValueError(
-            f"{type(config).__name__}: attn_implementation={NAME!r} cannot reach this model's attention, which "
+            f"{type(config).__name__}: attn_implementation={NAME!r} cannot reach this model's attention: it "
             "is not called through transformers' AttentionInterface. Use its own implementation"
         )
     return sdpa_mask(*args, **kwargs)
