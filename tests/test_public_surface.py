@@ -17,6 +17,7 @@ from syncattn.starting import WAITING, how_threads_wait, let_waiting_threads_sle
 def test_names():
     assert set(syncattn.__all__) == {
         "backends",
+        "explore",
         "locking",
         "nn",
         "order_parameter",
@@ -29,6 +30,7 @@ def test_names():
         "OSNBlock",
         "SelectiveSynchronizationAttention",
         "calibrate",
+        "count_locked",
         "limit_density_",
         "locked_density",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import pytest
@@ -98,3 +99,9 @@ def ids() -> torch.Tensor:
 def mask(ids: torch.Tensor) -> torch.Tensor:
     """Left padding of 0, 4 and 9 tokens."""
     return (torch.arange(13) >= torch.tensor([[0], [4], [9]])).long()
+
+
+@pytest.fixture
+def build_model():
+    """A copy of the model of a name, which a test may change."""
+    return lambda name: copy.deepcopy(build(name))

@@ -301,6 +301,21 @@ def test_bad_positions_leave_the_state_as_it_was(placed, tokens):
         placed(x, positions=[0, 1, 2, 3, 4])
 
 
+def test_a_cache_that_went_back_goes_on_from_where_it_stood():
+    torch.manual_seed(0)
+    layer = SelectiveSynchronizationAttention(32, 4, freq_dim=8).eval()
+    x, at = torch.randn(2, 12, 32), 3 * torch.rand(2, 12, 1).cumsum(1)
+    state = IncrementalState(steps=[])
+    with torch.no_grad():
+        whole, _ = layer(x, is_causal=True, positions=at)
+        for first, last in ((0, 7), (7, 10)):
+            part = slice(first, last)
+            layer(x[:, part], is_causal=True, positions=at[:, part], state=state)
+        state.crop_(5)
+        again, _ = layer(x[:, 5:], is_causal=True, positions=at[:, 5:], state=state)
+    torch.testing.assert_close(again, whole[:, 5:])
+
+
 def test_co_rotating_values_say_how_far_they_came(tokens):
     """out_i = sum_j P_ij R(x_j - x_i) v_j."""
     layer, x, at = on_axes(2, value_rotation=50.0), tokens(2, 7), at_random(2, 7, 2)

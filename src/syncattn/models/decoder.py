@@ -66,8 +66,6 @@ class DecoderPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    # The cache cannot go back (see DecoderCache.crop): transformers refuses assisted decoding in words.
-    _is_stateful = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -253,6 +251,7 @@ class DecoderModel(DecoderPreTrainedModel):
             raise ValueError(
                 f"past_key_values must hold as many sequences as the input, {batch}, got {given.batch_size}"
             )
+        given.check_made_by(self.layers[0].self_attn)
         if recomputed:
             raise ValueError(
                 "past_key_values must be None in training with gradient checkpointing, got a DecoderCache: "
@@ -347,6 +346,8 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         usual = type(given) is DynamicCache and not given.offloading and given.get_seq_length() == 0
         if usual or (given is None and generation_config.use_cache):
             model_kwargs["past_key_values"] = DecoderCache(self.config)
+            if generation_config.is_assistant:  # whose tokens are taken back where the model has others
+                model_kwargs["past_key_values"].activate_past_recording()
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )

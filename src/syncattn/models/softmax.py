@@ -14,6 +14,7 @@ from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
 from syncattn.nn.options import check_delay
 from syncattn.nn.places import checked_positions, locate
+from syncattn.nn.state import Step
 from syncattn.nn.tokens import (
     allowed_by_mask,
     check_dense,
@@ -126,6 +127,10 @@ class SoftmaxAttention(nn.Module):
         if state is not None:
             after = state.extended(k, v, real, last_emitted=last_real(emitted, real, state.last_emitted))
             after.last_input, after.origin, after.last_place = last_input, origin, last
+            step = Step(
+                state.mark(), real, emitted, state.last_emitted, None if self.shift is None else x, None
+            )
+            after.record_(state, step._replace(origin=origin, place=position))
             k, v, real = after.held
 
         keys = k.shape[2]
