@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from syncattn import locking
+from syncattn.backends import eager
 from syncattn.nn import (
     OSNBlock,
     SelectiveSynchronizationAttention,
     calibrate,
+    count_locked,
     limit_density_,
     locked_density,
 )
@@ -191,16 +193,21 @@ def test_constructing_draws_no_more_than_the_weights():
     assert torch.equal(drawn, torch.get_rng_state())
 
 
-def test_counting_in_blocks_is_counting(build, tokens, monkeypatch):
-    """However few rows fit in memory at once."""
+def test_a_layers_counts_are_those_of_its_call(build, tokens):
+    """By the definition: every S that is not 0, of pairs that may attend, without padding."""
     for kind in ("default", "own drift", "directed", "absolute", "top k"):
         layer, x = build(kind), tokens(2, 17)
         padding = torch.arange(17) >= torch.tensor([[17], [9]])
         for options in ({}, {"is_causal": True}, {"key_padding_mask": padding}):
-            want = layer.locked_density(x, **options)
-            with monkeypatch.context() as patch:
-                patch.setattr("syncattn.nn.density._MAX_NUMBERS", 1000)
-                assert torch.equal(layer.locked_density(x, **options), want)
+            call = layer.operator_call(x, **options)
+            _, sync, _ = eager.run(call._replace(return_weights=True))
+            allowed = eager.allowed_pairs(call).expand_as(sync)
+            found = layer.count_locked(x, **options)
+            assert torch.equal(found.locked, (sync > 0).sum((0, 2, 3)))
+            assert torch.equal(found.allowed, allowed.sum((0, 2, 3)))
+            assert torch.equal(found.receivers, allowed.any(-1).sum((0, 2)))
+            assert torch.equal(layer.locked_density(x, **options), found.locked.float() / found.allowed)
+            assert torch.equal(found.partners, found.locked.float() / found.receivers)
 
 
 def limited(density_range=(0.1, 0.8), **options):
@@ -228,6 +235,63 @@ def test_a_limit_brings_the_density_down_and_then_leaves_it_alone():
     torch.testing.assert_close(block.self_attn.raw_coupling, still, atol=0, rtol=0)
 
 
+def test_a_bound_on_partners_is_a_limit_that_goes_with_the_length():
+    """Of the two the tighter one acts; on its own it holds whatever share of the pairs it is."""
+    block, x = limited()
+    for _ in range(60):
+        limit_density_(block, None, x, is_causal=True, max_partners=8)
+    found = count_locked(block, x, is_causal=True)["self_attn"]
+    assert 6.5 < found.partners.mean() < 8.5
+    torch.testing.assert_close(found.partners, found.density * found.allowed / found.receivers)
+    still = block.self_attn.raw_coupling.detach().clone()
+    limit_density_(block, None, x, is_causal=True, max_partners=40)
+    limit_density_(block, 0.9, x, is_causal=True)
+    limit_density_(block, None, x, is_causal=True)
+    assert torch.equal(block.self_attn.raw_coupling, still)
+    limit_density_(block, 0.9, x, is_causal=True, max_partners=4)
+    by_number = block.self_attn.raw_coupling.detach().clone()
+    assert (by_number < still).all()
+    limit_density_(block, 0.02, x, is_causal=True, max_partners=100)
+    assert (block.self_attn.raw_coupling < by_number).all()
+
+
+@pytest.mark.parametrize("length", [32, 128, 400])
+def test_a_ladder_of_partners_does_not_depend_on_the_length(length):
+    block, _ = limited()
+    x = text(2, length, 64)
+    calibrate(block, x, is_causal=True, partners_range=(4.0, 12.0))
+    found = count_locked(block, x, is_causal=True)["self_attn"]
+    wanted = torch.tensor([4.0, 4 * 3 ** (1 / 3), 4 * 3 ** (2 / 3), 12.0])
+    torch.testing.assert_close(found.partners, wanted, atol=0.3, rtol=0)
+
+
+def test_ladders_of_partners_that_cannot_be():
+    block, x = limited()
+    before = block.self_attn.raw_coupling.detach().clone()
+    for bad in ((0, 4), (-1, 4), (5, 4), (1, float("inf")), (float("nan"), 4)):
+        with pytest.raises(ValueError, match="partners_range must be"):
+            calibrate(block, x, partners_range=bad)
+    with pytest.raises(ValueError, match="not both"):
+        calibrate(block, x, partners_range=(2, 4), density_range=(0.1, 0.2))
+    with pytest.raises(ValueError, match="every pair is masked"):
+        layer = SelectiveSynchronizationAttention(64, 4)
+        layer.calibrate_(x, key_padding_mask=torch.ones(x.shape[:2], dtype=torch.bool), partners_range=(2, 4))
+    assert torch.equal(block.self_attn.raw_coupling, before)
+    block.self_attn.calibrate_(text(1, 8, 64), partners_range=(50, 90))  # there are but seven others
+    assert (block.self_attn.locked_density(text(1, 8, 64)) == 1).all()
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 2048), (3, 1024), (80, 128)])
+def test_some_receivers_stand_for_all_of_a_large_batch(batch, length):
+    torch.manual_seed(6)
+    layer = SelectiveSynchronizationAttention(64, 4)
+    g = torch.Generator().manual_seed(batch)
+    x = nn.functional.layer_norm(torch.randn(batch, length, 64, generator=g), (64,))
+    layer.calibrate_(x, is_causal=True)
+    found = layer.locked_density(x, is_causal=True)
+    assert (found / locking.density_ladder(0.05, 0.5, 4) - 1).abs().max() < 0.1
+
+
 def test_a_limit_touches_the_couplings_alone():
     block, x = limited()
     before = {name: p.detach().clone() for name, p in block.named_parameters()}
@@ -243,6 +307,9 @@ def test_limits_that_cannot_be():
     for bad in (0, -0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="limit must be"):
             limit_density_(block, bad, x)
+    for bad in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="max_partners must be positive and finite"):
+            limit_density_(block, None, x, max_partners=bad)
     for bad in (0, float("inf")):
         with pytest.raises(ValueError, match="gain must be"):
             limit_density_(block, 0.1, x, gain=bad)

@@ -73,6 +73,8 @@ class Backend(NamedTuple):
         unavailable: why it cannot run on this machine at all, or None.
         refuses: what else speaks against this call, as its device's age, or None.
         only_by_name: why it does not take a call that asks for no backend, though it could, or None.
+        locked_counts: the call, whatever its top_k, to how many senders each receiver locks with, (B, H, N)
+            int64, without gradients; None if it has no such pass.
         keeps_bounds: whether it does itself what `call.within_bounds` does.
     """
 
@@ -81,6 +83,7 @@ class Backend(NamedTuple):
     unavailable: Callable[[], str | None] = lambda: None
     refuses: Callable[[Call], str | None] = _nothing
     only_by_name: Callable[[Call], str | None] = _nothing
+    locked_counts: Callable[[Call], Tensor] | None = None
     keeps_bounds: bool = False
 
 

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from syncattn.backends import eager
 from syncattn.backends.backend import Backend
 from syncattn.backends.call import Call, prepare
+from syncattn.backends.counting import for_counting
 from syncattn.backends.cpu import operator as cpu
 from syncattn.backends.tiled import operator as tiled
 from syncattn.backends.triton import operator as triton
@@ -138,6 +140,23 @@ def select(call: Call, backend: str | None = None) -> Explanation:
     if chosen is None:
         raise BackendError(f"backend={backend!r} cannot take this call: {reasons[str(backend)]}")
     return Explanation(chosen, reasons)
+
+
+@torch.no_grad()
+def locked_counts(call: Call) -> Tensor:
+    """How many senders each receiver of a checked call locks with, (B, H, N) int64, on the call's device.
+
+    By the first backend that counts and runs here, whatever `use_backend` asks for: no N x M matrix is made,
+    and on the CPU the counts are those that eager would make (see counting.py). Elsewhere it is `tiled` that
+    counts. With top_k the nearest k that lock.
+    """
+    alike = for_counting(call)
+    for candidate in BACKENDS.values():
+        if candidate.locked_counts is not None and _reason(candidate, alike, None) is None:
+            counts = candidate.locked_counts(alike)
+            # S falls with D: those that lock are the nearest ones
+            return counts if call.top_k is None else counts.clamp(max=call.top_k)
+    raise BackendError(select(alike).reasons.get("tiled", "no backend counts this call"))
 
 
 def explain(*args: Any, backend: str | None = None, **kwargs: Any) -> Explanation:

@@ -4,56 +4,107 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from syncattn import locking
-from syncattn.backends import eager
 from syncattn.backends.call import Call
+from syncattn.backends.counting import allowed_counts, allowed_pairs_of
+from syncattn.backends.select import locked_counts
 
-# Calibration looks at this many pairs of a head at most, evenly spaced rows: 64 MiB in float64.
-_MAX_PAIRS = 2**23
-# and counting makes temporaries of this many numbers: 64 MiB in float32.
-_MAX_NUMBERS = 2**24
+# Calibration looks at all pairs of a head if they are no more than these,
+_MAX_PAIRS = 2**20
+# else at those of so many receivers, all over the batch.
+_RECEIVERS = 64
+
+
+class Locking(NamedTuple):
+    """How many pairs of a call lock, (H,) int64 each, on the CPU."""
+
+    locked: Tensor
+    allowed: Tensor
+    receivers: Tensor  # that may attend to somebody
+
+    @property
+    def density(self) -> Tensor:
+        """The fraction of allowed pairs that lock, (H,) float32; 0 where no pair is allowed."""
+        return self.locked.float() / self.allowed.clamp(min=1)
+
+    @property
+    def partners(self) -> Tensor:
+        """k, how many senders a receiver locks with, the mean over those that may attend to somebody, (H,)
+        float32."""
+        return self.locked.float() / self.receivers.clamp(min=1)
 
 
 @torch.no_grad()
-def locked_density(call: Call) -> Tensor:
-    """The fraction of allowed pairs that lock, (H,) float32 on the CPU; 0 where no pair is allowed."""
-    heads = call.receive.shape[1]
-    # Counted where the call is: a GPU that is asked for every block's counts would wait for each.
-    locked, total = torch.zeros(2, heads, dtype=torch.int64, device=call.receive.device)
-    for one in _blocks_of_rows(call._replace(return_weights=True, dropout_p=0.0, seed=None)):
-        _, sync, _ = eager.run(one)
-        locked += (sync > 0).sum((0, 2, 3))
-        total += eager.allowed_pairs(one).expand_as(sync).sum((0, 2, 3))
-    return (locked.float() / total.clamp(min=1)).cpu()
+def count_locked(call: Call, receivers: Tensor | None = None) -> Locking:
+    """Count the call's pairs.
 
-
-@torch.no_grad()
-def excess_coupling(call: Call, limit: float) -> tuple[Tensor, Tensor]:
-    """The densities, and by how much each head's log K exceeds what `limit` allows, both (H,) float32.
-
-    Of an excess log(mean density / limit), each head is given its share relative to the densest head's. In
-    the nearest frame every row locks to one sender, whatever the coupling: the limit is then at least twice
-    the share of those pairs, as in `fit_coupling`, so that short rows do not drive couplings to 0.
+    Args:
+        call: top_k leaves of a receiver's pairs the nearest k.
+        receivers: (B, N) bool, False = its pairs do not count; None: all do.
     """
-    heads = locked_density(call)
-    if call.frame == "nearest":
-        rows, pairs = torch.zeros(2, dtype=torch.int64, device=call.receive.device)
-        for one in _sequences(call):
-            allowed = eager.allowed_pairs(one)
-            rows += allowed.any(-1).sum()
-            pairs += allowed.sum()
-        limit = max(limit, 2 * int(rows) / max(int(pairs), 1))
-    excess = torch.log(heads.mean() / limit).clamp(min=0)
-    return heads, excess * heads / heads.max().clamp(min=1e-12)
+    counts = locked_counts(call)
+    allowed = allowed_counts(call).expand_as(counts)
+    if receivers is not None:
+        counts, allowed = counts * receivers[:, None], allowed * receivers[:, None]
+    # Counted where the call is, and brought here as one: a GPU would be waited for each time.
+    return Locking(*torch.stack((counts, allowed, (allowed > 0).long())).sum((1, 3)).cpu())
+
+
+def excess_coupling(
+    found: Locking, frame: str, limit: float | None, max_partners: float | None = None
+) -> Tensor:
+    """By how much each head's log K exceeds what the limits allow, (H,) float32.
+
+    Of an excess log(mean density / limit), each head is given its share relative to the densest head's. A
+    bound on the mean number of partners is a limit of the density, too, another one in each text. In the
+    nearest frame every row locks to one sender, whatever the coupling: the limit is then at least twice the
+    share of those pairs, as in `fit_coupling`, so that short rows do not drive couplings to 0.
+    """
+    heads = found.density
+    share = int(found.receivers.sum()) / max(int(found.allowed.sum()), 1)  # of one pair a row
+    limits = [limit] if limit is not None else []
+    limits += [max_partners * share] if max_partners is not None else []
+    lowest = min(limits, default=1.0)
+    if frame == "nearest":
+        lowest = max(lowest, 2 * share)
+    excess = torch.log(heads.mean() / (lowest or 1.0)).clamp(min=0)
+    return excess * heads / heads.max().clamp(min=1e-12)
 
 
 @torch.no_grad()
-def fit_coupling(call: Call, coupling: Tensor, density: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+def partners_ladder(call: Call, receivers: Tensor | None, low: float, high: float) -> Tensor:
+    """The densities (H,) float32 with which the heads have, in the mean of this call's receivers, from `low`
+    partners to `high`, in geometric progression; 1 where that is more than they may attend to.
+
+    Raises:
+        ValueError: unless 0 < low <= high, both finite, or no pair is allowed.
+    """
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"partners_range must be (low, high) with 0 < low <= high, got {(low, high)}")
+    allowed = allowed_counts(call)
+    allowed = allowed.expand(call.receive.shape[0], -1, -1)
+    if receivers is not None:
+        allowed = allowed * receivers[:, None]
+    pairs, rows = int(allowed.sum()), int((allowed > 0).sum())
+    if pairs == 0:
+        raise ValueError("calibration needs at least one allowed pair, got none: every pair is masked")
+    ladder = locking.density_ladder(low / high, 1.0, call.receive.shape[1], dtype=torch.float64, device="cpu")
+    return (ladder * high * rows / pairs).clamp(max=1).float()
+
+
+@torch.no_grad()
+def fit_coupling(
+    call: Call,
+    coupling: Tensor,
+    density: Tensor,
+    sharpness: float,
+    receivers: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """(K, alpha), each (H,), with which each head locks the wanted fraction of this call's allowed pairs.
 
     Args:
@@ -69,10 +120,10 @@ def fit_coupling(call: Call, coupling: Tensor, density: Tensor, sharpness: float
     Raises:
         ValueError: no pair is allowed, or all frequencies of a head are equal.
     """
-    heads = call.receive.shape[1]
+    heads, sampled = call.receive.shape[1], _sample(call, receivers)
     couplings, bandwidths, raised = [], [], []
     for h in range(heads):
-        pairs, coherence = _allowed_detuning(call, h)
+        pairs, coherence = _allowed_detuning(call, h, sampled)
         if pairs.numel() == 0:
             raise ValueError("calibration needs at least one allowed pair, got none: every pair is masked")
         wanted, forced = float(density[h]), 0.0
@@ -96,52 +147,50 @@ def fit_coupling(call: Call, coupling: Tensor, density: Tensor, sharpness: float
     return torch.stack(couplings), torch.stack(bandwidths)
 
 
-def _blocks_of_rows(call: Call) -> Iterator[Call]:
-    """The call, so many rows of one sequence at a time that the eager backend's temporaries fit in memory."""
-    _, heads, queries, freq_dim = call.receive.shape
-    rows = max(1, _MAX_NUMBERS // max(1, heads * call.send.shape[2] * freq_dim))
-    for one in _sequences(call):
-        allowed = eager.allowed_pairs(one)
-        for i in range(0, queries, rows):
-            at = slice(i, i + rows)
-            yield one._replace(
-                receive=one.receive[:, :, at],
-                coupling=one.coupling[:, :, at] if one.coupling.shape[2] > 1 else one.coupling,
-                mask=allowed[:, :, at],
-                is_causal=False,
-                self_coupling=True,
-            )
+class _Sampled(NamedTuple):
+    """Some receivers of one sequence, and whom they may attend to."""
+
+    sequence: int
+    rows: Tensor  # (R,) int64
+    allowed: Tensor  # (H or 1, R, M) bool
 
 
-def _sequences(call: Call) -> Iterator[Call]:
-    """The call, one sequence of the batch at a time: the pairs of one fit in memory."""
-    for b in range(call.receive.shape[0]):
-        at = slice(b, b + 1)
-        yield call._replace(
-            receive=call.receive[at],
-            send=call.send[at],
-            value=call.value[at],
-            coupling=call.coupling[at] if call.coupling.shape[0] > 1 else call.coupling,
-            mask=call.mask[at] if call.mask is not None and call.mask.shape[0] > 1 else call.mask,
-        )
+def _sample(call: Call, receivers: Tensor | None) -> list[_Sampled]:
+    """All receivers of a small call, of a larger one as many as `_RECEIVERS`, evenly spaced."""
+    batch, _, queries, _ = call.receive.shape
+    device = call.receive.device
+    if batch * queries * call.send.shape[2] <= _MAX_PAIRS or batch * queries <= _RECEIVERS:
+        places = {b: list(range(queries)) for b in range(batch)}
+    else:  # each from another place in the text, each sequence as often as any other
+        places = {}
+        for k in range(_RECEIVERS):
+            place = int((k + 0.5) * queries / _RECEIVERS)
+            places.setdefault(k * max(1, batch // _RECEIVERS) % batch, []).append(place)
+    found = []
+    for b, chosen in places.items():
+        rows = torch.tensor(chosen, dtype=torch.int64, device=device)
+        allowed = allowed_pairs_of(call, rows)
+        allowed = allowed[b if allowed.shape[0] > 1 else 0]
+        if receivers is not None:
+            allowed = allowed & receivers[b, rows, None]
+        found.append(_Sampled(b, rows, allowed))
+    return found
 
 
-def _allowed_detuning(call: Call, head: int) -> tuple[Tensor, Tensor]:
+def _allowed_detuning(call: Call, head: int, sampled: list[_Sampled]) -> tuple[Tensor, Tensor]:
     """D of one head's allowed pairs, in the call's frame, and their receivers' kappa."""
     pairs, kappas = [], []
-    group = call.receive.shape[1] // call.send.shape[1]
-    batch, _, queries, _ = call.receive.shape
-    stride = math.ceil(batch * queries * call.send.shape[2] / _MAX_PAIRS)
-    rows = torch.arange(queries - 1, -1, -stride, dtype=torch.int64, device=call.receive.device)
-    for one in _sequences(call):
-        receive, send = one.receive[0, head, rows].double(), one.send[0, head // group].double()
+    _, heads, queries, _ = call.receive.shape
+    group = heads // call.send.shape[1]
+    for b, rows, allowed_by in sampled:
+        receive, send = call.receive[b, head, rows].double(), call.send[b, head // group].double()
         # the differences themselves, without a product's cancellation and without a (rows, M, m) tensor
         detuning = torch.cdist(receive, send, compute_mode="donot_use_mm_for_euclid_dist").square()
-        allowed = eager.allowed_pairs(one)[0]
-        allowed = allowed[head if allowed.shape[0] > 1 else 0][rows]
+        allowed = allowed_by[head if allowed_by.shape[0] > 1 else 0]
         if call.frame == "nearest":
             detuning = detuning - detuning.masked_fill(~allowed, torch.inf).amin(-1, keepdim=True)
-        kappa = one.coupling[0, head].double().expand(queries)[rows, None].expand_as(detuning)
+        kappa = call.coupling[b if call.coupling.shape[0] > 1 else 0, head].double()
+        kappa = kappa.expand(queries)[rows, None].expand_as(detuning)
         pairs.append(detuning[allowed])
         kappas.append(kappa[allowed])
     return torch.cat(pairs), torch.cat(kappas)
@@ -149,9 +198,9 @@ def _allowed_detuning(call: Call, head: int) -> tuple[Tensor, Tensor]:
 
 def _between(values: Tensor, share: float) -> Tensor:
     """A number that this share of the values lies below, midway to the next larger one."""
-    ordered = values.sort().values
-    last = ordered[min(max(round(share * len(ordered)), 1), len(ordered)) - 1]
-    beyond = ordered[ordered > last]
+    last = values.kthvalue(min(max(round(share * len(values)), 1), len(values))).values
+    beyond = values[values > last]
     if len(beyond) == 0:
         return last + 1e-3
-    return 0.5 * (last + beyond[0]) if last.isfinite() else beyond[0] - 1e-3  # log 0: only equal pairs lock
+    beyond = beyond.min()
+    return 0.5 * (last + beyond) if last.isfinite() else beyond - 1e-3  # log 0: only equal pairs lock

@@ -9,11 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "problem.h"
+#include "margin.h"
 
 extern "C" {
 int syncattn_forward(const SyncattnProblem*, const char* instance, int threads, void (*)(void (*)(void*), void*, unsigned, unsigned));
 int syncattn_backward(const SyncattnProblem*, const char* instance, int threads, void (*)(void (*)(void*), void*, unsigned, unsigned));
+int syncattn_count(const SyncattnProblem*, const SyncattnCount*, const char* instance, int threads, void (*)(void (*)(void*), void*, unsigned, unsigned));
 const char* syncattn_instance(int);
 }
 
@@ -291,6 +292,43 @@ void append(vector<double>& to, const vector<T>& from) {
     to.insert(to.end(), from.begin(), from.end());
 }
 
+// The counts, those in doubt settled in double precision: with as much room as they need, and with less.
+bool counts(Case& c, const char* instance) {
+    SyncattnProblem p = c.p;
+    p.dropout = 0;
+    vector<float> radius(c.rows());
+    vector<int64_t> want(c.rows()), locked;
+    vector<int32_t> doubtful;
+    const auto locks = [&](int64_t row, int64_t j) {
+        const int64_t b = row / p.queries / p.heads, h = row / p.queries % p.heads, i = row % p.queries;
+        double base;
+        c.nearest(b, h, i, &base);
+        const double x = c.detuning(b, h, i, j) - base;
+        return c.allowed(b, h, i, j) && exp(-2.0 * c.bandwidth[h] * x) - x / pow(c.kappa(b, h, i), 2) > 0;
+    };
+    for (int64_t row = 0; row < c.rows(); ++row) {
+        const int64_t h = row / p.queries % p.heads;
+        radius[row] = locking_radius_square(c.kappa(row / p.queries / p.heads, h, row % p.queries), c.bandwidth[h]);
+        for (int64_t j = 0; j < p.keys; ++j) want[row] += locks(row, j);
+    }
+    int64_t found = 1;
+    for (int run = 0; run < 3; ++run) {
+        poison(locked, c.rows()), poison(doubtful, 3 * found);
+        const int64_t room = found;
+        found = 0;
+        const SyncattnCount to{radius.data(), 1e-3f, 5e29f, locked.data(), room, &found, doubtful.data()};
+        if (syncattn_count(&p, &to, instance, run ? 3 : 1, nullptr)) return false;
+        if (found > room) continue;
+        for (int64_t k = 0; k < found; ++k) {
+            const int64_t row = doubtful[3 * k] * p.queries + doubtful[3 * k + 1];
+            locked[row] += locks(row, doubtful[3 * k + 2]);
+        }
+        if (locked != want) printf("  counts are wrong\n");
+        return locked == want;
+    }
+    return false;
+}
+
 bool passes(Case& c, const Answer& want, const char* instance, int number) {
     vector<double> bits[2];
     bool good = true;
@@ -307,6 +345,7 @@ bool passes(Case& c, const Answer& want, const char* instance, int number) {
     good &= close("out", c.out, want.out) & close("receive", c.grad_receive, want.receive);
     good &= close("send", c.grad_send, want.send) & close("value", c.grad_value, want.value);
     good &= close("coupling", c.grad_coupling, want.coupling) & close("bandwidth", c.grad_bandwidth, want.bandwidth);
+    good &= counts(c, instance);
     if (bits[0] != bits[1]) {
         printf("  one thread and three give different bits\n");
         good = false;

@@ -28,7 +28,12 @@ class KernelProblem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "heads", "send_heads", "value_heads")),
         *((name, ctypes.c_int64) for name in ("queries", "keys", "freq_dim", "value_dim")),
-        *((name, _POINTERS) for name in ("receive", "send", "value", "coupling")),
+        ("receive", _POINTERS),
+        ("send", _POINTERS),
+        ("send_strides", ctypes.c_int64 * 2),
+        ("value", _POINTERS),
+        ("value_strides", ctypes.c_int64 * 2),
+        ("coupling", _POINTERS),
         ("coupling_strides", ctypes.c_int64 * 3),
         ("bandwidth", _POINTERS),
         ("mask", _POINTERS),
@@ -48,6 +53,20 @@ class KernelProblem(ctypes.Structure):
     )
 
 
+class KernelCount(ctypes.Structure):
+    """`SyncattnCount` of kernel/problem.h, field by field."""
+
+    _fields_ = (
+        ("radius", _POINTERS),
+        ("slack", ctypes.c_float),
+        ("farthest", ctypes.c_float),
+        ("locked", _POINTERS),
+        ("room", ctypes.c_int64),
+        ("doubtful_count", _POINTERS),
+        ("doubtful", _POINTERS),
+    )
+
+
 @cache
 def load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
@@ -60,11 +79,15 @@ def load() -> ctypes.CDLL | str:
     except OSError as error:
         return f"its kernel cannot be loaded: {error}"
     size = getattr(library, "syncattn_problem_bytes", lambda: 0)
-    if size() != ctypes.sizeof(KernelProblem):
+    if size() != ctypes.sizeof(KernelProblem) + ctypes.sizeof(KernelCount):
         return f"its kernel was built from another version of syncattn. Build it again: {REBUILD}"
     library.syncattn_instance.restype = ctypes.c_char_p
     for function in (library.syncattn_forward, library.syncattn_backward):
         function.argtypes = (ctypes.POINTER(KernelProblem), ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p)
+    library.syncattn_count.argtypes = (
+        *(ctypes.POINTER(KernelProblem), ctypes.POINTER(KernelCount)),
+        *(ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p),
+    )
     library.syncattn_order.argtypes = (
         *(ctypes.POINTER(KernelProblem), ctypes.c_int, ctypes.c_void_p),
         *(ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32)),
@@ -115,7 +138,12 @@ def backward(problem: KernelProblem) -> None:
     _run(_loaded().syncattn_backward, problem)
 
 
-def _run(function: Any, problem: KernelProblem) -> None:
+def count(problem: KernelProblem, to: KernelCount) -> None:
+    """Count the pairs that lock; see `_run`."""
+    _run(_loaded().syncattn_count, problem, to)
+
+
+def _run(function: Any, *structures: ctypes.Structure) -> None:
     """Run a pass on as many threads as torch uses.
 
     SYNCATTN_CPU_INSTANCE names an instruction set to use in place of the best one (see `instances`).
@@ -125,7 +153,7 @@ def _run(function: Any, problem: KernelProblem) -> None:
         RuntimeError: the instruction set asked for is not one that this machine runs.
     """
     name = os.environ.get("SYNCATTN_CPU_INSTANCE")
-    code = function(problem, name.encode() if name else None, torch.get_num_threads(), team())
+    code = function(*structures, name.encode() if name else None, torch.get_num_threads(), team())
     if code == 2:
         raise RuntimeError(
             f"SYNCATTN_CPU_INSTANCE must be one of {instances()} on this machine, got {name!r}"

@@ -20,6 +20,7 @@ from torch import Tensor
 from syncattn.backends.backend import Backend, Capabilities
 from syncattn.backends.call import Call
 from syncattn.backends.operator import register, sum_groups
+from syncattn.backends.tiled.count import count
 from syncattn.backends.tiled.tiles import Frame, TiledProblem, rows_of
 
 
@@ -124,4 +125,4 @@ def _backward(
 
 OPERATOR = register("tiled", _forward, _backward, _saved, ("row_sum", "base", "index"))
 
-BACKEND = Backend(run, Capabilities(weights=False, transforms=False, onnx=False))
+BACKEND = Backend(run, Capabilities(weights=False, transforms=False, onnx=False), locked_counts=count)

@@ -101,7 +101,7 @@ class TiledProblem:
         """The tiles of one block of rows, evaluated; frame (and ready) as `look_over` gave them."""
         law = self.law(batch, rows)
         for c in columns:
-            detuning = self._allowed_detuning(batch, rows, c) if ready is None else ready
+            detuning = self.allowed_detuning(batch, rows, c) if ready is None else ready
             if frame.limit is not None:
                 detuning.masked_fill_(_beyond(detuning, c, frame.limit), _FAR)
             if frame.base is not None:
@@ -147,7 +147,7 @@ class TiledProblem:
             detuning.diagonal(rows.start - columns.start, -2, -1).zero_()
         return detuning
 
-    def _allowed_detuning(self, batch: slice, rows: slice, columns: slice) -> Tensor:
+    def allowed_detuning(self, batch: slice, rows: slice, columns: slice) -> Tensor:
         """D of one tile, about _FAR where the pair may not attend."""
         detuning = self._detuning(batch, rows, columns)
         blocked = self._blocked(batch, rows, columns)
@@ -179,7 +179,7 @@ class TiledProblem:
         """(smallest allowed D, its earliest sender, the last tile's D); 0 where no sender is allowed."""
         best = index = detuning = None
         for c in columns:
-            detuning = self._allowed_detuning(batch, rows, c)
+            detuning = self.allowed_detuning(batch, rows, c)
             value, at = detuning.min(-1, keepdim=True)
             at = at + c.start
             if best is None or index is None:
@@ -194,7 +194,7 @@ class TiledProblem:
         """((D, index) of each row's k-th nearest allowed sender, the last tile's D)."""
         best = index = detuning = None
         for c in columns:
-            seen = detuning = self._allowed_detuning(batch, rows, c)
+            seen = detuning = self.allowed_detuning(batch, rows, c)
             at = torch.arange(c.start, c.stop, dtype=torch.int64, device=seen.device).expand_as(seen)
             if best is not None and index is not None:
                 seen, at = torch.cat((best, seen), -1), torch.cat((index, at), -1)

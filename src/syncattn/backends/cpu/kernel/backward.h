@@ -6,7 +6,7 @@
 //   dF = dW dW/dF, dD = dF dF/dD     margin.h; exactly 0 where not locked
 //   dw^r = sum_j 2 dD (w^r - w^s)     dw^s = -sum_i 2 dD (w^r - w^s)     dv = sum_i W dO'
 #pragma once
-#include "forward.h"
+#include "count.h"
 #include "receivers.h"
 
 namespace SYNCATTN_ISA {
@@ -235,12 +235,10 @@ static void backward_block(const SyncattnProblem& p, const Keys& keys, const Rec
 static void backward_begin(const Plan& plan, int64_t batch, int64_t head, int64_t tile, Keys& keys, KeyScratch& own) {
     const SyncattnProblem& p = *plan.p;
     const int64_t m = p.freq_dim, dim = p.value_dim, wide = padded_dim(p), head_number = batch * p.heads + head;
-    const int64_t send_number = batch * p.send_heads + head / (p.heads / p.send_heads);
-    const int64_t value_number = batch * p.value_heads + head / (p.heads / p.value_heads);
     keys.batch = batch, keys.head = head, keys.first = tile * ROWS, keys.count = least(ROWS, p.keys - tile * ROWS);
-    keys.send = p.send + (send_number * p.keys + keys.first) * m;
-    keys.value = p.value + (value_number * p.keys + keys.first) * dim;
-    keys.values = p.value + value_number * p.keys * dim;
+    keys.send = send_of(&p, batch, head) + keys.first * m;
+    keys.values = value_of(&p, batch, head);
+    keys.value = keys.values + keys.first * dim;
     keys.grad_values = p.grad_value + head_number * p.keys * dim;
     keys.head_term = head_term_of(p.bandwidth[head]), keys.alpha = p.bandwidth[head];
     for (int64_t j = 0; j < keys.count; ++j) {
@@ -361,7 +359,8 @@ static void backward_keys(const Plan* plan, int64_t batch, int64_t head, int64_t
 }
 
 constexpr Instance instance(const char* name) {
-    return Instance{name, ROWS * CONTEXTS, scratch_floats, pack, forward_rows, backward_prepare, backward_keys};
+    return Instance{name, ROWS * CONTEXTS, scratch_floats, pack,        forward_rows, backward_prepare,
+                    backward_keys, ROWS, count_floats, count_rows};
 }
 
 }  // namespace SYNCATTN_ISA

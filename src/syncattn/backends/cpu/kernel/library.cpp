@@ -108,14 +108,18 @@ void cut(Arena& arena, const Carve& carve) {
 // With so few rows, as in a decoding step, tables of the senders would cost more than they spare.
 constexpr int64_t FEW_ROWS = ROWS;
 
-void forward(const SyncattnProblem& p, const Instance& instance, Threads threads) {
-    const int64_t m = p.freq_dim, send_heads = p.batch * p.send_heads;
-    Plan plan{};
-    plan.p = &p;
-    plan.row_tasks = tiles_of(p.queries, instance.rows);
-    const int64_t tiles = plan.key_tiles = tiles_of(p.keys, KEYS);
-    std::vector<Lanes> senders((size_t)send_heads);
+// One head's senders as lanes of blocks, for all heads; what the plan points to stays here.
+struct Senders {
+    std::vector<Lanes> lanes;
     Arena arena;
+};
+
+void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads threads, Plan& plan, Senders& made) {
+    const int64_t m = p.freq_dim, send_heads = p.batch * p.send_heads;
+    const int64_t tiles = plan.key_tiles = tiles_of(p.keys, KEYS);
+    std::vector<Lanes>& senders = made.lanes;
+    senders.resize((size_t)send_heads);
+    Arena& arena = made.arena;
     const bool few = p.queries <= FEW_ROWS;
     cut(arena, [&] {
         for (Lanes& lanes : senders) {
@@ -129,16 +133,25 @@ void forward(const SyncattnProblem& p, const Instance& instance, Threads threads
     for_each_task(few ? 0 : send_heads * tiles, 16, threads, 0, [&](int64_t task, float*) {
         const int64_t h = task / tiles, tile = task % tiles, start = tile * KEYS;
         const int64_t valid = least(KEYS, p.keys - start), batch = h / p.send_heads;
+        const int64_t head = h % p.send_heads * (p.heads / p.send_heads);  // the first that listens
         uint64_t counted = ~0ull;
         for (int64_t j = 0; by_key && j < valid; ++j) {
             const int64_t key = p.send_index ? p.send_index[h * p.keys + start + j] : start + j;
             if (!p.mask[batch * p.mask_strides[0] + key * p.mask_strides[3]]) counted &= ~(1ull << j);
         }
-        instance.pack(&senders[(size_t)h], tile, p.send + (h * p.keys + start) * m, valid, m, counted);
+        instance.pack(&senders[(size_t)h], tile, send_of(&p, batch, head) + start * m, valid, m, counted);
     });
     for (const Lanes& lanes : senders)
         if (!few) make_groups(lanes.boxes, m);
     plan.senders = senders.data();
+}
+
+void forward(const SyncattnProblem& p, const Instance& instance, Threads threads) {
+    Plan plan{};
+    plan.p = &p;
+    plan.row_tasks = tiles_of(p.queries, instance.rows);
+    Senders senders;
+    prepare_senders(p, instance, threads, plan, senders);
     const int64_t rows = p.symmetric ? 1 : plan.row_tasks;  // a symmetric head is one task
     for_each_task(p.batch * p.heads * rows, 1, threads, instance.scratch_floats(&p),
                   [&](int64_t task, float* scratch) {
@@ -148,10 +161,24 @@ void forward(const SyncattnProblem& p, const Instance& instance, Threads threads
                   });
 }
 
+void count(const SyncattnProblem& p, const SyncattnCount& to, const Instance& instance, Threads threads) {
+    Plan plan{};
+    plan.p = &p;
+    plan.row_tasks = tiles_of(p.queries, instance.rows_counted);
+    Senders senders;
+    prepare_senders(p, instance, threads, plan, senders);
+    const int64_t rows = plan.row_tasks;
+    for_each_task(p.batch * p.heads * rows, 4, threads, instance.count_floats(&p), [&](int64_t task, float* scratch) {
+        // the last rows of a causal call have the most to do: they come first
+        const int64_t h = task / rows, tile = rows - 1 - task % rows;
+        instance.count_rows(&plan, &to, h / p.heads, h % p.heads, tile, scratch);
+    });
+}
+
 // Adds up the parts of one head, and moves each row's frame with its nearest sender.
 void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int64_t head) {
     const int64_t m = p.freq_dim, wide = round_up(m + 2, 16), heads = p.batch * p.heads, h = batch * p.heads + head;
-    const float* send = p.send + (batch * p.send_heads + head / (p.heads / p.send_heads)) * p.keys * m;
+    const float* send = send_of(&p, batch, head);
     float sum[MOST_COORDINATES + 2];
     for (int64_t i = 0; i < p.queries; ++i) {
         for (int64_t k = 0; k < m + 2; ++k) sum[k] = 0;
@@ -260,6 +287,14 @@ EXPORT int syncattn_backward(const SyncattnProblem* problem, const char* name, i
     return run(problem, name, threads, team, backward);
 }
 
+// As the two above.
+EXPORT int syncattn_count(const SyncattnProblem* problem, const SyncattnCount* to, const char* name, int threads,
+                          Team team) {
+    return run(problem, name, threads, team, [&](const SyncattnProblem& p, const Instance& instance, Threads on) {
+        count(p, *to, instance, on);
+    });
+}
+
 // The name of the k-th instance that this machine can run, the best last; null past the end.
 EXPORT const char* syncattn_instance(int k) {
     for (const Instance* instance : every_instance)
@@ -267,4 +302,4 @@ EXPORT const char* syncattn_instance(int k) {
     return nullptr;
 }
 
-EXPORT int64_t syncattn_problem_bytes() { return (int64_t)sizeof(SyncattnProblem); }
+EXPORT int64_t syncattn_problem_bytes() { return (int64_t)(sizeof(SyncattnProblem) + sizeof(SyncattnCount)); }

@@ -71,4 +71,7 @@ typedef struct {
     void (*forward_rows)(const Plan*, int64_t batch, int64_t head, int64_t row_tile, float* scratch);
     void (*backward_prepare)(const Plan*, int64_t batch, int64_t head, int64_t receiver_tile);
     void (*backward_keys)(const Plan*, int64_t batch, int64_t head, int64_t part, float* scratch);
+    int64_t rows_counted;  // that a task of count_rows takes
+    int64_t (*count_floats)(const SyncattnProblem*);
+    void (*count_rows)(const Plan*, const SyncattnCount*, int64_t batch, int64_t head, int64_t row_tile, float* scratch);
 } Instance;
