@@ -431,6 +431,7 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, freq_dim={self.freq_dim}, "
             f"phase_dim={phases}, directed={f.send_proj is not None}, position={f.position!r}, "
+            f"axes={f.axes}, value_rotation={self.value_rotation}, "
             f"delay={f.delay}, detuning={f.detuning is not None}, token_shift={self.shift is not None}, "
             f"self_coupling={self.self_coupling}, "
             f"frame={self.frame!r}, power={self.power}, edge={self.edge}, eps={self.eps}, "
