@@ -30,6 +30,7 @@ def test_names():
         "OSNBlock",
         "SelectiveSynchronizationAttention",
         "calibrate",
+        "count_locked",
         "limit_density_",
         "locked_density",
     }

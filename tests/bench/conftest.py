@@ -38,6 +38,7 @@ def plan() -> BenchPlan:
         gpu_heads=2,
         gpu_window=16,
         model_tokens=(32,),
+        counting_tokens=(48,),
         model_sizes=((16, 1, 2),),
         step_tokens=64,
         check_rows=8,

@@ -14,6 +14,7 @@ from syncattn.nn import (
     OSNBlock,
     SelectiveSynchronizationAttention,
     calibrate,
+    count_locked,
     limit_density_,
     locked_density,
 )
@@ -234,6 +235,63 @@ def test_a_limit_brings_the_density_down_and_then_leaves_it_alone():
     torch.testing.assert_close(block.self_attn.raw_coupling, still, atol=0, rtol=0)
 
 
+def test_a_bound_on_partners_is_a_limit_that_goes_with_the_length():
+    """Of the two the tighter one acts; on its own it holds whatever share of the pairs it is."""
+    block, x = limited()
+    for _ in range(60):
+        limit_density_(block, None, x, is_causal=True, max_partners=8)
+    found = count_locked(block, x, is_causal=True)["self_attn"]
+    assert 6.5 < found.partners.mean() < 8.5
+    torch.testing.assert_close(found.partners, found.density * found.allowed / found.receivers)
+    still = block.self_attn.raw_coupling.detach().clone()
+    limit_density_(block, None, x, is_causal=True, max_partners=40)
+    limit_density_(block, 0.9, x, is_causal=True)
+    limit_density_(block, None, x, is_causal=True)
+    assert torch.equal(block.self_attn.raw_coupling, still)
+    limit_density_(block, 0.9, x, is_causal=True, max_partners=4)
+    by_number = block.self_attn.raw_coupling.detach().clone()
+    assert (by_number < still).all()
+    limit_density_(block, 0.02, x, is_causal=True, max_partners=100)
+    assert (block.self_attn.raw_coupling < by_number).all()
+
+
+@pytest.mark.parametrize("length", [32, 128, 400])
+def test_a_ladder_of_partners_does_not_depend_on_the_length(length):
+    block, _ = limited()
+    x = text(2, length, 64)
+    calibrate(block, x, is_causal=True, partners_range=(4.0, 12.0))
+    found = count_locked(block, x, is_causal=True)["self_attn"]
+    wanted = torch.tensor([4.0, 4 * 3 ** (1 / 3), 4 * 3 ** (2 / 3), 12.0])
+    torch.testing.assert_close(found.partners, wanted, atol=0.3, rtol=0)
+
+
+def test_ladders_of_partners_that_cannot_be():
+    block, x = limited()
+    before = block.self_attn.raw_coupling.detach().clone()
+    for bad in ((0, 4), (-1, 4), (5, 4), (1, float("inf")), (float("nan"), 4)):
+        with pytest.raises(ValueError, match="partners_range must be"):
+            calibrate(block, x, partners_range=bad)
+    with pytest.raises(ValueError, match="not both"):
+        calibrate(block, x, partners_range=(2, 4), density_range=(0.1, 0.2))
+    with pytest.raises(ValueError, match="every pair is masked"):
+        layer = SelectiveSynchronizationAttention(64, 4)
+        layer.calibrate_(x, key_padding_mask=torch.ones(x.shape[:2], dtype=torch.bool), partners_range=(2, 4))
+    assert torch.equal(block.self_attn.raw_coupling, before)
+    block.self_attn.calibrate_(text(1, 8, 64), partners_range=(50, 90))  # there are but seven others
+    assert (block.self_attn.locked_density(text(1, 8, 64)) == 1).all()
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 2048), (3, 1024), (80, 128)])
+def test_some_receivers_stand_for_all_of_a_large_batch(batch, length):
+    torch.manual_seed(6)
+    layer = SelectiveSynchronizationAttention(64, 4)
+    g = torch.Generator().manual_seed(batch)
+    x = nn.functional.layer_norm(torch.randn(batch, length, 64, generator=g), (64,))
+    layer.calibrate_(x, is_causal=True)
+    found = layer.locked_density(x, is_causal=True)
+    assert (found / locking.density_ladder(0.05, 0.5, 4) - 1).abs().max() < 0.1
+
+
 def test_a_limit_touches_the_couplings_alone():
     block, x = limited()
     before = {name: p.detach().clone() for name, p in block.named_parameters()}
@@ -249,6 +307,9 @@ def test_limits_that_cannot_be():
     for bad in (0, -0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="limit must be"):
             limit_density_(block, bad, x)
+    for bad in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="max_partners must be positive and finite"):
+            limit_density_(block, None, x, max_partners=bad)
     for bad in (0, float("inf")):
         with pytest.raises(ValueError, match="gain must be"):
             limit_density_(block, 0.1, x, gain=bad)

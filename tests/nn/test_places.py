@@ -19,11 +19,11 @@ FORMS = {
     "own drift": {"position": "own_drift"},
     "rotary": {"position": "rotary"},
     "helix": {"position": "helix", "helix_scales": (1.0, 5.0)},
+    "turned values": {"value_rotation": 100.0, "token_shift": True},
     "own helix": {"position": "own_helix", "helix_scales": (1.0, 5.0)},
     "mix": {
         "position": ["drift", "helix", "own_drift", "rotary"],
         "helix_scales": (3.0,),
-        "token_shift": True,
     },
 }
 LENGTH = 13
@@ -169,7 +169,7 @@ def test_a_cache_goes_on_by_itself(placed, tokens):
 
 
 @pytest.mark.parametrize("axes", [1, 2])
-@pytest.mark.parametrize("form", ["drift", "own drift", "rotary", "helix", "own helix"])
+@pytest.mark.parametrize("form", ["drift", "own drift", "rotary", "helix", "own helix", "turned values"])
 def test_gradients(tokens, form, axes):
     layer, x = on_axes(axes, **FORMS[form] | {"helix_scales": (3.0,)}), tokens(1, 4).requires_grad_()
     at = at_random(1, 4, axes).requires_grad_()
@@ -184,10 +184,10 @@ def test_gradients(tokens, form, axes):
     assert torch.autograd.gradcheck(function, (x, at, *values), atol=1e-6, fast_mode=True)
 
 
-@pytest.mark.parametrize("form", ["drift", "own drift", "rotary", "own helix"])
+@pytest.mark.parametrize("form", ["drift", "own drift", "rotary", "own helix", "turned values"])
 def test_permuted_points_give_permuted_outputs(tokens, form):
     """But for a helix beside contents, which is counted from the first token."""
-    layer = on_axes(2, **FORMS[form] | {"helix_scales": (3.0,)}, delay=0.0)
+    layer = on_axes(2, **FORMS[form] | {"helix_scales": (3.0,), "token_shift": False}, delay=0.0)
     x, at, order = tokens(2, 9), at_random(2, 9, 2), torch.randperm(9)
     want = layer(x, positions=at)[0][:, order]
     torch.testing.assert_close(layer(x[:, order], positions=at[:, order])[0], want, rtol=0, atol=1e-10)
@@ -209,10 +209,10 @@ def test_cross_attention_from_place_to_place(placed, tokens):
     torch.testing.assert_close(out, want, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("form", ["drift", "own drift", "rotary", "own helix"])
+@pytest.mark.parametrize("form", ["drift", "own drift", "rotary", "own helix", "turned values"])
 def test_masks_that_hide_the_token_before(build, tokens, form):
     """Senders in several forms: each row is what its tokens give alone, where they stand."""
-    placed = build(**FORMS[form], token_shift=True)
+    placed = build(**FORMS[form] | {"token_shift": True})
     x, at = tokens(1, 9), at_random(1, 9)
     placed.phase_proj = None
     far = torch.arange(9)
@@ -224,12 +224,19 @@ def test_masks_that_hide_the_token_before(build, tokens, form):
         torch.testing.assert_close(out[:, i], want[:, -1], rtol=0, atol=1e-9)
 
 
-def test_weights_are_those_of_the_default_backend(placed, tokens):
-    layer, x, at = placed.float(), tokens(2, 70, dtype=torch.float32), at_random(2, 70) + 1e6
+def test_every_backend_takes_it_as_it_stands(placed, tokens):
+    """The backend that is chosen, and eager, which is asked for weights: outputs and gradients."""
+    layer, at = placed.float(), (at_random(2, 70) + 1e6).requires_grad_()
+    x = tokens(2, 70, dtype=torch.float32).requires_grad_()
+    parameters = [p for n, p in layer.frequency.named_parameters() if "proj" not in n]
     for causal in (False, True):
-        out, _ = layer(x, is_causal=causal, positions=at)
-        want, _ = layer(x, is_causal=causal, positions=at, need_weights=True)  # through eager
-        torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+        found = []
+        for need_weights in (False, True):
+            out, _ = layer(x, is_causal=causal, positions=at, need_weights=need_weights)
+            found.append((out, *torch.autograd.grad(out.square().sum(), (x, at, *parameters))))
+        for ours, eager in zip(*found):
+            scale = eager.abs().max().clamp(min=1)
+            torch.testing.assert_close(ours / scale, eager / scale, rtol=0, atol=1e-4)
 
 
 def test_blocks_take_positions_and_calibration_sees_them():
@@ -307,3 +314,44 @@ def test_a_cache_that_went_back_goes_on_from_where_it_stood():
         state.crop_(5)
         again, _ = layer(x[:, 5:], is_causal=True, positions=at[:, 5:], state=state)
     torch.testing.assert_close(again, whole[:, 5:])
+
+
+def test_co_rotating_values_say_how_far_they_came(tokens):
+    """out_i = sum_j P_ij R(x_j - x_i) v_j."""
+    layer, x, at = on_axes(2, value_rotation=50.0), tokens(2, 7), at_random(2, 7, 2)
+    with torch.no_grad():
+        layer.out_proj.weight.copy_(torch.eye(24))
+        layer.out_proj.bias.zero_()
+    out, weights = layer(x, positions=at, need_weights=True, average_attn_weights=False)
+    value = layer.value_proj(x).unflatten(-1, (4, 6))
+    pairs = torch.complex(value[..., :3], value[..., 3:])  # (B, M, H, 3)
+    rates = 50.0 ** (
+        -torch.tensor([0, 0, 2], dtype=torch.float64) / 3
+    )  # pairs 0 and 2 turn by the first axis
+    angle = (at[:, None] - at[:, :, None])[..., [0, 1, 0]] * rates  # (B, N, M, 3)
+    moved = torch.polar(torch.ones_like(angle), angle)
+    want = torch.einsum("bhij,bijc,bjhc->bihc", weights.to(pairs.dtype), moved, pairs)
+    want = torch.cat((want.real, want.imag), -1).flatten(-2)
+    torch.testing.assert_close(out, want, rtol=0, atol=1e-10)
+
+
+def test_values_are_turned_in_float32_in_half_layers(tokens):
+    layer, x = on_axes(1, torch.bfloat16, value_rotation=100.0), tokens(1, 9, dtype=torch.bfloat16)
+    at = torch.arange(9)[None, :, None]
+    out, _ = layer(x, positions=at + 10**6)
+    assert out.dtype == torch.bfloat16 and torch.equal(out, layer(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"value_rotation": 1}, ValueError, "value_rotation must be above 1 and finite, or None, got 1"),
+        ({"value_rotation": True}, TypeError, "value_rotation must be a number, got True"),
+        ({"value_rotation": 10.0, "num_heads": 8}, ValueError, r"needs an even head_dim .*, got 3"),
+        ({"value_rotation": 10.0, "axes": 4}, ValueError, r"at least 2 \* axes = 8, got 6"),
+    ],
+    ids=str,
+)
+def test_bad_value_rotations(options, error, message):
+    with pytest.raises(error, match=message):
+        SelectiveSynchronizationAttention(**{"embed_dim": 24, "num_heads": 4} | options)

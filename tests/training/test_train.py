@@ -114,6 +114,27 @@ def test_the_published_form_keeps_its_start(corpus, tokenizer, options, tmp_path
     assert math.isfinite(record.result.validation_loss)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "steps", "windows", "gain"), [(4, [0, 10, 20], 2, 0.2), (1, [0, 20], 1, 0.4)]
+)
+def test_how_often_the_limits_are_looked_at(
+    batch_size, steps, windows, gain, config, corpus, tokenizer, options, tmp_path, monkeypatch
+):
+    looks = []
+
+    def look(model, limit, *, max_partners, gain, input_ids, **kwargs):
+        looks.append((limit, max_partners, gain, len(input_ids)))
+
+    monkeypatch.setattr("syncattn.training.loop.limit_density_", look)
+    chosen = replace(options, batch_size=batch_size, steps=25, warmup=0, max_density=None, max_partners=3.0)
+    record = train(config, corpus, tokenizer, tmp_path, chosen)
+    assert looks == [(None, 3.0, gain, windows)] * len(steps)
+    partners = torch.tensor(record.result.partners)
+    torch.testing.assert_close(partners, torch.tensor(record.history[-1]["partners"]))
+    ratio = partners / torch.tensor(record.result.density)  # how many senders there are, for every head
+    torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio))
+
+
 def test_a_limit_on_the_density_holds(config, corpus, tokenizer, options, tmp_path):
     long = replace(options, steps=160, coupling_lr=1.0, learning_rate=1e-4)
     free = train(config, corpus, tokenizer, tmp_path / "free", replace(long, max_density=None))

@@ -100,10 +100,10 @@ def run_block(session: Session, size: tuple[int, int, int], tokens: int, threads
     def output(block: nn.Module, given: Tensor) -> Tensor:
         return block(given, is_causal=True)
 
-    described = _describe(
+    described = describe(
         session, "block", f"block, hidden {size[0]}, N {tokens}", threads, tokens, batch, size
     )
-    described |= {"counted": _density(blocks[OSN], x, is_causal=True)}
+    described |= {"counted": density_of(blocks[OSN], x, is_causal=True)}
     described |= {"backend": _backend(lambda: output(blocks[OSN], x))}
     wrong, found = _check(blocks[OSN], x, output)
     for passes in (FORWARD, BACKWARD):
@@ -143,20 +143,21 @@ def run_step(session: Session, size: tuple[int, int, int], tokens: int, threads:
         return model(given, use_cache=False).logits
 
     name = f"training step, hidden {size[0]}, {size[1]} blocks, N {tokens}"
-    described = _describe(session, "train", name, threads, tokens, batch, size) | {"passes": STEP}
+    described = describe(session, "train", name, threads, tokens, batch, size) | {"passes": STEP}
     described |= {
-        "counted": _density(models[OSN], ids),
+        "counted": density_of(models[OSN], ids),
         "backend": _backend(lambda: logits(models[OSN], ids)),
     }
     described |= {"parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in models.items()}}
     entrants = _field(*_check(models[OSN], ids, logits))
     for each, model in models.items():
         if each not in entrants.wrong:
-            entrants.runners[each] = _step_runner(model, ids)
+            entrants.runners[each] = step_runner(model, ids)
     session.measure(described, entrants)
 
 
-def _step_runner(model: nn.Module, ids: Tensor) -> Callable[[], object]:
+def step_runner(model: nn.Module, ids: Tensor) -> Callable[[], object]:
+    """A training step of AdamW with a learning rate of 0: all are the same."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
@@ -178,8 +179,8 @@ def run_decode(session: Session, size: tuple[int, int, int], tokens: int, thread
     with _quiet():
         osn.calibrate(models[OSN], ids)
     name = f"decoding step, hidden {size[0]}, {size[1]} blocks, {tokens} cached"
-    described = _describe(session, "decode", name, threads, tokens, 1, size) | {"passes": FORWARD}
-    described |= {"counted": _density(models[OSN], ids)}
+    described = describe(session, "decode", name, threads, tokens, 1, size) | {"passes": FORWARD}
+    described |= {"counted": density_of(models[OSN], ids)}
 
     def logits(model: nn.Module, given: Tensor) -> Tensor:
         return model(given, use_cache=False).logits
@@ -215,9 +216,10 @@ def _decode_runner(model: nn.Module, cache: DecoderCache, last: Tensor) -> Calla
     return step
 
 
-def _describe(
+def describe(
     session: Session, suite: str, name: str, threads: int, tokens: int, batch: int, size: tuple[int, int, int]
 ) -> dict[str, Any]:
+    """What an entry of the record says of a case of a model."""
     hidden, layers, heads = size
     case = {"tokens": tokens, "batch": batch, "hidden_size": hidden, "layers": layers, "heads": heads}
     return {"suite": suite, "name": name, "threads": threads, "case": case}
@@ -278,8 +280,8 @@ def _error(found: Tensor, right: Tensor) -> float:
 
 
 @contextmanager
-def _operator(replacement: Callable[..., Any]) -> Iterator[None]:
-    """Let the layers call something else than the operator."""
+def operator_replaced(replacement: Callable[..., Any]) -> Iterator[None]:
+    """Within it, the layers call something else than the operator."""
     original = attention_layer.selective_synchronization_attention
     attention_layer.selective_synchronization_attention = replacement
     try:
@@ -289,7 +291,7 @@ def _operator(replacement: Callable[..., Any]) -> Iterator[None]:
 
 
 def _definition() -> Any:
-    return _operator(partial(selective_synchronization_attention, backend="eager"))
+    return operator_replaced(partial(selective_synchronization_attention, backend="eager"))
 
 
 def _backend(run: Callable[[], object]) -> str:
@@ -300,12 +302,12 @@ def _backend(run: Callable[[], object]) -> str:
         names.append(explain(*args, **kwargs).backend)
         return selective_synchronization_attention(*args, **kwargs)
 
-    with _operator(spy), torch.no_grad():
+    with operator_replaced(spy), torch.no_grad():
         run()
     return ", ".join(dict.fromkeys(names))
 
 
-def _density(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def density_of(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Mean density over layers and heads, counted by the layers themselves."""
     begin = time.perf_counter()
     layers = osn.locked_density(model, *args, **kwargs)
@@ -315,6 +317,12 @@ def _density(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
         "per_head": [float(values.min()), float(values.max())],
         "seconds": round(time.perf_counter() - begin, 2),
     }
+
+
+def calibrated_quietly(model: nn.Module, *args: Any) -> None:
+    """Calibrate a model on a batch, see `_quiet`."""
+    with _quiet():
+        osn.calibrate(model, *args)
 
 
 @contextmanager

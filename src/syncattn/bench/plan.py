@@ -14,6 +14,7 @@ SUITES = {
     "decode": "one query and a cache",
     "train": "a whole training step",
     "block": "one block of a model",
+    "counting": "calibrating, limiting and counting, beside a forward pass",
     "scaling": "a fixed window over ever more tokens",
     "tokens": "the operator over N, with the published formulation and memory",
     "variants": "other powers, frames, structures and bf16",
@@ -53,6 +54,7 @@ class BenchPlan:
         gpu_heads, gpu_window: H and the drifting heads' window of these suites.
         gpu_tiles: shares of the tiles that lock, in their sparse cases.
         model_tokens: N of the blocks and training steps.
+        counting_tokens: N of suite "counting".
         model_sizes: (hidden size, blocks, heads) of the models; the first is the block's.
         step_tokens: tokens in a training step's batch; the batch has at least one sequence.
         check_rows: rows per head that correctness is checked on, and density is counted on.
@@ -86,6 +88,7 @@ class BenchPlan:
     gpu_window: int = 512
     gpu_tiles: tuple[float, ...] = (0.25, 0.05)
     model_tokens: tuple[int, ...] = (512, 2048)
+    counting_tokens: tuple[int, ...] = (2048, 8192)
     model_sizes: tuple[tuple[int, int, int], ...] = ((256, 4, 4), (64, 2, 4))
     step_tokens: int = 2048
     check_rows: int = 32
@@ -143,6 +146,7 @@ def quick(plan: BenchPlan) -> BenchPlan:
         gpu_tokens=(8192, 2048),
         gpu_cache=(8192,),
         model_tokens=(512,),
+        counting_tokens=(2048,),
         model_sizes=plan.model_sizes[-1:],
     )
 

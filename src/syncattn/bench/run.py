@@ -23,7 +23,7 @@ def run(plan: BenchPlan, out: Path, console: Console, *, overwrite: bool = False
     with loading():
         import torch
 
-        from syncattn.bench import gpu, models, operators, tables
+        from syncattn.bench import counting, gpu, models, operators, tables
         from syncattn.bench.figures import write_figures
         from syncattn.bench.session import JSON_FILE, Session
         from syncattn.bench.targets import judged
@@ -43,6 +43,7 @@ def run(plan: BenchPlan, out: Path, console: Console, *, overwrite: bool = False
         *operators.jobs(plan, session.backends),
         *gpu.jobs(plan, session.backends),
         *models.jobs(plan),
+        *counting.jobs(plan),
     ]
     for suite, found in found_jobs:
         if suite in jobs:

@@ -166,8 +166,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"{', '.join(machine['gpus']) or 'none'}. Python {versions['python']}, torch {versions['torch']}, "
         f"syncattn {versions['syncattn']}. Backend measured against the targets: {record['preferred']}.",
         "",
-        "Times are medians in ms; after × the median of the rounds' ratios to SDPA, its quartiles in "
-        "brackets. Density is counted. Method: "
+        "Times are medians in ms; after × the median of the rounds' ratios to SDPA (counting: to the forward "
+        "pass), its quartiles in brackets. Density is counted. Method: "
         + "; ".join(f"{name}: {text}" for name, text in record["method"].items())
         + ".",
     ]

@@ -16,10 +16,12 @@ def show_run(record: Record, out: Path) -> None:
     """Print what a run gave; `out` is its folder."""
     result = record.result
     densities = [head for layer in result.density for head in layer]
+    partners = [head for layer in result.partners for head in layer]
     numbers = [
         f"validation loss {result.validation_loss:.4f},",
         f"test {result.test_loss:.4f} nats per token;",
-        *([f"density {sum(densities) / len(densities):.2f};"] if densities else []),
+        *([f"density {sum(densities) / len(densities):.2f}{',' if partners else ';'}"] if densities else []),
+        *([f"{sum(partners) / len(partners):.1f} partners;"] if partners else []),
         f"{record.parameters:,} parameters,",
         f"{result.wall_seconds:.0f} s",
     ]

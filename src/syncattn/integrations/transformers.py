@@ -4,7 +4,7 @@
 
     register()
     model = AutoModel.from_pretrained(name, attn_implementation="ssa")
-    model.config.ssa_coupling = 100.0          # the default, 1e4, is softmax attention to float32's precision
+    model.config.ssa_coupling = 100.0          # the default, 1e5, is softmax attention to float32's precision
 
 How queries and keys become frequencies is in syncattn.integrations.softmax. docs/models.md says what works
 with what, and what is refused.
@@ -39,8 +39,9 @@ except ImportError as error:
 NAME = "ssa"
 """What `attn_implementation` is set to."""
 
-COUPLING = 1e4
-"""The coupling kappa of models whose configuration has no `ssa_coupling`."""
+COUPLING = 1e5
+"""The coupling kappa of models whose configuration has no `ssa_coupling`: what it cuts off is below 4e-9 of a
+row's largest weight."""
 
 _FORBIDDEN = -1e4  # an additive mask's entry from here down says that a pair may not attend
 # Arguments with which models change their scores, or replace their keys, and what each means.
@@ -168,7 +169,7 @@ def ssa_mask(*args: Any, config: Any = None, **kwargs: Any) -> Tensor | None:
     """
     if config is not None and not _has_interface(type(config).__module__):
         raise ValueError(
-            f"{type(config).__name__}: attn_implementation={NAME!r} cannot reach this model's attention, which "
+            f"{type(config).__name__}: attn_implementation={NAME!r} cannot reach this model's attention: it "
             "is not called through transformers' AttentionInterface. Use its own implementation"
         )
     return sdpa_mask(*args, **kwargs)

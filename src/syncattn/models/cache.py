@@ -130,6 +130,7 @@ class DecoderCache(Cache):
         B * H * (freq_dim + 2 * phase_dim) * f         the last frequency; the order parameter's running sums
         B * H * head_dim * v                           the last hidden state, with a token shift
         B * 8                                          the number of real tokens
+        B * A * 16                                     with given positions: the first and the last
         B * M                                          which tokens are padding, if any are
 
     for B sequences of M tokens, H heads, v bytes per number of the model's dtype and f = max(v, 4):

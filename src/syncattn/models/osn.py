@@ -14,7 +14,7 @@ from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPre
 from syncattn.models.fields import check_heads, check_size
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.nn.frequency import check_frequency
-from syncattn.nn.options import check_start, check_synchronization
+from syncattn.nn.options import check_start, check_synchronization, check_value_rotation
 from syncattn.nn.published import published
 
 
@@ -31,7 +31,8 @@ class OSNConfig(DecoderConfig):
             and slopes keep the layer's calibrated start.
         freq_dim, phase_dim, directed, position, window_range, delay, detuning, token_shift, self_coupling,
             frame, power, edge, eps, top_k, order_parameter, density_range, sharpness, parametrisation,
-            freq_bias, axes, helix_scales: as in `syncattn.nn.SelectiveSynchronizationAttention`.
+            freq_bias, axes, helix_scales, value_rotation: as in
+            `syncattn.nn.SelectiveSynchronizationAttention`.
 
     The defaults and what speaks for each: by how much the validation loss on WikiText-2 rises, in nats per
     byte, when it alone is changed (117,000 parameters, one seed, where seeds differ by .006;
@@ -79,6 +80,7 @@ class OSNConfig(DecoderConfig):
     freq_bias: bool = False
     axes: int = 1
     helix_scales: Sequence[float] = (4.0, 16.0, 64.0)
+    value_rotation: float | None = None
 
     @classmethod
     def paper(cls, **overrides: Any) -> OSNConfig:
@@ -112,6 +114,7 @@ class OSNConfig(DecoderConfig):
             axes=self.axes,
             helix_scales=self.helix_scales,
         )
+        check_value_rotation(self.value_rotation, self.head_dim, self.axes)
         check_synchronization(self.frame, self.power, self.edge, self.eps, self.top_k)
         check_start(self.density_range, self.sharpness, self.parametrisation)
         # JSON makes lists of tuples

@@ -2,7 +2,7 @@
 
 from syncattn.nn.attention import SelectiveSynchronizationAttention
 from syncattn.nn.block import OSNBlock
-from syncattn.nn.calibration import calibrate, limit_density_, locked_density
+from syncattn.nn.calibration import calibrate, count_locked, limit_density_, locked_density
 from syncattn.nn.frequency import Frequency
 from syncattn.nn.state import IncrementalState
 
@@ -12,6 +12,7 @@ __all__ = [
     "OSNBlock",
     "SelectiveSynchronizationAttention",
     "calibrate",
+    "count_locked",
     "limit_density_",
     "locked_density",
 ]

@@ -13,11 +13,11 @@ from syncattn.checks import check_count, check_flag, check_real
 from syncattn.functional import go_on, selective_synchronization_attention
 from syncattn.nn.coupled_heads import CoupledHeads
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
-from syncattn.nn.frequency import Frequency
+from syncattn.nn.frequency import Frequency, turn_values
 from syncattn.nn.hosts import NeverFused
 from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs
 from syncattn.nn.operands import as_they_are, in_every_form, remember_
-from syncattn.nn.options import check_synchronization
+from syncattn.nn.options import check_synchronization, check_value_rotation
 from syncattn.nn.places import find_places, lattice, with_positions
 from syncattn.nn.published import published, renamed_parameters
 from syncattn.nn.shift import Mixed, mix_tokens
@@ -45,6 +45,10 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             and b (E,) that start at 0: tokens mix with the ones before them (compare Peng et al. 2023). The
             models of `syncattn.models` have it by default, a layer, which may stand anywhere, does not.
         self_coupling: whether a token may listen to itself. In the Kuramoto sum the self term is sin 0 = 0.
+        value_rotation: None, or the base of co-rotating values: v_j is turned by R(x_j), pairs of coordinates
+            by angles proportional to its position, as "rotary" turns frequencies, with this number in place
+            of 10,000; the result is turned back by R(-x_i). What arrives then says how far away it came from.
+            No parameters; needs an even E / H.
         frame, power, edge, top_k, eps: see `syncattn.selective_synchronization_attention`. An eps near 1
             weighs as much as a locked sender whose value is 0: a head can then be nearly silent.
         order_parameter: scale the coupling by the phases' coherence r; False sets r = 1.
@@ -88,6 +92,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         freq_bias: bool = False,
         axes: int = 1,
         helix_scales: Sequence[float] = (4.0, 16.0, 64.0),
+        value_rotation: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -105,11 +110,13 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         check_flag("self_coupling", self_coupling)
         check_flag("order_parameter", order_parameter)
         check_flag("freq_bias", freq_bias)
+        check_count("axes", axes)
+        check_value_rotation(value_rotation, self.head_dim, axes)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embed_dim, self.freq_dim = embed_dim, freq_dim
         self.dropout, self.batch_first = dropout, batch_first
         self.self_coupling, self.frame, self.power, self.edge = self_coupling, frame, power, edge
-        self.eps, self.top_k = eps, top_k
+        self.eps, self.top_k, self.value_rotation = eps, top_k, value_rotation
         self.frequency = Frequency(
             embed_dim,
             num_heads,
@@ -225,7 +232,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         )
         if state is not None:
             check_past(state, given)
-        arguments, after = self._operator_arguments(given, state)
+        arguments, after, own = self._operator_arguments(given, state)
         dropout_p, weights = self.dropout if self.training else 0.0, None
         arguments |= {"dropout_p": dropout_p, "return_weights": need_weights}
         if state is not None and state.checked:
@@ -238,6 +245,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             weights = result[2]
             weights = weights if attn_mask is None else fold(weights, given.keys)
             weights = weights.mean(1) if average_attn_weights else weights
+        if self.value_rotation is not None:
+            out = turn_values(out, -own, self.value_rotation)
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
         if state is not None and after is not None:
             after.was_checked_()
@@ -296,7 +305,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             positions=positions,
             key_positions=key_positions,
         )
-        arguments, _ = self._operator_arguments(given, None)
+        arguments, *_ = self._operator_arguments(given, None)
         return prepare(**arguments), given.real if given.itself else None
 
     @classmethod
@@ -345,9 +354,9 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
 
     def _operator_arguments(
         self, given: Inputs, past: IncrementalState | None
-    ) -> tuple[dict[str, Any], IncrementalState | None]:
-        """What the operator is called with, by name, all but dropout_p, backend and return_weights; and the
-        past that a next call goes on from, if these tokens go on from one."""
+    ) -> tuple[dict[str, Any], IncrementalState | None, Tensor]:
+        """What the operator is called with, by name, all but dropout_p, backend and return_weights; the past
+        that a next call goes on from, if these tokens go on from one; and where the receivers stand."""
         has_shift, has_delay = self.shift is not None, self.frequency.delay > 0
         seen = who_sees_whom(given, has_shift, has_delay)
         places = find_places(given, seen, past, has_delay)
@@ -357,6 +366,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             *(tokens.key, tokens.places.own, tokens.places.position, tokens.places.first),
         )
         value = self._of_heads(self.value_proj(tokens.value))
+        if self.value_rotation is not None:
+            value = turn_values(value, tokens.places.position, self.value_rotation)
         coupling, sums = self._effective_coupling(given, tokens, past)
         self_coupling, after = self.self_coupling or not given.itself, None
         if seen.sight is not None and seen.in_forms:
@@ -366,7 +377,11 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         if past is not None and after is not None:
             remember_(after, past, given, places, made, sums, has_shift)
         options = {name: getattr(self, name) for name in ("top_k", "frame", "power", "edge", "eps")}
-        return {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options}, after
+        return (
+            {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options},
+            after,
+            places.own,
+        )
 
     def _effective_coupling(
         self, given: Inputs, tokens: Mixed, past: IncrementalState | None

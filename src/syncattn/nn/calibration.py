@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from syncattn.nn.attention import SelectiveSynchronizationAttention
-from syncattn.nn.density import excess_coupling
+from syncattn.nn.density import Locking, excess_coupling
 
 # What the layer's forward takes that decides which pairs are allowed.
 _DECIDES = (
@@ -21,7 +21,11 @@ _FORWARD = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_m
 
 
 def calibrate(
-    model: nn.Module, *args: Any, density_range: tuple[float, float] | None = None, **kwargs: Any
+    model: nn.Module,
+    *args: Any,
+    density_range: tuple[float, float] | None = None,
+    partners_range: tuple[float, float] | None = None,
+    **kwargs: Any,
 ) -> None:
     """Set every synchronization layer's coupling and bandwidth, in place, on what it is really given.
 
@@ -33,6 +37,10 @@ def calibrate(
         model: anything that holds `SelectiveSynchronizationAttention` layers.
         *args, **kwargs: a real batch.
         density_range: the ladder's ends for all layers; None for each layer's own.
+        partners_range: the ladder's ends in partners in place of densities: how many senders a receiver of
+            the first and of the last head locks with, whatever the length of the text.
+
+    Of a batch with more than 2^20 pairs a head, 64 receivers stand for all, evenly spaced over it.
 
     Processes that train copies of one model must all give it the same batch, or calibrate before
     DistributedDataParallel makes the copies equal; `fully_shard` comes after calibration.
@@ -47,7 +55,7 @@ def calibrate(
         )
 
     def hook(layer: SelectiveSynchronizationAttention, arguments: dict[str, Any]) -> None:
-        layer.calibrate_(**arguments, density_range=density_range)
+        layer.calibrate_(**arguments, density_range=density_range, partners_range=partners_range)
 
     _visit(model, lambda name: hook, args, kwargs)
 
@@ -55,16 +63,25 @@ def calibrate(
 def locked_density(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     """The fraction of allowed pairs that lock, (H,) float32 per synchronization layer, by the layers' names.
 
+    See `count_locked`.
+    """
+    return {name: found.density for name, found in count_locked(model, *args, **kwargs).items()}
+
+
+def count_locked(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Locking]:
+    """How many pairs lock per synchronization layer, by the layers' names: each with its `density`, the
+    fraction of allowed pairs, and its `partners`, how many senders a receiver locks with, (H,) float32.
+
     One forward pass, ``model(*args, **kwargs)``, without gradients.
 
     Raises:
         ValueError: the model has no such layer.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, Locking] = {}
 
     def hook_for(name: str):
         def hook(layer: SelectiveSynchronizationAttention, arguments: dict[str, Any]) -> None:
-            found[name] = layer.locked_density(**arguments)
+            found[name] = layer.count_locked(**arguments)
 
         return hook
 
@@ -73,22 +90,30 @@ def locked_density(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Ten
 
 
 def limit_density_(
-    model: nn.Module, limit: float, *args: Any, gain: float = 0.2, **kwargs: Any
+    model: nn.Module,
+    limit: float | None,
+    *args: Any,
+    max_partners: float | None = None,
+    gain: float = 0.2,
+    **kwargs: Any,
 ) -> dict[str, Tensor]:
-    """Lower the couplings of layers in which more than `limit` of the pairs lock, in place; what they locked.
+    """Lower the couplings of layers in which more pairs lock than a limit allows, in place; what they locked.
 
     For training, every ten steps or so: it is training that decides how many pairs lock, not the start.
     Where a layer's heads lock shares s_h with a mean s above the limit, log K_h falls by
     gain * log(s / limit) * s_h / max s: the widest heads give way, and heads that lock little, which could
     die, are hardly touched. Where the mean is below the limit, gradients alone decide. In rows so short that
     the nearest senders, which always lock, are half of the limit, the limit is raised to twice their share.
+    Of two limits the tighter one counts: a share of the pairs makes the cost quadratic in the length of the
+    text, a number of partners linear.
 
     One forward pass, ``model(*args, **kwargs)``, without gradients. Processes with copies of one model must
     all give it the same batch.
 
     Args:
         model: anything that holds `SelectiveSynchronizationAttention` layers.
-        limit: the highest mean share of allowed pairs in each layer, in (0, 1].
+        limit: the highest mean share of allowed pairs in each layer, in (0, 1]; None for none.
+        max_partners: the highest mean number of senders that a receiver of a layer locks with; None for none.
         *args, **kwargs: a real batch; a few sequences are enough.
         gain: how much of the excess is taken away at a time.
 
@@ -96,11 +121,13 @@ def limit_density_(
         The densities before, as `locked_density`.
 
     Raises:
-        ValueError: `limit` or `gain` is out of range, the model has no such layer, or a layer's heads share
-            one coupling (parametrisation="softplus").
+        ValueError: `limit`, `max_partners` or `gain` is out of range, the model has no such layer, or a
+            layer's heads share one coupling (parametrisation="softplus").
     """
-    if not 0 < limit <= 1:
+    if limit is not None and not 0 < limit <= 1:
         raise ValueError(f"limit must be a share of the pairs, in (0, 1], got {limit!r}")
+    if max_partners is not None and not 0 < max_partners < math.inf:
+        raise ValueError(f"max_partners must be positive and finite, got {max_partners!r}")
     if not 0 < gain < math.inf:
         raise ValueError(f"gain must be positive and finite, got {gain!r}")
     found: dict[str, Tensor] = {}
@@ -115,7 +142,8 @@ def limit_density_(
                     f"{layer.parametrisation!r} in {name}"
                 )
             counted = layer.count_locked(**arguments)
-            found[name], excess = counted.density, excess_coupling(counted, layer.frame, limit)
+            found[name] = counted.density
+            excess = excess_coupling(counted, layer.frame, limit, max_partners)
             if sharded:  # what a layer computes with is a copy of its shards: they change afterwards
                 changes.append((layer, gain * excess))
             else:

@@ -101,26 +101,42 @@ class CoupledHeads(nn.Module):
 
     @torch.no_grad()
     def calibrate_(
-        self, *inputs: Any, density_range: tuple[float, float] | None = None, **masks: Any
+        self,
+        *inputs: Any,
+        density_range: tuple[float, float] | None = None,
+        partners_range: tuple[float, float] | None = None,
+        **masks: Any,
     ) -> None:
         """Set coupling and bandwidth so that the heads' densities on this input are the ladder's, in place.
 
         Args:
             density_range: None for the layer's own.
+            partners_range: the ladder in partners, of a receiver in the mean, in place of densities: the same
+                whatever the length of the text. A head cannot have more than there are.
             *inputs, **masks: as `operator_call` takes them.
 
         Raises:
             ValueError: the parametrisation is "softplus" (its coupling is shared: one number cannot serve
-                every head), or the input gives a head no two different frequencies.
+                every head), both ladders are given, one is out of range, or the input gives a head no two
+                different frequencies.
         """
-        density_range = density_range or self.density_range
-        if self.parametrisation != "log" or density_range is None:
+        if density_range is not None and partners_range is not None:
+            raise ValueError(
+                "calibration takes density_range or partners_range, not both, got "
+                f"density_range={density_range}, partners_range={partners_range}"
+            )
+        ends = density_range or self.density_range
+        if self.parametrisation != "log" or (ends is None and partners_range is None):
             raise ValueError(
                 "calibration needs parametrisation='log' and a density_range, got "
-                f"parametrisation={self.parametrisation!r}, density_range={density_range}"
+                f"parametrisation={self.parametrisation!r}, density_range={ends}"
             )
         call, receivers = self._counted_call(*inputs, **masks)
-        ladder = locking.density_ladder(*density_range, self.num_heads, dtype=torch.float32, device="cpu")
+        if partners_range is not None:
+            ladder = density.partners_ladder(call, receivers, *partners_range)
+        else:
+            assert ends is not None
+            ladder = locking.density_ladder(*ends, self.num_heads, dtype=torch.float32, device="cpu")
         coupling, bandwidth = density.fit_coupling(call, self.coupling, ladder, self.sharpness, receivers)
         self.raw_coupling.copy_(coupling.log())
         self.raw_bandwidth.copy_(bandwidth.log())

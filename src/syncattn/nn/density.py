@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -73,6 +74,27 @@ def excess_coupling(
         lowest = max(lowest, 2 * share)
     excess = torch.log(heads.mean() / (lowest or 1.0)).clamp(min=0)
     return excess * heads / heads.max().clamp(min=1e-12)
+
+
+@torch.no_grad()
+def partners_ladder(call: Call, receivers: Tensor | None, low: float, high: float) -> Tensor:
+    """The densities (H,) float32 with which the heads have, in the mean of this call's receivers, from `low`
+    partners to `high`, in geometric progression; 1 where that is more than they may attend to.
+
+    Raises:
+        ValueError: unless 0 < low <= high, both finite, or no pair is allowed.
+    """
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"partners_range must be (low, high) with 0 < low <= high, got {(low, high)}")
+    allowed = allowed_counts(call)
+    allowed = allowed.expand(call.receive.shape[0], -1, -1)
+    if receivers is not None:
+        allowed = allowed * receivers[:, None]
+    pairs, rows = int(allowed.sum()), int((allowed > 0).sum())
+    if pairs == 0:
+        raise ValueError("calibration needs at least one allowed pair, got none: every pair is masked")
+    ladder = locking.density_ladder(low / high, 1.0, call.receive.shape[1], dtype=torch.float64, device="cpu")
+    return (ladder * high * rows / pairs).clamp(max=1).float()
 
 
 @torch.no_grad()

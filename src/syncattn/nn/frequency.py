@@ -348,3 +348,9 @@ def rotate(x: Tensor, position: Tensor, base: float = 10_000.0) -> Tensor:
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half:]
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def turn_values(value: Tensor, position: Tensor, base: float) -> Tensor:
+    """Values (B, H, N, 2k) turned as `rotate` does, in float32 at least, in their own dtype again."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return rotate(value.to(wide), position, base).to(value.dtype)

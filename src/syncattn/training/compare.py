@@ -331,6 +331,7 @@ def _summary(entrant: Contender, runs: list[Record], folder: str) -> dict[str, A
     loss, spread = mean_and_spread([result.validation_loss for result in results])
     test, test_spread = mean_and_spread([result.test_loss for result in results])
     densities = [value for result in results for layer in result.density for value in layer]
+    partners = [value for result in results for layer in result.partners for value in layer]
     return {
         "name": entrant.name,
         "title": entrant.title,
@@ -341,6 +342,7 @@ def _summary(entrant: Contender, runs: list[Record], folder: str) -> dict[str, A
         "test_loss": test,
         "test_spread": test_spread,
         "density": statistics.fmean(densities) if densities else None,
+        "partners": statistics.fmean(partners) if partners else None,
         "tokens_per_second": statistics.fmean(result.tokens_per_second for result in results),
         "wall_seconds": statistics.fmean(result.wall_seconds for result in results),
         "folder": folder,

@@ -29,6 +29,7 @@ class Fitted:
         parameters: trainable ones, shared ones counted once.
         losses: of the final windows by name, means in nats per predicted token.
         density: the share of allowed pairs that lock on the probe at the end, (layer, head); [] without SSA.
+        partners: how many senders a receiver locks with there, in the mean, (layer, head).
         tokens_per_second, train_seconds: of the training steps alone.
         wall_seconds: of all, before an interruption too.
         history: an entry for each step with a log or an evaluation.
@@ -38,6 +39,7 @@ class Fitted:
     parameters: int
     losses: dict[str, float]
     density: list[list[float]]
+    partners: list[list[float]]
     tokens_per_second: float
     train_seconds: float
     wall_seconds: float
@@ -125,7 +127,7 @@ def _measured(loop: Loop, windows: Windows) -> Fitted:
     return Fitted(
         parameters=parameter_count(loop.accelerator.unwrap_model(loop.model)),
         losses=losses,
-        density=loop.densities(),
+        **loop.head_locking()._asdict(),
         tokens_per_second=loop.tokens_per_second,
         train_seconds=loop.train_seconds,
         wall_seconds=loop.elapsed(),

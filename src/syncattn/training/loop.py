@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
-from syncattn.nn import SelectiveSynchronizationAttention, limit_density_, locked_density
+from syncattn.nn import SelectiveSynchronizationAttention, count_locked, limit_density_
 from syncattn.training.checkpoints import NOT_OURS, unusable
 from syncattn.training.errors import Diverged, UserError
 from syncattn.training.files import PROGRESS_FILE, disk_errors, fingerprints, read_object, staged
@@ -31,7 +31,10 @@ from syncattn.training.windows import Windows
 LIMIT_EVERY = 10
 """Steps between two looks at the density, where it is limited."""
 LIMIT_WINDOWS = 2
-"""Windows that such a look takes."""
+"""Windows that such a look takes, at most as many as a step has."""
+SMALL_BATCH = 4
+"""With fewer windows a step a look costs so much of one that there are half as many looks, of twice the gain:
+about 2 % of the training then, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,15 +116,25 @@ class Loop(Trainer):
         return loss
 
     def _limit_density(self) -> None:
-        """Every ten steps, on training windows that depend on the step alone: all processes do the same."""
-        step, limit = self.state.global_step, self.options.max_density
-        if limit is None or step % LIMIT_EVERY or not self._has_couplings:
+        """Every ten steps or so, on windows that depend on the step alone: all processes do the same."""
+        step, limits = self.state.global_step, (self.options.max_density, self.options.max_partners)
+        rarer = 1 if self.options.batch_size >= SMALL_BATCH else 2
+        if limits == (None, None) or step % (rarer * LIMIT_EVERY) or not self._has_couplings:
             return
         dataset: Any = self.train_dataset
         count, first = len(dataset), step * self.options.batch_size
-        windows = [dataset[(first + i) % count]["input_ids"] for i in range(LIMIT_WINDOWS)]
+        taken = min(LIMIT_WINDOWS, self.options.batch_size)
+        windows = [dataset[(first + i) % count]["input_ids"] for i in range(taken)]
         model = self.accelerator.unwrap_model(self.model)
-        limit_density_(model, limit, input_ids=torch.stack(windows).to(model.device), use_cache=False)
+        input_ids = torch.stack(windows).to(model.device)
+        limit_density_(
+            model,
+            limits[0],
+            max_partners=limits[1],
+            gain=0.2 * rarer,
+            input_ids=input_ids,
+            use_cache=False,
+        )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The Trainer's, with couplings and bandwidths at a learning rate of their own if so wanted."""
@@ -157,21 +170,22 @@ class Loop(Trainer):
         return loss.detach(), None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        heads: list[list[float]] = []
+        heads = HeadLocking([], [])
         if "loss" in logs:
             logs["loss"] = self._over_processes(float(self._loss_sum)) / max(self._loss_steps, 1)
             self._loss_sum, self._loss_steps = 0.0, 0
             if not math.isfinite(logs["loss"]):
                 raise diverged(self.state.global_step, f"the loss is {logs['loss']}", self.options)
-            heads = self.densities()
-            for layer, values in enumerate(heads):
-                logs[f"density/layer_{layer}"] = sum(values) / len(values)
+            heads = self.head_locking()
+            for name, layers in heads._asdict().items():
+                for layer, values in enumerate(layers):
+                    logs[f"{name}/layer_{layer}"] = sum(values) / len(values)
             logs["tokens_per_second"] = self.tokens_per_second
         super().log(logs, start_time)
-        if heads:
+        if heads.density:
             # Per head: too fine for the loggers, wanted in the report.
             entry: dict[str, Any] = self.state.log_history[-1]
-            entry["density"] = heads
+            entry.update(heads._asdict())
 
     def _over_processes(self, number: float) -> float:
         """The mean of the processes' numbers; all of them have to ask."""
@@ -180,9 +194,9 @@ class Loop(Trainer):
         given = torch.tensor(number, dtype=torch.float64, device=self.args.device)
         return float(self.accelerator.reduce(given, reduction="mean"))
 
-    def densities(self) -> list[list[float]]:
-        """Fraction of the allowed pairs that lock on the fixed batch, (layer, head); [] without SSA."""
-        return head_densities(self.accelerator.unwrap_model(self.model), self.probe)
+    def head_locking(self) -> HeadLocking:
+        """What locks on the fixed batch; of nothing without SSA."""
+        return head_locking(self.accelerator.unwrap_model(self.model), self.probe)
 
     @property
     def tokens_per_second(self) -> float:
@@ -274,8 +288,8 @@ class _Clock(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step == 0 and (heads := self.loop.densities()):
-            entry: dict[str, Any] = {"step": 0, "density": heads}
+        if state.global_step == 0 and (heads := self.loop.head_locking()).density:
+            entry: dict[str, Any] = {"step": 0, **heads._asdict()}
             state.log_history.append(entry)
 
     def on_step_begin(
@@ -309,16 +323,28 @@ def has_diverged(model: nn.Module) -> bool:
     return unusable(model) is not None
 
 
-def head_densities(model: PreTrainedModel, input_ids: Tensor) -> list[list[float]]:
-    """Fraction of the allowed pairs that lock, as nested lists (layer, head); [] for a model without SSA.
+class HeadLocking(NamedTuple):
+    """What locks in a model, as nested lists (layer, head)."""
+
+    density: list[list[float]]  # fraction of the allowed pairs
+    partners: list[list[float]]  # senders of a receiver, in the mean
+
+
+def head_locking(model: PreTrainedModel, input_ids: Tensor) -> HeadLocking:
+    """Which fraction of the pairs locks, and with how many senders a receiver; [] for a model without SSA.
 
     Args:
         input_ids: (B, N) token ids.
     """
     if not any(isinstance(module, SelectiveSynchronizationAttention) for module in model.modules()):
-        return []
-    found = locked_density(model, input_ids=input_ids.to(model.device), use_cache=False)
-    return [heads.tolist() for heads in found.values()]
+        return HeadLocking([], [])
+    found = count_locked(model, input_ids=input_ids.to(model.device), use_cache=False).values()
+    return HeadLocking([x.density.tolist() for x in found], [x.partners.tolist() for x in found])
+
+
+def head_densities(model: PreTrainedModel, input_ids: Tensor) -> list[list[float]]:
+    """Fraction of the allowed pairs that lock, as nested lists (layer, head); see `head_locking`."""
+    return head_locking(model, input_ids).density
 
 
 @contextmanager

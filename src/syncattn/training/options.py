@@ -60,6 +60,12 @@ class TrainingOptions:
     max_density: float | None = option(
         0.1, "The mean share of pairs that may lock in a layer while training; 1 sets no limit."
     )
+    # The same by number, whatever the length of the text; of the two limits the tighter one counts.
+    max_partners: float | None = option(
+        None,
+        "The mean number of senders that a receiver may lock with in a layer while training.",
+        shown="no limit",
+    )
     # The learning rate of couplings and bandwidths, as a multiple of `learning_rate`.
     coupling_lr: float = 1.0
     # In the trainable form only, and not where there is `init_from`.
@@ -89,6 +95,8 @@ class TrainingOptions:
             raise UserError(f"weight_decay must be a number of 0 or more, got {self.weight_decay}")
         if self.max_density is not None and not 0 < self.max_density <= 1:
             raise UserError(f"max_density must be a share of the pairs, in (0, 1], got {self.max_density}")
+        if self.max_partners is not None and not 0 < self.max_partners < math.inf:
+            raise UserError(f"max_partners must be a positive, finite number, got {self.max_partners}")
         for name in ("learning_rate", "max_grad_norm", "coupling_lr"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):

@@ -15,7 +15,7 @@ from syncattn.terminal import fold
 
 
 class Display(TrainerCallback):
-    """Shows loss, validation loss, tokens per second, density per layer and gradient norm.
+    """Shows loss, validation loss, tokens per second, density and partners per layer, gradient norm.
 
     On a terminal one line is kept up to date below a line per evaluation; elsewhere (a file, a pipe) a plain
     line is printed at most every `seconds` and at every evaluation.
@@ -143,7 +143,7 @@ def fit(label: str, values: dict[str, Any], room: int) -> tuple[str, int, str]:
 
 def describe(values: dict[str, Any], mean: bool = False) -> list[str]:
     """The latest numbers, each with its name, the most important first: loss and validation loss in nats per
-    token, density per layer or its mean."""
+    token, density and partners per layer or their mean."""
     parts = []
     if "loss" in values:
         parts.append(f"loss {values['loss']:.3f}")
@@ -155,6 +155,10 @@ def describe(values: dict[str, Any], mean: bool = False) -> list[str]:
     if layers:
         shown = [sum(layers) / len(layers)] if mean else layers
         parts.append("density " + " ".join(f"{value:.2f}" for value in shown))
+    layers = [value for name, value in values.items() if name.startswith("partners/")]
+    if layers:
+        shown = [sum(layers) / len(layers)] if mean else layers
+        parts.append("partners " + " ".join(f"{value:.0f}" for value in shown))
     if "grad_norm" in values:
         parts.append(f"grad {values['grad_norm']:.2f}")
     return parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
@@ -51,6 +51,8 @@ class Result:
         density: the share of allowed pairs that lock, (layer, head); [] without SSA.
         tokens_per_second, train_seconds: of the training steps alone.
         wall_seconds: of all, before an interruption too.
+        partners: how many senders a receiver locks with, in the mean, (layer, head); records of earlier
+            versions have none.
     """
 
     validation_loss: float
@@ -61,6 +63,7 @@ class Result:
     tokens_per_second: float
     train_seconds: float
     wall_seconds: float
+    partners: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,13 @@ class Record:
 
     def _usable(self) -> bool:
         """Whether what is computed with is there."""
-        numbers = [getattr(self.result, f.name) for f in fields(Result) if f.name != "density"]
-        density = self.result.density
-        if not (isinstance(density, list) and all(isinstance(layer, list) for layer in density)):
-            return False
-        numbers += [self.parameters, *(head for layer in density for head in layer)]
+        by_head = "density", "partners"
+        numbers = [getattr(self.result, f.name) for f in fields(Result) if f.name not in by_head]
+        for layers in (self.result.density, self.result.partners):
+            if not (isinstance(layers, list) and all(isinstance(layer, list) for layer in layers)):
+                return False
+            numbers += [head for layer in layers for head in layer]
+        numbers.append(self.parameters)
         return all(map(is_number, numbers)) and isinstance(self.history, list)
 
 
@@ -185,6 +190,7 @@ def read_run(out: Path, begun: dict[str, Any]) -> tuple[TrainingOptions, dict[st
 def history(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The Trainer's log as one entry per step: loss, validation_loss, grad_norm, density and so on."""
     names = {"loss": "loss", "eval_loss": "validation_loss", "grad_norm": "grad_norm", "density": "density"}
+    names |= {"partners": "partners"}
     names |= {"learning_rate": "learning_rate", "tokens_per_second": "tokens_per_second"}
     entries: dict[int, dict[str, Any]] = {}
     for line in log:

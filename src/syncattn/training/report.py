@@ -104,7 +104,7 @@ def render(results: dict[str, Any]) -> str:
 
 def table_rows(models: list[dict[str, Any]]) -> list[list[str]]:
     """The table's cells as text, its header first: what the terminal and the page both show."""
-    rows = [["model", "parameters", "lr", "validation", "test", "density", "tokens/s", "time"]]
+    rows = [["model", "parameters", "lr", "validation", "test", "density", "partners", "tokens/s", "time"]]
     for model in models:
         rows.append(
             [
@@ -114,11 +114,19 @@ def table_rows(models: list[dict[str, Any]]) -> list[list[str]]:
                 _loss(model["validation_loss"], model["validation_spread"]),
                 _loss(model["test_loss"], model["test_spread"]),
                 "1" if model["density"] is None else f"{model['density']:.2f}",
+                _partners(model),
                 f"{model['tokens_per_second']:,.0f}",
                 f"{model['wall_seconds']:.0f} s",
             ]
         )
     return rows
+
+
+def _partners(model: dict[str, Any]) -> str:
+    """How many senders a receiver locks with; nothing of a run of an earlier version."""
+    if model["density"] is None:
+        return "all"
+    return "" if model.get("partners") is None else f"{model['partners']:.1f}"
 
 
 def _loss(mean: float, spread: float | None) -> str:

@@ -232,6 +232,7 @@ def _result(fitted: Fitted, windows: Windows) -> Result:
         test_loss=fitted.losses["test"],
         test_tokens=predicted["test"],
         density=fitted.density,
+        partners=fitted.partners,
         tokens_per_second=fitted.tokens_per_second,
         train_seconds=fitted.train_seconds,
         wall_seconds=fitted.wall_seconds,

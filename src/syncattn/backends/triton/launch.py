@@ -211,18 +211,18 @@ class Launch:
         tiles = cdiv(tiles, granule) * granule  # a granule is read to its end
         plane = tiles * block
 
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(rows, *shape, dtype=dtype, device=x.device)
 
-        numbers = empty(plane, dtype=torch.int32) if self.numbered else None
+        numbers = new(plane, dtype=torch.int32) if self.numbered else None
         operands = along = drawn = bound = None
         if not self.direct:
-            operands = empty(plane, self.product, dtype=torch.float16)
-            along, bound = empty(plane), empty(tiles)
-            drawn = empty(plane, self.drawn, dtype=torch.bfloat16)
-        planes = Planes(empty(self.freq_dim, plane), plane, numbers, operands, along, drawn, bound)
-        boxes = Boxes(empty(self.freq_dim, tiles), empty(self.freq_dim, tiles))
-        reach = empty(tiles) if receives else None
+            operands = new(plane, self.product, dtype=torch.float16)
+            along, bound = new(plane), new(tiles)
+            drawn = new(plane, self.drawn, dtype=torch.bfloat16)
+        planes = Planes(new(self.freq_dim, plane), plane, numbers, operands, along, drawn, bound)
+        boxes = Boxes(new(self.freq_dim, tiles), new(self.freq_dim, tiles))
+        reach = new(tiles) if receives else None
         start(
             arrange_kernel, self.device, (rows * tiles,),
             Frequencies(x, *x.stride()), order,
