@@ -1,6 +1,5 @@
 """A headless Chromium that tests speak to through its debugging pipe: no driver and no network is needed."""
 
-import fcntl
 import json
 import os
 import select
@@ -17,8 +16,8 @@ QUIET += " --disable-features=IsolateSandboxedIframes"
 
 
 def find():
-    """The browser's path, None if there is none."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    """The browser's path, None if there is none, or no pipe of the kind that it is spoken to through."""
+    return next(filter(None, map(shutil.which, NAMES)), None) if os.name == "posix" else None
 
 
 class Chromium:
@@ -30,6 +29,8 @@ class Chromium:
     """
 
     def __init__(self, path):
+        import fcntl  # where there is POSIX
+
         self.profile = tempfile.mkdtemp()
         theirs, self.into = os.pipe()
         self.out, answers = os.pipe()
