@@ -14,29 +14,18 @@ from syncattn.functional import go_on, selective_synchronization_attention
 from syncattn.nn.coupled_heads import CoupledHeads
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
 from syncattn.nn.frequency import Frequency, turn_values
+from syncattn.nn.hosts import NeverFused
 from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs
-from syncattn.nn.operands import as_they_are, in_every_form
+from syncattn.nn.operands import as_they_are, in_every_form, remember_
 from syncattn.nn.options import check_synchronization, check_value_rotation
 from syncattn.nn.places import find_places, lattice, with_positions
 from syncattn.nn.published import published, renamed_parameters
 from syncattn.nn.shift import Mixed, mix_tokens
 from syncattn.nn.sight import fold, who_sees_whom
-from syncattn.nn.state import IncrementalState, Step
-from syncattn.nn.tokens import last_real_input
+from syncattn.nn.state import IncrementalState
 
 
-class _NotPacked:
-    """Stands where PyTorch's encoder looks for packed projections. Among its arguments it takes what brings
-    functions of its own for a reason not to fuse them."""
-
-    requires_grad = True
-
-    @classmethod
-    def __torch_function__(cls, *_: Any) -> Any:
-        return NotImplemented
-
-
-class SelectiveSynchronizationAttention(CoupledHeads):
+class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
     """Multi-head attention among oscillators: pairs that phase-lock exchange values, others weigh exactly 0.
 
     The defaults are the trainable form. `from_reference` builds the published one (Hays, arXiv 2602.14445).
@@ -73,13 +62,6 @@ class SelectiveSynchronizationAttention(CoupledHeads):
 
     Shape: see `forward`.
     """
-
-    # PyTorch's encoder and its layers read these of a `self_attn`, to see whether a fused kernel of theirs
-    # may take the place of all of it. It may not: the first two say so to a layer and to an encoder that is
-    # made of such layers, the third to an encoder whose layers were changed after it was made.
-    _qkv_same_embed_dim = False
-    in_proj_bias = None
-    in_proj_weight = _NotPacked()
 
     def __init__(
         self,
@@ -378,9 +360,6 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         has_shift, has_delay = self.shift is not None, self.frequency.delay > 0
         seen = who_sees_whom(given, has_shift, has_delay)
         places = find_places(given, seen, past, has_delay)
-        last_input = None
-        if past is not None and has_shift:
-            last_input = last_real_input(given.key, given.real, past.last_input)
         tokens = mix_tokens(given, seen, places, self.shift, past)
         made = self.frequency(
             None if given.itself and tokens.key is tokens.query else tokens.query,
@@ -396,11 +375,7 @@ class SelectiveSynchronizationAttention(CoupledHeads):
         else:
             operands, after = as_they_are(made, value, given, seen, past, self_coupling)
         if past is not None and after is not None:
-            before = made.before(past.last_emitted)
-            step = Step(past.mark(), given.real, made.emitted, before, given.key if has_shift else None, sums)
-            after.last_input, after.origin, after.last_place = last_input, places.origin, places.last
-            after.phase_sum = past.phase_sum if sums is None or given.keys == 0 else sums[:, :, -1]
-            after.record_(past, step._replace(origin=places.origin, place=places.position))
+            remember_(after, past, given, places, made, sums, has_shift)
         options = {name: getattr(self, name) for name in ("top_k", "frame", "power", "edge", "eps")}
         return (
             {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options},

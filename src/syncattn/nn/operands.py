@@ -1,4 +1,5 @@
-"""What the operator is called with: senders as they are, or in every form in which somebody may meet them."""
+"""What the operator is called with, senders as they are or in every form in which somebody may meet them; and
+what is kept of a call."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from syncattn.nn.frequency import Frequencies
 from syncattn.nn.inputs import Inputs
+from syncattn.nn.places import Places
 from syncattn.nn.sight import Seen, Sight, forms_of_senders, in_one_call, only
-from syncattn.nn.state import IncrementalState
-from syncattn.nn.tokens import last_real
+from syncattn.nn.state import IncrementalState, Step
+from syncattn.nn.tokens import last_real, last_real_input
 
 
 class Operands(NamedTuple):
@@ -49,6 +51,40 @@ def as_they_are(
         send, value, real = after.held
     mask = both_allow(given.allowed, real)
     return Operands(made.receive, send, value, mask, given.is_causal, self_coupling), after
+
+
+def remember_(
+    after: IncrementalState,
+    past: IncrementalState,
+    given: Inputs,
+    places: Places,
+    made: Frequencies,
+    sums: Tensor | None,
+    has_shift: bool,
+) -> None:
+    """Write into `after`, which `as_they_are` made of `past`, what later tokens need besides senders.
+
+    Args:
+        given, places, made: of these tokens.
+        sums: (B, H, N, p, 2), the phases' sums up to each of them; None without an order parameter.
+        has_shift: whether the token before is mixed in.
+    """
+    if has_shift:
+        after.last_input = last_real_input(given.key, given.real, past.last_input)
+    after.origin, after.last_place = places.origin, places.last
+    if sums is not None and given.keys > 0:
+        after.phase_sum = sums[:, :, -1]
+    step = Step(
+        mark=past.mark(),
+        real=given.real,
+        emitted=made.emitted,
+        before=made.before(past.last_emitted),
+        given=given.key if has_shift else None,
+        sums=sums,
+        origin=places.origin,
+        place=places.position,
+    )
+    after.record_(past, step)
 
 
 def in_every_form(
