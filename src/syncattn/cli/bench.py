@@ -22,7 +22,8 @@ class Task:
 
     suites: list[str] | None = argument(
         None,
-        "table, tokens, variants, frequencies (together: operator), decode, train, block, scaling; "
+        "table, tokens, variants, frequencies (together: operator), decode, generation, train, block, "
+        "scaling; "
         "gpu-64, gpu-128, gpu-decode, gpu-memory, gpu-anchors, gpu-flex (together: gpu).",
         metavar="SUITE...",
         shown="all; with --device cuda gpu",
