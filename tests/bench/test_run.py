@@ -128,6 +128,14 @@ def test_a_wrong_backend_gets_no_number_and_exit_status_1(how, said, right, benc
     assert "WRONG" in (out / "bench.md").read_text() and said in (out / "bench.md").read_text()
 
 
+def test_generation_is_beside_the_transformer_and_llama(bench):
+    status, out = bench("generation")
+    (entry,) = record(out)["entries"]
+    assert status == 0 and list(entry["contenders"]) == ["osn", "sdpa", "llama"]
+    assert entry["case"]["batch"] == 2 and entry["case"]["tokens"] == 32
+    assert all(result["errors"]["out"] < 1e-3 for result in entry["contenders"].values())
+
+
 @pytest.mark.parametrize("suite", ["block", "train", "decode"])
 def test_a_wrong_backend_is_seen_in_models(suite, bench, monkeypatch):
     prefer(monkeypatch, "wrong", lambda call: 1.5 * TILED.run(call))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from syncattn import nn as osn
 from syncattn import selective_synchronization_attention
@@ -31,12 +31,14 @@ from syncattn.models import (
 )
 from syncattn.nn import attention as attention_layer
 
-OSN = "osn"
+OSN, LLAMA = "osn", "llama"
 STEP = "training step"
 # A model is held to a float64 copy of itself on this many first tokens: it is causal, so they are exact.
 _PREFIX = 128
 _TOLERANCE = {"out": 1e-3, "gradient": 1e-2}
 _VOCABULARY = 256
+# To calibrate on a long text takes longer than all that is timed.
+_CALIBRATED = 256
 
 
 def jobs(plan: BenchPlan) -> Iterator[tuple[str, list[Job]]]:
@@ -60,6 +62,18 @@ def jobs(plan: BenchPlan) -> Iterator[tuple[str, list[Job]]]:
         [
             Job(f"decoding step, {n} cached", partial(run_decode, size=size, tokens=n, threads=t))
             for t, n in lengths
+        ],
+    )
+    yield (
+        "generation",
+        [
+            Job(
+                f"generation, {batch} x {n} cached",
+                partial(run_generation, size=plan.generation_size, tokens=n, batch=batch, threads=threads),
+            )
+            for threads in plan.threads
+            for batch in plan.generation_batches
+            for n in plan.generation_keys
         ],
     )
 
@@ -208,7 +222,64 @@ def run_decode(session: Session, size: tuple[int, int, int], tokens: int, thread
     session.measure(described, Field(runners, {n: as_json(e) for n, e in errors.items()}, wrong, {}))
 
 
-def _decode_runner(model: nn.Module, cache: DecoderCache, last: Tensor) -> Callable[[], object]:
+def run_generation(
+    session: Session, size: tuple[int, int, int], tokens: int, batch: int, threads: int
+) -> None:
+    """A token for each of `batch` texts with a cache of `tokens`, beside the Transformer and a Llama.
+
+    A text is filled in once and repeated. Tokens per second over another's are the inverse of the ratio of
+    times.
+    """
+    set_threads(threads)
+    plan = session.plan
+    generator = torch.Generator().manual_seed(plan.seed)
+    ids = torch.randint(_VOCABULARY, (1, tokens + 1), generator=generator).to(plan.device)
+    ours, theirs = build(size, tokens, plan.device)
+    models: dict[str, Any] = {OSN: ours, SDPA: theirs, LLAMA: _llama(theirs.config, plan.device)}
+    first = ids[:, :_CALIBRATED]
+    with _quiet():
+        osn.calibrate(ours, first)
+    name = f"{batch} x {tokens} cached"
+    described = _describe(session, "generation", name, threads, tokens, batch, size) | {"passes": FORWARD}
+    described |= {"counted": _density(ours, first)}
+    described |= {"backend": _backend(lambda: models[OSN](first, use_cache=False))}
+    errors, wrong, runners = {}, {}, {}
+    for each, model in models.items():
+        model.eval()
+        cache = DynamicCache() if each == LLAMA else DecoderCache(model.config)
+        last = ids[:, -1:].expand(batch, -1)
+        with torch.no_grad():
+            model(ids[:, :-1], past_key_values=cache, logits_to_keep=1)
+            cache.batch_repeat_interleave(batch)
+            step = model(last, past_key_values=cache).logits[:, -1]
+            whole = model(ids, use_cache=False, logits_to_keep=1).logits[:, -1]
+        error = _error(step, whole.expand_as(step))
+        errors[each] = as_json({"out": error})
+        if error <= _TOLERANCE["out"]:
+            runners[each] = _decode_runner(model, cache, last)
+        else:
+            wrong[each] = f"the cached step is off by {error:.1e} from the whole forward"
+    session.measure(described, Field(runners, errors, wrong, {}))
+
+
+def _llama(like: Any, device: str) -> Any:
+    """A `LlamaForCausalLM` of the sizes that a `TransformerConfig` has."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # slow
+
+    config = LlamaConfig(
+        vocab_size=like.vocab_size,
+        hidden_size=like.hidden_size,
+        intermediate_size=like.intermediate_size,
+        num_hidden_layers=like.num_hidden_layers,
+        num_attention_heads=like.num_attention_heads,
+        max_position_embeddings=like.max_position_embeddings,
+        tie_word_embeddings=True,
+    )
+    model: Any = LlamaForCausalLM(config)
+    return model.to(device)
+
+
+def _decode_runner(model: nn.Module, cache: Any, last: Tensor) -> Callable[[], object]:
     def step() -> object:
         with torch.no_grad():
             return model(last, past_key_values=cache)

@@ -12,6 +12,7 @@ from syncattn.training.errors import UserError
 SUITES = {
     "table": "the operator at the targets' sizes",
     "decode": "one query and a cache",
+    "generation": "a token for each of one and of many texts, beside the Transformer and Llama",
     "train": "a whole training step",
     "block": "one block of a model",
     "counting": "calibrating, limiting and counting, beside a forward pass",
@@ -53,6 +54,8 @@ class BenchPlan:
         gpu_cache: M that suite "gpu-decode" decodes from.
         gpu_heads, gpu_window: H and the drifting heads' window of these suites.
         gpu_tiles: shares of the tiles that lock, in their sparse cases.
+        generation_keys, generation_batches: cache lengths, and numbers of texts, of suite "generation".
+        generation_size: (hidden size, blocks, heads) of its models.
         model_tokens: N of the blocks and training steps.
         counting_tokens: N of suite "counting".
         model_sizes: (hidden size, blocks, heads) of the models; the first is the block's.
@@ -82,6 +85,9 @@ class BenchPlan:
     freq_tokens: int = 2048
     scaling: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536)
     decode_keys: tuple[int, ...] = (512, 2048, 4096, 16384)
+    generation_keys: tuple[int, ...] = (64, 2048, 8192)
+    generation_batches: tuple[int, ...] = (1, 16)
+    generation_size: tuple[int, int, int] = (256, 4, 8)
     gpu_tokens: tuple[int, ...] = (32768, 8192, 65536, 2048)
     gpu_cache: tuple[int, ...] = (32768,)
     gpu_heads: int = 16
@@ -143,6 +149,7 @@ def quick(plan: BenchPlan) -> BenchPlan:
         freq_tokens=512,
         scaling=(1024, 2048, 4096),
         decode_keys=(512, 4096),
+        generation_keys=(64, 512),
         gpu_tokens=(8192, 2048),
         gpu_cache=(8192,),
         model_tokens=(512,),

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncattn.bench.contenders import ADASPLASH, FLASH, FLEX, PUBLISHED, SDPA, SSA_FLEX, TILED
-from syncattn.bench.models import OSN
+from syncattn.bench.models import LLAMA, OSN
 from syncattn.bench.plan import SUITES
 from syncattn.bench.session import threads_text
 from syncattn.bench.targets import HEADER
@@ -24,6 +24,7 @@ TITLES = {
     PUBLISHED: "published",
     TILED: "tiled",
     OSN: "OSN",
+    LLAMA: "Llama",
     FLASH: "FlashAttention",
     FLEX: "FlexAttention",
     SSA_FLEX: "SSA by FlexAttention",

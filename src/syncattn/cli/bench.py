@@ -22,7 +22,7 @@ class Task:
 
     suites: list[str] | None = argument(
         None,
-        "table, tokens, variants, frequencies (together: operator), decode, train, block, "
+        "table, tokens, variants, frequencies (together: operator), decode, generation, train, block, "
         "counting, scaling; "
         "gpu-64, gpu-128, gpu-decode, gpu-memory, gpu-anchors, gpu-flex (together: gpu).",
         metavar="SUITE...",

@@ -105,8 +105,8 @@ def describe(call: Call, order: Order | None) -> Inputs:
     # S_ij = S_ji halves the work of finding and weighing the pairs, but makes a head one task: for as many
     # heads as the machine has cores. (Not as there are threads in use: the result must not depend on these.)
     simple = mask is None and seed is None and not call.is_causal and not nearest
-    enough = batch * heads >= (os.cpu_count() or 1)
-    problem.symmetric = call.symmetric and simple and coupling.stride(2) == 0 and enough
+    alike = call.symmetric and simple and coupling.stride(2) == 0
+    problem.symmetric = alike and batch * heads >= (os.cpu_count() or 1)  # to count takes time
     return Inputs(problem, receive, send, plain_value, coupling, bandwidth, mask, order)
 
 
