@@ -5,15 +5,17 @@
 Steps, in this order, each in processes of its own with a time limit; none needs another to have worked:
 
     versions    nvidia-smi, `syncattn doctor`
-    check       the tests marked gpu; beside them, short runs that compile what the next steps need
+    check       the tests marked gpu; beside them, small calls of every form under compute-sanitizer
+    warm        short runs that compile what the next steps need
     gpu-64      `syncattn bench gpu-64`: values 64 wide, beside SDPA and FlashAttention
     gpu-128     the same, 128 wide
     gpu-decode  decoding, CUDA graphs, peak memory
     training    an OSN and a Transformer of its size: tokens per second and losses
     gpu-anchors beside SSA through FlexAttention, and AdaSplash if PYTHONPATH has it
     tests       the rest of the Triton backend's tests, for as long as there is time
-    scale       benchmarks/gpu_scale.py, the quality study at 1M and 5M parameters: only if --steps names it,
-                since it takes three minutes and no other step
+    tune        benchmarks/gpu_tune.py, each kernel's time in many block sizes: only if --steps names it
+    scale       benchmarks/gpu_scale.py, the quality study at 1M and 5M parameters: likewise, in a call of its
+                own, since it takes three minutes
 
 FOLDER gets eight files at most, renewed after every step: summary.md and summary.json (what passed, how long
 it took, the targets), log.txt (all that was printed), and the records gpu-64.json, gpu-128.json,
@@ -83,6 +85,8 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
         warm["warm-gpu-decode"] = part("warm-gpu-decode", "--bench", "gpu-decode", "--warm")
         warm["warm-training"] = part("warm-training", "--train", "1", "--warm")
     others = [f"{TESTS}/test_lists.py"] if dry else [TESTS, f"--ignore={TESTS}/test_gpu.py"]
+    checker = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", "--print-limit", "5"]
+    checker = [] if dry else checker
     train_seconds = str(50 * scale)
     scaled = [python, str(ROOT / "benchmarks" / "gpu_scale.py"), "--out", str(out.absolute())]
     scaled += ["--seconds", str(160 * scale)]
@@ -96,7 +100,15 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
             },
             40,
         ),
-        Step("check", {"gpu tests": [*pytest, f"{TESTS}/test_gpu.py", "-m", "gpu"], **warm}, 110),
+        Step(
+            "check",
+            {
+                "gpu tests": [*pytest, f"{TESTS}/test_gpu.py", f"{TESTS}/test_product.py"],
+                "memcheck": [*checker, *part("small-calls", "--small-calls")],
+            },
+            90,
+        ),
+        Step("warm", warm, 45),
         Step("gpu-64", {"gpu-64": part("gpu-64", "--bench", "gpu-64")}, 80, "gpu-64/bench.json"),
         Step("gpu-128", {"gpu-128": part("gpu-128", "--bench", "gpu-128")}, 90, "gpu-128/bench.json"),
         Step(
@@ -118,6 +130,13 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
             "gpu-anchors/bench.json",
         ),
         Step("tests", {"other tests": [*pytest, *others]}, 540),
+        Step(
+            "tune",
+            {"tune": [python, str(ROOT / "benchmarks" / "gpu_tune.py"), "--out", str(work / "tune")]},
+            150,
+            "tune/tune.json",
+            asked=True,
+        ),
         # Its record goes to FOLDER at once: these are the longest three minutes to lose.
         Step("scale", {"scale": [*scaled, *toy]}, 175, str(out.absolute() / "scale.json"), asked=True),
     ]
@@ -211,7 +230,7 @@ def summary_lines(session: dict[str, Any], records: dict[str, Any]) -> Iterator[
             row = (step["name"], label, part["status"] + told, part.get("seconds", ""), step["limit"])
             yield "| " + " | ".join(map(str, row)) + " |"
     for name, record in records.items():
-        if name not in ("training", "scale"):
+        if name not in ("training", "scale", "tune"):
             rows = _target_rows(record)
             if rows:
                 yield f"\n## {name}: targets\n\n| target | wanted | measured, × the faster rival's | met |"

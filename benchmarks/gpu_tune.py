@@ -38,15 +38,19 @@ SIZES = {
         (128, 64, 64, 4, 2), (64, 128, 64, 4, 2), (128, 64, 32, 4, 3), (64, 128, 32, 4, 3),
     ],
 }  # fmt: skip
-BASE = {"tokens": 16384, "heads": 16, "dtype": "mixed"}
 LAYER = {"structure": "drift", "window": 512, "is_causal": True, "frame": "nearest", "self_coupling": False}
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "dense": {"density": 0.95, "freq_dim": 8},
     "dense-16": {"density": 0.95, "freq_dim": 16},
     "quarter": {"structure": "segments", "tiles": 0.25, "freq_dim": 8},
     "window": {"structure": "drift", "window": 512, "is_causal": True, "freq_dim": 8},
     "layer": LAYER | {"freq_dim": 16},
 }
+
+
+def case_of(form: str, width: int, tokens: int, heads: int = 16) -> Case:
+    """That form of call, with values so wide."""
+    return Case(form, head_dim=width, tokens=tokens, heads=heads, dtype="mixed", **FORMS[form])
 
 
 def set_blocks(name: str, sizes: tuple[int, ...]) -> None:
@@ -88,7 +92,7 @@ def host_time(run: Any) -> float:
 
 def measure(form: str, width: int, tokens: int, chosen: list[tuple[str, int]], repeats: int) -> Any:
     """Yields a record for each (pass, number of its sizes)."""
-    case = Case(form, head_dim=width, **BASE | FORMS[form] | {"tokens": tokens})
+    case = case_of(form, width, tokens)
     inputs = make_inputs(case, "cuda")
     launch.FEWEST_SORTED = 1 << 30  # the order costs the same for all
     call = prepare(*inputs, **case.options())
@@ -194,7 +198,7 @@ def main() -> None:
                 print(table([record]), flush=True)
                 if given.out:
                     given.out.mkdir(parents=True, exist_ok=True)
-                    (given.out / "tune.json").write_text(json.dumps(records, indent=1))
+                    (given.out / "tune.json").write_text(json.dumps({"variants": records}, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ LEVELS = (
     ("backends",),
     ("functional",),
     ("nn",),
+    ("explorer",),
     ("syncattn",),  # the package's own file, which names what a user of the operator imports
     ("models",),
     ("integrations",),

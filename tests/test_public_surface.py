@@ -17,6 +17,7 @@ from syncattn.starting import WAITING, how_threads_wait, let_waiting_threads_sle
 def test_names():
     assert set(syncattn.__all__) == {
         "backends",
+        "explore",
         "locking",
         "nn",
         "order_parameter",

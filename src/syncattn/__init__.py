@@ -8,11 +8,13 @@ from syncattn.starting import let_waiting_threads_sleep
 if TYPE_CHECKING:
     from syncattn import backends, locking, nn
     from syncattn.backends import use_backend
+    from syncattn.explorer import explore
     from syncattn.functional import order_parameter, selective_synchronization_attention
 
 __version__ = "0.1.0"
 __all__ = [
     "backends",
+    "explore",
     "locking",
     "nn",
     "order_parameter",
@@ -20,6 +22,7 @@ __all__ = [
     "use_backend",
 ]
 _MODULE_OF = {
+    "explore": "syncattn.explorer",
     "order_parameter": "syncattn.functional",
     "selective_synchronization_attention": "syncattn.functional",
     "use_backend": "syncattn.backends",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -78,12 +80,14 @@ def selective_synchronization_attention(
         >>> out.shape
         torch.Size([1, 4, 128, 64])
     """
-    call = check(
+    return go_on(
+        0,
         receive,
         send,
         value,
         coupling,
         bandwidth,
+        backend=backend,
         attn_mask=attn_mask,
         is_causal=is_causal,
         self_coupling=self_coupling,
@@ -95,13 +99,21 @@ def selective_synchronization_attention(
         eps=eps,
         return_weights=return_weights,
     )
+
+
+def go_on(
+    checked_senders: int, *tensors: Tensor, backend: str | None = None, **options: Any
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """`selective_synchronization_attention` of the other arguments, where the first so many senders are known
+    to be finite: those of a cache, whose values were looked at when they came."""
+    call = check(*tensors, checked_senders=checked_senders, **options)
     chosen = choose(call, backend)
     if call.dropout_p > 0:
-        seed = torch.randint(0, 2**62, (), dtype=torch.int64, device=receive.device)
+        seed = torch.randint(0, 2**62, (), dtype=torch.int64, device=call.receive.device)
         call = call._replace(seed=seed)
     if not chosen.keeps_bounds:
         call = within_bounds(call)
-    with without_autocast(receive.device):  # D and F are float32 at least
+    with without_autocast(call.receive.device):  # D and F are float32 at least
         return chosen.run(call)
 
 

@@ -6,6 +6,11 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 
 def width() -> int | None:
@@ -13,6 +18,22 @@ def width() -> int | None:
     if sys.stdout is None or not sys.stdout.isatty():
         return None
     return max(shutil.get_terminal_size().columns, 20)
+
+
+def quiet_progress(console: Console) -> Progress:
+    """A bar for what is timed: it shows what is under way, and is not there where nobody watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        refresh_per_second=1,  # it draws in a thread of its own, which should not disturb what is timed
+    )
 
 
 def fold(parts: Sequence[str], columns: int | None, indent: str = "  ", between: str = "  ") -> str:

@@ -228,7 +228,7 @@ def densities() -> dict:
 
 
 def shard(model: nn.Module, **options: Any) -> nn.Module:
-    """As the guide shows it: each block, then the rest."""
+    """As docs/distributed.md shows it: each block, then the rest."""
     for layer in model.model.layers:
         fully_shard(layer, **options)
     fully_shard(model, **options)

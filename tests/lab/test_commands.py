@@ -40,6 +40,21 @@ def test_every_entry_point_of_the_project_loads():
 
 
 @pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["study", "plan.toml", "--workers", "0"], "--workers must be at least 1, got 0"),
+        (["paper", "--seed", "-1"], "--seed must be from 0 to 2147483647, got -1"),
+        (["paper", "--resume", "--overwrite"], "--resume keeps what is there and --overwrite replaces it"),
+    ],
+)
+def test_what_cannot_be_is_one_line(given, reason):
+    result = CliRunner().invoke(program.app, given)
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"syncattn: {reason}")
+
+
+@pytest.mark.parametrize(
     ("value", "reason"),
     [("no_such_package.command:run", "No module named"), ("json:no_such_function", "no attribute")],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import pytest
@@ -29,6 +30,12 @@ OSN = {
     "osn own drift": OSNConfig(**DENSE, position="own_drift", freq_dim=4, phase_dim=2),
     "osn rotary": OSNConfig(**DENSE, position="rotary", delay=1.0),
     "osn no position": OSNConfig(**DENSE, position="none", delay=0.0, order_parameter=False),
+    "osn mix": OSNConfig(
+        **DENSE,
+        position=["drift", "own_helix", "none", "helix"],
+        helix_scales=[2.0, 8.0],
+        value_rotation=100.0,
+    ),
     "osn top k": OSNConfig(**DENSE, top_k=3, self_coupling=True, power=1, edge=0.01),
     "osn token shift": OSNConfig(**DENSE, token_shift=True, gated=True, hidden_act="silu"),
     "osn paper": OSNConfig.paper(**SIZES),
@@ -92,3 +99,9 @@ def ids() -> torch.Tensor:
 def mask(ids: torch.Tensor) -> torch.Tensor:
     """Left padding of 0, 4 and 9 tokens."""
     return (torch.arange(13) >= torch.tensor([[0], [4], [9]])).long()
+
+
+@pytest.fixture
+def build_model():
+    """A copy of the model of a name, which a test may change."""
+    return lambda name: copy.deepcopy(build(name))

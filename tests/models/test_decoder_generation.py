@@ -180,13 +180,37 @@ def test_positions_given_to_generate(typical, ids, options):
     for positions in (counted, torch.arange(13).expand(3, -1)):
         given = {"attention_mask": mask, "position_ids": positions} | options
         assert torch.equal(generate(typical, padded, **given), expected)
-    with pytest.raises(ValueError, match="position_ids must rise by 1"):
+    with pytest.raises(ValueError, match="position_ids must rise "):
         generate(typical, ids, position_ids=torch.arange(13)[None] % 5)
 
 
-def test_decoding_that_would_have_to_go_back_is_refused(typical, ids):
-    with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
-        generate(typical, ids[:1], prompt_lookup_num_tokens=3)
+def test_prompt_lookup_gives_the_greedy_tokens(model, ids):
+    repeated = ids[:1, :5].repeat(1, 4)  # there is something to look up, and most of it is wrong
+    out = generate(
+        model, repeated, prompt_lookup_num_tokens=3, max_new_tokens=30, return_dict_in_generate=True
+    )
+    assert torch.equal(out.sequences, greedy(model, repeated, 30))
+    assert out.past_key_values.get_seq_length() == 49
+
+
+@pytest.mark.parametrize("assistant", ["osn", "rotary token shift", "alibi delay"])
+def test_assisted_decoding_gives_the_greedy_tokens(typical, ids, build_model, assistant):
+    """The assistant's tokens are taken back where the model has others, in both caches."""
+    helper = build_model(assistant)
+    helper.generation_config.assistant_confidence_threshold = 0.0  # it goes on however unsure it is
+    expected = greedy(typical, ids[:1], 20)
+    assert torch.equal(generate(typical, ids[:1], assistant_model=helper, max_new_tokens=20), expected)
+    masked, mask = ids[:1] * (torch.arange(13) > 2), (torch.arange(13) > 2).long()[None]
+    padded = generate(typical, masked, attention_mask=mask, assistant_model=helper, max_new_tokens=20)
+    assert torch.equal(padded[:, 13:], greedy(typical, ids[:1, 3:], 20)[:, 10:])
+
+
+def test_assisted_sampling_goes_on_from_a_cache(typical, ids, build_model):
+    cache = DecoderCache(typical.config)
+    with torch.no_grad():
+        typical(ids[:1, :10], past_key_values=cache)
+    options = {"assistant_model": build_model("osn"), "do_sample": True, "past_key_values": cache}
+    assert generate(typical, ids[:1], **options).shape == (1, 19)
 
 
 def test_the_attentions_top_k_is_no_option_of_sampling(ids):

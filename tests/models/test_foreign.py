@@ -32,10 +32,12 @@ def test_a_newer_versions_config_loads_with_one_warning(tmp_path):
     small = OSNConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
     OSNForCausalLM(small).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"positions": 2, "axes": 2, "_kind": 1}))
-    with pytest.warns(UserWarning, match=r"'positions' \(is 'position' meant\?\), 'axes', '_kind'") as caught:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"positions": 2, "planes": 2, "_kind": 1}))
+    with pytest.warns(
+        UserWarning, match=r"'positions' \(is 'position' meant\?\), 'planes', '_kind'"
+    ) as caught:
         model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert len(caught) == 1 and model.config.axes == 2 and not hasattr(model.config, "_kind")
+    assert len(caught) == 1 and model.config.planes == 2 and not hasattr(model.config, "_kind")
 
 
 FOREIGN = {

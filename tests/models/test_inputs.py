@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call, grad, vmap
 from transformers import DataCollatorWithFlattening
 
-from syncattn.models import DecoderCache
+from syncattn.models import DecoderCache, OSNConfig, OSNForCausalLM
 
 
 def counted(mask, padding):
@@ -34,34 +34,89 @@ def test_positions_that_say_what_the_layers_count_change_nothing(typical, ids, m
 
 
 @torch.no_grad()
+def test_positions_with_gaps_are_where_the_tokens_stand(model, ids, mask):
+    if model.model.counts_only:
+        return
+    gaps = torch.randint(1, 9, (3, 13), generator=torch.Generator().manual_seed(2)).cumsum(1)
+    expected = model(ids, mask, positions=gaps[..., None].double()).logits
+    found = model(ids, mask, gaps + 1000).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    sees = getattr(model.config, "position", "none") != "none"
+    assert torch.allclose(expected, model(ids, mask).logits, atol=1e-4) != sees
+    cache = DecoderCache(model.config)
+    options = {"past_key_values": cache}
+    parts = [
+        model(ids[:, start:stop], mask[:, :stop], gaps[:, start:stop], **options).logits
+        for start, stop in ((0, 6), (6, 7), (7, 13))
+    ]
+    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_positions_after_a_cache_that_counted(typical, ids, mask):
+    """They are numbers of tokens, with or without the padding before them."""
+    for part, real in ((ids, None), (ids[1:2], mask[1:2])):
+        expected = typical(part, real).logits[:, 6:]
+        for start in (6, 2) if real is not None else (6,):
+            cache = DecoderCache(typical.config)
+            typical(part[:, :6], None if real is None else real[:, :6], past_key_values=cache)
+            at = torch.arange(start, start + 7)[None]
+            found = typical(part[:, 6:], real, at, past_key_values=cache).logits
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
 def test_other_positions_are_refused(typical, ids, mask):
-    numbers = torch.arange(13)
-    for positions, got in (
-        (numbers[None] % 5, "got 0 in place of 5 in row 0, column 5"),
-        (2 * numbers[None], "got 2 in place of 1"),
-        (numbers[None].flip(1), "got 11 in place of 13"),
-        (torch.zeros_like(ids), "got 0 in place of 1"),
-        (counted(mask, 0), "got 0 in place of 1 in row 1, column 1"),  # without the mask that it was made of
+    numbers, counts = torch.arange(13), typical.model.counts_only
+    for positions, got, counted_got in (
+        (numbers[None] % 5, "got 0 after 4 in row 0, column 5", "got 0 in place of 5 in row 0, column 5"),
+        (numbers[None].flip(1), "got 11 after 12", "got 11 in place of 13"),
+        (torch.zeros_like(ids), "got 0 after 0", "got 0 in place of 1"),
+        # without the mask that it was made of
+        (counted(mask, 0), "got 0 after 0 in row 1, column 1", "got 0 in place of 1 in row 1, column 1"),
+        (2 * numbers[None], None, "got 2 in place of 1"),
     ):
-        with pytest.raises(ValueError, match=f"position_ids must rise by 1 .*{got}.* a row of its own"):
-            typical(ids, position_ids=positions)
+        wanted = counted_got if counts else got
+        if wanted is not None:
+            with pytest.raises(ValueError, match=f"position_ids must rise .*{wanted}.* a row of its own"):
+                typical(ids, position_ids=positions)
     for wrong in (numbers, numbers[None, :12], numbers[None].float(), ids[None]):
         with pytest.raises(ValueError, match=r"position_ids must be integers of shape \(B, N\) = \(3, 13\)"):
             typical(ids, position_ids=wrong)
     with pytest.raises(TypeError, match=r"position_ids must be a tensor \(B, N\), got list"):
         typical(ids, position_ids=[0])
+    with pytest.raises(ValueError, match="one of position_ids and positions must be given at most, got both"):
+        typical(ids, position_ids=numbers[None], positions=numbers[None, :, None])
     cache = DecoderCache(typical.config)
     typical(ids[:, :6], mask[:, :6], past_key_values=cache)
-    for start in (0, 5, 7):
-        with pytest.raises(ValueError, match=f"got {start} in place of 6 in row 0"):
+    for start in (0, 5, 7) if counts else (0, 5):
+        wanted = f"got {start} in place of 6 in row 0" if counts else f"got {start} after 5 in row 0"
+        with pytest.raises(ValueError, match=wanted):
             typical(ids[:, 6:8], mask[:, :8], torch.arange(start, start + 2)[None], past_key_values=cache)
     assert cache.get_seq_length() == 6
 
 
 @torch.no_grad()
+def test_positions_on_two_axes(ids):
+    model = OSNForCausalLM(OSNConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, axes=2)).eval()
+    at = torch.stack((torch.arange(13) // 4, torch.arange(13) % 4), -1)[None]
+    out = model(ids, positions=at, labels=ids)
+    assert torch.equal(model(ids, positions=at + 10**6).logits, out.logits)
+    cache = DecoderCache(model.config)
+    parts = [
+        model(ids[:, a:b], positions=at[:, a:b], past_key_values=cache).logits for a, b in ((0, 5), (5, 13))
+    ]
+    torch.testing.assert_close(torch.cat(parts, 1), out.logits, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="position_ids must be left out with axes=2"):
+        model(ids, position_ids=torch.arange(13)[None])
+    with pytest.raises(ValueError, match="positions must be given to a layer of axes=2"):
+        model(ids)
+
+
+@torch.no_grad()
 def test_packed_texts_are_refused_by_name_and_other_keywords_passed_by(typical, ids):
     texts = [{"input_ids": ids[0, :5].tolist()}, {"input_ids": ids[1, :8].tolist()}]
-    with pytest.raises(ValueError, match=r"got 0 in place of 5 .* with an attention_mask"):
+    with pytest.raises(ValueError, match=r"got 0 (in place of 5|after 4) .* with an attention_mask"):
         typical(**DataCollatorWithFlattening()(texts))
     alone = DataCollatorWithFlattening()(texts[:1])
     assert torch.equal(typical(**alone).logits, typical(ids[:1, :5]).logits)
@@ -134,7 +189,7 @@ def test_gradients_of_each_sample(typical, ids, mask):
     for samples, message in (
         ((ids + 39, mask, labels, counted(mask, 0)), "input_ids must be below vocab_size"),
         ((ids, mask + 1, labels, counted(mask, 0)), "attention_mask must hold 1"),
-        ((ids, mask, labels, counted(mask, 0) % 3), "position_ids must rise by 1"),
+        ((ids, mask, labels, counted(mask, 0) % 3), "position_ids must rise "),
     ):
         with pytest.raises(ValueError, match=message):
             each(parameters, *samples)

@@ -40,6 +40,9 @@ def test_every_option_reaches_the_layer():
         "sharpness": 10.0,
         "parametrisation": "softplus",
         "freq_bias": True,
+        "axes": 3,
+        "helix_scales": (2.0, 5.0),
+        "value_rotation": 100.0,
     }
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
     config = OSNConfig(**sizes, attention_dropout=0.1, **options)
@@ -51,6 +54,7 @@ def test_every_option_reaches_the_layer():
     assert (layer.density_range, layer.sharpness, layer.parametrisation) == ((0.2, 0.4), 10.0, "softplus")
     assert layer.phase_proj is None
     assert (frequency.position, frequency.window_range, frequency.delay) == ("rotary", (2.0, 9.0), 0.25)
+    assert (frequency.axes, frequency.helix_scales, layer.value_rotation) == (3, (2.0, 5.0), 100.0)
     assert frequency.send_proj is not None and frequency.detuning is not None
     assert frequency.receive_proj.bias is not None
 

@@ -17,6 +17,7 @@ KINDS = {
     "token shift": {"token_shift": True},
     "token shift, directed": {"token_shift": True, "directed": True, "delay": 0.0},
     "top k": {"top_k": 3, "delay": 0.25, "freq_dim": 2},
+    "mix of forms": {"position": ["drift", "own_helix", "none", "rotary"], "helix_scales": (2.0, 9.0)},
     "published": published(EMBED_DIM // HEADS),
 }
 

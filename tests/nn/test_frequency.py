@@ -157,3 +157,64 @@ def test_window_law_of_own_drift(build, tokens, delay):
             assert not (locked & ~within).any()
             if equal:  # the first sender of a delayed head has nobody before it
                 assert torch.equal(locked[:, late:], within[:, late:])
+
+
+def test_every_head_may_have_a_form_of_its_own():
+    forms = ["helix", "drift", "drift", "rotary", "none", "own_drift", "own_helix"]
+    f = frequency_of(7, position=forms, helix_scales=[2.0, 8.0])
+    assert f.log_slope.shape == (3,) and f.direction.shape == (2, M) and f.log_amplitude.shape == (2,)
+    windows = torch.logspace(2, 6, 7, base=2.0, dtype=torch.float64)[[1, 2, 5]]  # those of the heads' numbers
+    torch.testing.assert_close(math.sqrt(2 * M) / f.log_slope.exp(), windows, rtol=1e-5, atol=0)
+    with torch.no_grad():
+        f.log_amplitude.copy_(torch.tensor([0.3, -0.2]))
+    x, at = torch.randn(2, 9, E, dtype=torch.float64), torch.arange(9)[None]
+    made, drifts, helices = f.emit(x, at), 0, 0
+    for h, form in enumerate(forms):
+        alone = Frequency(E, 1, M, position=form, helix_scales=[2.0, 8.0]).double()
+        with torch.no_grad():
+            rows = slice(4, M) if form == "own_helix" else slice(alone.content_dim)
+            alone.receive_proj.weight.copy_(f.receive_proj.weight.view(7, M, E)[h, rows])
+            if "drift" in form:
+                alone.log_slope.copy_(f.log_slope[drifts])
+            if form == "drift":
+                alone.direction.copy_(f.direction[drifts])
+            if "helix" in form:
+                alone.log_amplitude.copy_(f.log_amplitude[helices])
+        drifts, helices = drifts + ("drift" in form), helices + ("helix" in form)
+        torch.testing.assert_close(made[:, h : h + 1], alone.emit(x, at), rtol=0, atol=1e-12)
+
+
+def frequency_of(heads, **options):
+    torch.manual_seed(0)
+    return Frequency(E, heads, M, **options).double()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"position": ["drift"]},
+            ValueError,
+            r"position must be one of .* each of the 3 heads, got \['drift'\]",
+        ),
+        ({"position": 3 * ["rotatory"]}, ValueError, "position must be one of 'drift', .* got 'rotatory'"),
+        ({"position": 7}, ValueError, "position must be one of .* got 7"),
+        (
+            {"position": "helix", "helix_scales": [1, 2, 3, 4]},
+            ValueError,
+            "freq_dim of at least 8 .* got 6",
+        ),
+        ({"position": "helix", "axes": 2}, ValueError, "freq_dim of at least 12 .* got 6"),
+        ({"position": "own_helix"}, ValueError, "freq_dim of at least 7 .* got 6"),
+        ({"position": "own_drift", "axes": 6}, ValueError, "freq_dim of at least 7, got 6"),
+        ({"position": "rotary", "axes": 4}, ValueError, "freq_dim of at least 2 \\* axes = 8, got 6"),
+        ({"axes": 0}, ValueError, "axes must be at least 1, got 0"),
+        ({"axes": 1.0}, TypeError, "axes must be an integer, got 1.0"),
+        ({"helix_scales": []}, TypeError, "helix_scales must be a list of at least one number"),
+        ({"helix_scales": [4.0, -1.0]}, ValueError, "helix_scales must be positive and finite, got -1.0"),
+    ],
+    ids=str,
+)
+def test_bad_forms(options, error, message):
+    with pytest.raises(error, match=message):
+        Frequency(E, H, M, **options)

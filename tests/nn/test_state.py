@@ -124,7 +124,7 @@ def test_a_state_takes_one_batch_size(build, tokens):
     for batch in (1, 2):
         with pytest.raises(ValueError, match=f"state holds a batch of 3 sequences, got {batch}"):
             layer(tokens(batch, 1), is_causal=True, state=state)
-    for name, tensor in vars(before).items():  # nothing was half-written
+    for name, tensor in tensors_of(before).items():  # nothing was half-written
         assert tensor is None or torch.equal(tensor, getattr(state, name)), name
     # one held sequence must not be broadcast to several, either
     state = IncrementalState()
@@ -143,6 +143,11 @@ def test_an_empty_call_changes_nothing(layer, tokens):
     layer(x[:, :0], is_causal=True, state=state)
     second, _ = layer(x[:, 3:], is_causal=True, state=state)
     torch.testing.assert_close(torch.cat((first, second), 1), want, rtol=0, atol=1e-10)
+
+
+def tensors_of(state):
+    """What a state holds, by name; the memory that its tensors stand in is no part of that."""
+    return {name: held for name, held in vars(state).items() if name not in ("room", "steps")}
 
 
 def broken(*_, **__):
@@ -174,13 +179,13 @@ def test_a_call_that_fails_leaves_the_past_as_it_was(build, tokens, monkeypatch,
     for past in (0, 7):
         state = IncrementalState()
         layer(x[:, :past], is_causal=True, state=state)
-        held = {name: (tensor, copy.deepcopy(tensor)) for name, tensor in vars(state).items()}
+        held = {name: (tensor, copy.deepcopy(tensor)) for name, tensor in tensors_of(state).items()}
         for way in ways:
             replacement, message = FAILURES[way]
             with monkeypatch.context() as patch, pytest.raises((ValueError, RuntimeError), match=message):
                 patch.setattr(*replacement(layer))
                 layer(x[:, past:], is_causal=True, state=state)
-            assert vars(state).keys() == held.keys()
+            assert tensors_of(state).keys() == held.keys()
             for name, (tensor, values) in held.items():
                 assert getattr(state, name) is tensor, name
                 assert tensor is None or torch.equal(tensor, values), name
@@ -202,7 +207,7 @@ def test_a_state_goes_back_to_a_mark(build, tokens, kind, padded):
                 is_causal=True,
                 state=state,
             )
-        held = {name: None if x is None else x.clone() for name, x in vars(state).items()}
+        held = {name: None if x is None else x.clone() for name, x in tensors_of(state).items()}
         mark = state.mark()
         for n in (past, past + 2):
             layer(x[:, n : n + 2], key_padding_mask=torch.rand(2, 2) < 0.5, is_causal=True, state=state)
@@ -210,3 +215,98 @@ def test_a_state_goes_back_to_a_mark(build, tokens, kind, padded):
         for name, before in held.items():
             now = getattr(state, name)
             assert now is None if before is None else torch.equal(now, before), name
+
+
+def recorded(layer, x, padding, cuts):
+    """A state of these tokens that recorded how to forget them, after the first call's."""
+    state, at = IncrementalState(), 0
+    for n in cuts:
+        masked = None if padding is None else padding[:, at : at + n]
+        layer(x[:, at : at + n], key_padding_mask=masked, is_causal=True, state=state)
+        at += n
+        if state.steps is None:
+            state.steps = []
+    return state
+
+
+@pytest.mark.parametrize("name", [None, *PADDING])
+def test_a_cropped_state_is_what_it_was_before(layer, tokens, name):
+    padding = None if name is None else torch.tensor([[c == "." for c in row] for row in PADDING[name]])
+    cuts, x, y = [4, 3, 1, 1, 4], tokens(3, LENGTH), tokens(3, LENGTH, seed=2)
+    for length in range(4, LENGTH + 1):
+        state = recorded(layer, torch.cat((x[:, :length], y[:, length:]), 1), padding, cuts)
+        state.crop_(length)
+        assert state.length == length
+        want = recorded(layer, x[:, :length], None if padding is None else padding[:, :length], [length])
+        for field, held in tensors_of(want).items():
+            now = getattr(state, field)
+            if field == "mask" and now is None and held is not None:  # a mask of no padding, left out here
+                assert held.all()
+            elif field == "last_emitted" and held is not None:
+                torch.testing.assert_close(now.expand_as(held), held, rtol=0, atol=1e-10)
+            else:
+                assert (now is None) == (held is None), field
+                assert now is None or torch.allclose(now.double(), held.double(), rtol=0, atol=1e-10), field
+        rest = None if padding is None else padding[:, length:]
+        out, _ = layer(x[:, length:], key_padding_mask=rest, is_causal=True, state=state)
+        full, _ = layer(x, key_padding_mask=padding, is_causal=True)
+        same = slice(None) if padding is None else ~padding[:, length:]
+        torch.testing.assert_close(out[same], full[:, length:][same], rtol=0, atol=1e-10)
+
+
+def test_softmax_crops_as_well(tokens):
+    torch.manual_seed(0)
+    layer = SoftmaxAttention(24, 4, delay=0.5, token_shift=True).double().eval()
+    torch.nn.init.normal_(layer.shift)
+    x, y = tokens(2, LENGTH), tokens(2, LENGTH, seed=2)
+    full, _ = layer(x, is_causal=True)
+    for length in range(4, LENGTH):
+        state = recorded(layer, torch.cat((x[:, :length], y[:, length:]), 1), None, [4, 3, 2, 4])
+        state.crop_(length)
+        out, _ = layer(x[:, length:], is_causal=True, state=state)
+        torch.testing.assert_close(out, full[:, length:], rtol=0, atol=1e-10)
+
+
+def test_cropping_again_and_again(build, tokens):
+    layer, x, y = build("token shift"), tokens(2, LENGTH), tokens(2, LENGTH, seed=2)
+    full, _ = layer(x, is_causal=True)
+    state = recorded(layer, x[:, :5], None, [3, 2])
+    for length in (5, 7, 8, 11):
+        out, _ = layer(x[:, state.length : length], is_causal=True, state=state)
+        torch.testing.assert_close(out, full[:, length - out.shape[1] : length], rtol=0, atol=1e-10)
+        layer(y[:, :2], is_causal=True, state=state)
+        layer(y[:, 2:3], is_causal=True, state=state)
+        state.crop_(length + 1)
+        state.crop_(length)
+    state.crop_(4)
+    state.crop_(3)
+    out, _ = layer(x[:, 3:], is_causal=True, state=state)
+    torch.testing.assert_close(out, full[:, 3:], rtol=0, atol=1e-10)
+
+
+def test_a_crop_that_cannot_be_leaves_the_state(build, tokens):
+    layer, x = build("token shift"), tokens(2, LENGTH)
+    state = recorded(layer, x, None, [6, 7])
+    held = {name: (tensor, copy.deepcopy(tensor)) for name, tensor in tensors_of(state).items()}
+    for wrong in (-1, 5, 14):
+        with pytest.raises(
+            ValueError, match=f"length must be one that the state can go back to, got {wrong}"
+        ):
+            state.crop_(wrong)
+    for name, (tensor, values) in held.items():
+        assert getattr(state, name) is tensor and (tensor is None or torch.equal(tensor, values)), name
+    state.crop_(0)
+    assert state.length == 0 and all(tensor is None for tensor in tensors_of(state).values())
+    state.select_(torch.tensor([0]))
+
+
+def test_no_more_is_recorded_than_may_be_taken_back(build, tokens, monkeypatch):
+    monkeypatch.setattr("syncattn.nn.state._RECORDED", 3)
+    layer, x = build(), tokens(2, LENGTH)
+    state = recorded(layer, x, None, [4, 1, 1, 1, 1, 1, 4])
+    assert [step.mark.length for step in state.steps] == [9]
+    state = recorded(layer, x[:, :9], None, [4, 1, 1, 1, 1, 1])
+    assert [step.mark.length for step in state.steps] == [6, 7, 8]
+    assert [length for length in range(11) if state.reaches(length)] == [0, 6, 7, 8, 9]
+    state.repeat_(2)
+    assert state.steps == []

@@ -44,9 +44,8 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     sync = torch.where(locked, synchronization_of(margin, call.edge), 0.0)
     strength = torch.where(locked, strength_of(margin, call.power, call.edge), 0.0)
     total = strength.sum(-1, keepdim=True)
-    weight = strength / (total + call.eps).masked_fill(
-        total == 0, 1.0
-    )  # a row without lock is 0, eps = 0 too
+    # a row without lock is 0, whatever eps is
+    weight = strength / (total + call.eps).masked_fill(total == 0, 1.0)
 
     kept = weight
     if call.seed is not None:

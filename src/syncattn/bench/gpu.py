@@ -2,7 +2,7 @@
 
     syncattn bench --device cuda --out runs/gpu
 
-Compiling takes most of the time of a first run. Not yet measured on a GPU: docs/kernel.md.
+Compiling takes most of the time of a first run. What was measured so far: docs/kernel-gpu.md.
 """
 
 from __future__ import annotations

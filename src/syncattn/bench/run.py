@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncattn.starting import loading
+from syncattn.terminal import quiet_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,21 +77,12 @@ def run(plan: BenchPlan, out: Path, console: Console, *, overwrite: bool = False
 def _work(session: Any, jobs: list[Any], console: Console) -> None:
     """Do the jobs one after the other; a terminal sees how far they are."""
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from syncattn.bench.contenders import first_line
     from syncattn.bench.session import out_of_memory
     from syncattn.bench.tables import entry_text
 
-    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(
-        *columns,
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        refresh_per_second=1,  # it draws in a thread of its own, which should not disturb what is timed
-    )
+    progress = quiet_progress(console)
     session.tell = lambda entry: console.print(entry_text(entry), highlight=False, soft_wrap=True)
     with progress:
         task = progress.add_task("", total=len(jobs))

@@ -16,6 +16,7 @@ from syncattn.cli.bench import bench_command
 from syncattn.cli.compare import compare_command
 from syncattn.cli.doctor import doctor_command
 from syncattn.cli.errors import user_errors
+from syncattn.cli.explore import explore_command
 from syncattn.cli.generate import generate_command
 from syncattn.cli.train import train_command
 from syncattn.training.errors import UserError
@@ -48,6 +49,7 @@ def _options_of_all(
 app.command("train")(train_command)
 app.command("compare")(compare_command)
 app.command("generate")(generate_command)
+app.command("explore")(explore_command)
 app.command("bench")(bench_command)
 app.command("doctor")(doctor_command)
 

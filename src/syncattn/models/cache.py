@@ -21,7 +21,7 @@ class DecoderCacheLayer(CacheLayerMixin):
     """
 
     is_compileable = False
-    is_croppable = False
+    is_croppable = True
     is_sliding = False
     supports_early_init = False
 
@@ -41,9 +41,23 @@ class DecoderCacheLayer(CacheLayerMixin):
         """-1: the cache grows without a limit."""
         return -1
 
+    @property
+    def record_past(self) -> bool:
+        """Whether it is recorded how to forget the tokens that come, see `DecoderCache.crop`."""
+        return self.state.steps is not None
+
+    @record_past.setter
+    def record_past(self, record: bool) -> None:
+        if record != self.record_past:
+            self.state.steps = [] if record else None
+
+    def activate_past_recording(self) -> None:
+        """From now on record how to forget the tokens that come."""
+        self.record_past = True
+
     def reset(self) -> None:
         """Forget the past."""
-        self.state = IncrementalState()
+        self.state = IncrementalState(steps=[] if self.record_past else None)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep the sequences that beam search goes on with: new sequence b is old sequence `beam_idx[b]`."""
@@ -71,17 +85,32 @@ class DecoderCacheLayer(CacheLayerMixin):
             "pass the cache to a model of syncattn.models as past_key_values"
         )
 
-    def crop(self, tokens_to_remove: int) -> NoReturn:
-        """Refused, see `DecoderCache.crop`.
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget tokens of this layer alone, see `DecoderCache.crop`."""
+        self.state.crop_(self.kept_by(tokens_to_remove))
+
+    def kept_by(self, tokens_to_remove: int) -> int:
+        """How many tokens a crop would leave.
 
         Raises:
-            ValueError: always.
+            TypeError, ValueError: as `DecoderCache.crop`.
         """
-        raise ValueError(
-            f"tokens_to_remove must be 0, got {tokens_to_remove}: a DecoderCache cannot be cropped, since "
-            "the running order parameter is a sum over the whole past. Before adding tokens that may have to "
-            "be taken back, copy the cache with copy.deepcopy()"
-        )
+        held = self.state.length
+        if isinstance(tokens_to_remove, bool) or not isinstance(tokens_to_remove, int):
+            raise TypeError(f"tokens_to_remove must be an integer, got {type(tokens_to_remove).__name__}")
+        if not -held <= tokens_to_remove <= 0:
+            raise ValueError(
+                f"tokens_to_remove must be from {-held} to 0 (-n removes the last n of {held} tokens), "
+                f"got {tokens_to_remove}"
+            )
+        if not self.state.reaches(held + tokens_to_remove):
+            first = self.state.steps[0].mark.length if self.state.steps else held
+            raise ValueError(
+                f"tokens_to_remove must be {-held}, or from {first - held} to 0, got {tokens_to_remove}: how "
+                "to forget the other tokens was not recorded. Call the cache's activate_past_recording() "
+                "before tokens come that may have to be taken back, no more than 1,024 or one call's"
+            )
+        return held + tokens_to_remove
 
     def offload(self) -> NoReturn:
         """Refused: the state stays on the model's device.
@@ -101,14 +130,19 @@ class DecoderCache(Cache):
         B * H * (freq_dim + 2 * phase_dim) * f         the last frequency; the order parameter's running sums
         B * H * head_dim * v                           the last hidden state, with a token shift
         B * 8                                          the number of real tokens
+        B * A * 16                                     with given positions: the first and the last
         B * M                                          which tokens are padding, if any are
 
     for B sequences of M tokens, H heads, v bytes per number of the model's dtype and f = max(v, 4):
     frequencies and sums are kept in float32 at least. Without an order parameter there are no sums. A
     `TransformerModel` keeps keys in place of frequencies: freq_dim = head_dim, f = v, and no sums.
 
-    It cannot be cropped (the order parameter's sums cannot be un-summed), so assisted and prompt-lookup
-    decoding are refused; `copy.deepcopy` keeps a state to come back to.
+    From the second call on, tokens are written into memory with room for as many again (`spare_nbytes`, which
+    `nbytes` does not count); where gradients are recorded, each call concatenates.
+
+    Tokens can be taken back (`crop`) if they came after `activate_past_recording`: assisted and prompt-lookup
+    decoding call both. While it records, the cache holds, of the last 1,024 tokens or of the last call's,
+    E + H (freq_dim + 2 * phase_dim) numbers more.
 
     Args:
         config: the model's configuration; only `num_hidden_layers` is read.
@@ -139,10 +173,35 @@ class DecoderCache(Cache):
                 state.rewind_(mark)
             raise
 
+    def check_made_by(self, attention: Any) -> None:
+        """Make sure that layers like this one made what is cached, as far as kinds and sizes tell.
+
+        Raises:
+            ValueError: another model's did.
+        """
+        held = self.states[0]
+        if held.send is None or held.value is None:
+            return
+        own = attention.num_heads, getattr(attention, "freq_dim", attention.head_dim), attention.head_dim
+        found = held.value.shape[1], held.send.shape[3], held.value.shape[3]
+        alike = (held.last_input is not None) == (attention.shift is not None)
+        alike &= (held.phase_sum is not None) == (getattr(attention, "phase_proj", None) is not None)
+        if own != found or not alike:
+            sizes = "{} heads of {} + {} numbers a token".format
+            raise ValueError(
+                f"past_key_values must be a cache of this model, which holds {sizes(*own)}, got one that "
+                f"another model made, with {sizes(*found)}"
+            )
+
     @property
     def nbytes(self) -> int:
         """Bytes that the cached tensors take, over all layers."""
         return sum(state.nbytes for state in self.states)
+
+    @property
+    def spare_nbytes(self) -> int:
+        """Bytes of the memory that is kept for tokens to come, over all layers."""
+        return sum(state.spare_nbytes for state in self.states)
 
     @property
     def batch_size(self) -> int:
@@ -156,10 +215,18 @@ class DecoderCache(Cache):
         return self.get_seq_length() > 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused: see the class. Removing nothing is allowed.
+        """Forget the last tokens: the cache is what it was before they came.
+
+        Args:
+            tokens_to_remove: -n removes n tokens, padding included; 0 none. All can be removed at any time,
+                some if they came after `activate_past_recording`: of these the last 1,024 at least, or those
+                of one call.
 
         Raises:
-            ValueError: `tokens_to_remove` is not 0.
+            TypeError: it is no integer.
+            ValueError: it is positive, there are fewer tokens, or it was not recorded how to forget them; the
+                cache is then as it was.
         """
-        if tokens_to_remove != 0:
-            super().crop(tokens_to_remove)
+        own = [layer for layer in self.layers if isinstance(layer, DecoderCacheLayer)]
+        for layer, kept in [(layer, layer.kept_by(tokens_to_remove)) for layer in own]:
+            layer.state.crop_(kept)

@@ -21,7 +21,14 @@ from transformers.utils import can_return_tuple
 
 from syncattn.models.cache import DecoderCache
 from syncattn.models.configuration import DecoderConfig
-from syncattn.models.inputs import check_embeddings, check_ids, check_keywords, check_positions, padding
+from syncattn.models.inputs import (
+    check_embeddings,
+    check_ids,
+    check_keywords,
+    check_positions,
+    padding,
+    rising_positions,
+)
 from syncattn.nn.block import Block
 
 
@@ -59,8 +66,6 @@ class DecoderPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    # The cache cannot go back (see DecoderCache.crop): transformers refuses assisted decoding in words.
-    _is_stateful = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -84,8 +89,8 @@ class DecoderPreTrainedModel(PreTrainedModel):
 class DecoderModel(DecoderPreTrainedModel):
     """Token embedding, a stack of causal blocks and a final LayerNorm: hidden states, no output layer.
 
-    The layers count positions from each sequence's first real token. `position_ids` is there for code that
-    passes it, and must say the same.
+    The layers number each sequence's tokens from its first real one, unless they are given positions: by
+    `position_ids`, or, real numbers and on several axes, by `positions`.
 
     Args:
         config: sizes and options.
@@ -122,6 +127,8 @@ class DecoderModel(DecoderPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        *,
+        positions: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of a batch of texts, or of their continuation if `past_key_values` holds a past.
@@ -130,8 +137,9 @@ class DecoderModel(DecoderPreTrainedModel):
             input_ids: token ids (B, N), integer.
             attention_mask: 1 for real tokens, 0 for padding (left or right), (B, past + N). Padding is seen
                 by nobody, and what the model returns for it means nothing.
-            position_ids: (B or 1, N). Nothing is made of it: it is only checked against the layers' own
-                count, see `syncattn.models.inputs.check_positions`.
+            position_ids: integers (B or 1, N), where the tokens stand on the one axis of a text. They may
+                start anywhere and have gaps, but must rise (`syncattn.models.inputs.rising_positions`).
+                Padding may have any.
             past_key_values: a `DecoderCache`; this call's tokens are appended to it.
             inputs_embeds: embeddings (B, N, D) instead of `input_ids`.
             use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training.
@@ -139,6 +147,8 @@ class DecoderModel(DecoderPreTrainedModel):
                 dropout.
             output_hidden_states: also return the embedding's output and each layer's; the last one is
                 normalised.
+            positions: real numbers (B or 1, N, A) in place of position_ids, in any order: see the attention
+                layer's `forward`.
             return_dict: False returns a tuple.
             **kwargs: passed by, as in transformers' own models, except that keywords which describe several
                 texts packed into one row are refused (`cu_seq_lens_q`, `seq_idx`, ...), and is_causal=False.
@@ -148,8 +158,9 @@ class DecoderModel(DecoderPreTrainedModel):
         Raises:
             ValueError: both or none of `input_ids` and `inputs_embeds`; no tokens (N = 0), or ids that are
                 none; a mask of another shape, of other values than 0 and 1, or one that disagrees with the
-                padding in the cache; positions that restart; a refused keyword; a cache of other sizes, or
-                any in training with checkpointing and gradients.
+                padding in the cache; position_ids that restart, or beside `positions`; positions that the
+                layers refuse; a refused keyword; a cache of other sizes, or any in training with
+                checkpointing and gradients.
             TypeError: `past_key_values` is not a `DecoderCache`; a mask or positions that are no tensor.
         """
         check_keywords(kwargs, is_causal=True)
@@ -163,7 +174,8 @@ class DecoderModel(DecoderPreTrainedModel):
         check_embeddings(inputs_embeds, self.config.hidden_size)
         cache = self._cache(past_key_values, use_cache, inputs_embeds.shape[0])
         is_padding = padding(attention_mask, inputs_embeds, cache)
-        check_positions(position_ids, inputs_embeds, is_padding, cache)
+        if position_ids is not None:
+            positions = self._positions(position_ids, positions, inputs_embeds, is_padding, cache)
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
         if output_hidden_states is None:
@@ -178,7 +190,7 @@ class DecoderModel(DecoderPreTrainedModel):
                 if output_hidden_states:
                     all_hidden += (hidden,)
                 options = {"is_causal": True, "state": state, "need_weights": output_attentions}
-                hidden = layer(hidden, None, is_padding, **options)
+                hidden = layer(hidden, None, is_padding, **options, positions=positions)
                 if output_attentions:
                     hidden, weights = hidden
                     all_weights += (weights,)  # (B, H, N, past + N)
@@ -189,6 +201,33 @@ class DecoderModel(DecoderPreTrainedModel):
             hidden_states=(*all_hidden, hidden) if output_hidden_states else None,
             attentions=all_weights if output_attentions else None,
         )
+
+    def _positions(
+        self,
+        position_ids: Any,
+        positions: Tensor | None,
+        hidden: Tensor,
+        is_padding: Tensor | None,
+        cache: DecoderCache | None,
+    ) -> Tensor | None:
+        """What the layers are given as positions where the model is given `position_ids`."""
+        if positions is not None:
+            raise ValueError("one of position_ids and positions must be given at most, got both")
+        if self.counts_only:
+            check_positions(position_ids, hidden, is_padding, cache)
+            return None
+        axes = getattr(self.config, "axes", 1)
+        if axes > 1:
+            raise ValueError(
+                f"position_ids must be left out with axes={axes}: a place has {axes} coordinates, which "
+                "`positions` takes"
+            )
+        return rising_positions(position_ids, hidden, is_padding, cache)
+
+    @property
+    def counts_only(self) -> bool:
+        """Whether the layers know no other positions than the tokens' numbers."""
+        return False
 
     def _cache(self, given: Cache | None, use_cache: bool | None, batch: int) -> DecoderCache | None:
         # Without gradients, as in generate(), checkpointing recomputes nothing.
@@ -212,6 +251,7 @@ class DecoderModel(DecoderPreTrainedModel):
             raise ValueError(
                 f"past_key_values must hold as many sequences as the input, {batch}, got {given.batch_size}"
             )
+        given.check_made_by(self.layers[0].self_attn)
         if recomputed:
             raise ValueError(
                 "past_key_values must be None in training with gradient checkpointing, got a DecoderCache: "
@@ -250,13 +290,15 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        *,
+        positions: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, N, vocab_size) of each token's successor, and the loss if `labels` are given.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as in
-                `DecoderModel.forward`.
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, positions: as
+                in `DecoderModel.forward`.
             labels: token ids (B, N), usually `input_ids`: shifted here. -100 is left out of the loss.
             logits_to_keep: compute logits for the last so many tokens only (0: all), or for those at the
                 indices (n,) given as a tensor.
@@ -269,7 +311,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             TypeError, ValueError: as `DecoderModel.forward`.
         """
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
-        outputs = self.model(*inputs, return_dict=True, **kwargs)
+        outputs = self.model(*inputs, return_dict=True, positions=positions, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
@@ -304,6 +346,8 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         usual = type(given) is DynamicCache and not given.offloading and given.get_seq_length() == 0
         if usual or (given is None and generation_config.use_cache):
             model_kwargs["past_key_values"] = DecoderCache(self.config)
+            if generation_config.is_assistant:  # whose tokens are taken back where the model has others
+                model_kwargs["past_key_values"].activate_past_recording()
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )

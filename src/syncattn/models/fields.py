@@ -16,6 +16,7 @@ LARGEST = {
     "num_hidden_layers": 2**11,  # which take a quarter of a minute to build, however narrow
     "freq_dim": 2**16,
     "phase_dim": 2**16,
+    "axes": 2**10,
     "top_k": 2**31 - 1,
     "num_labels": 2**20,  # each has a name in the configuration
     "max_position_embeddings": 2**53,  # JSON's largest exact integer; nothing is built of it

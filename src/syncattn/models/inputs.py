@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from syncattn.models.cache import DecoderCache
-from syncattn.nn.tokens import positions
+from syncattn.nn.tokens import positions, shift_by_one
 from syncattn.values import readable, unwrapped
 
 # How transformers, its data collators, trl and others say that a row holds several texts.
@@ -112,7 +112,7 @@ def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> 
 def check_positions(
     position_ids: Any, hidden: Tensor, is_padding: Tensor | None, cache: DecoderCache | None
 ) -> None:
-    """Make sure that given positions are those that the layers count themselves.
+    """Make sure that given positions are those that layers count themselves, for layers that can do no other.
 
     Position enters through differences alone, so the first may be any number. From each real token to the
     next they must rise by 1; padding may have any. After cached tokens they must go on from these, counted
@@ -133,28 +133,15 @@ def check_positions(
     """
     if position_ids is None:
         return
-    if not isinstance(position_ids, Tensor):
-        raise TypeError(f"position_ids must be a tensor (B, N), got {type(position_ids).__name__}")
-    batch, tokens, _ = hidden.shape
-    dtype = position_ids.dtype
-    integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
-    if position_ids.is_nested or not integers or position_ids.shape not in ((batch, tokens), (1, tokens)):
-        raise ValueError(
-            f"position_ids must be integers of shape (B, N) = ({batch}, {tokens}) or (1, {tokens}), got "
-            f"{_kind(position_ids)}"
-        )
+    given = _integers(position_ids, hidden)
+    tokens = given.shape[1]
     real = None if is_padding is None else ~is_padding
     state = None if cache is None or not cache.is_initialized else cache.states[0]
     own = positions(real, tokens, None if state is None else state.count, hidden.device)
-    given = position_ids.to(hidden.device).expand(batch, tokens)
     shift = given - own  # (B, N): one number for all real tokens of a row
     start = shift[:, :1] if real is None else shift.gather(1, real.int().argmax(1, keepdim=True))
     if state is not None:
-        leading: Tensor | int = 0  # how many tokens of padding stand before a row's first real token
-        if state.mask is not None:
-            every = state.mask if real is None else torch.cat((state.mask, real), 1)
-            leading = (every.cumsum(1) == 0).sum(1, keepdim=True)
-        start = torch.where(start == leading, start, 0)
+        start = torch.where(start == _leading(state.mask, real), start, 0)
     right = shift == start
     right = right if is_padding is None else right | is_padding
     rule = "position_ids must rise by 1 from each real token of a row to the next, after those in the cache"
@@ -166,6 +153,81 @@ def check_positions(
             expected = int((own + start)[row, column])
             detail = f", got {int(given[row, column])} in place of {expected} in row {row}, column {column}"
         raise ValueError(f"{rule}{detail}: {_WAY_OUT}")
+
+
+def rising_positions(
+    position_ids: Any, hidden: Tensor, is_padding: Tensor | None, cache: DecoderCache | None
+) -> Tensor | None:
+    """`position_ids` as the layers take positions, (B, N, 1).
+
+    They may start anywhere and have gaps, but must rise from each real token of a row to the next, and after
+    the last one in the cache: where they restart, a row holds several texts. After cached tokens for which
+    none were given they are numbers of tokens, counted with or without the padding before the first.
+
+    The values are read as `check_positions` reads them.
+
+    Args:
+        position_ids, hidden, is_padding, cache: as `check_positions`.
+
+    Raises:
+        TypeError, ValueError: they are no integers (B, N), or do not rise.
+    """
+    if position_ids is None:
+        return None
+    given = _integers(position_ids, hidden).to(torch.int64)
+    real = None if is_padding is None else ~is_padding
+    last = torch.full_like(given[:, :1], torch.iinfo(torch.int64).min)
+    state = None if cache is None or not cache.is_initialized else cache.states[0]
+    if state is not None and state.count is not None:
+        if state.origin is not None and state.last_place is not None:
+            before = (state.origin + state.last_place).to(torch.int64)
+        else:
+            before = state.count - 1
+            first = given[:, :1] if real is None else given.gather(1, real.int().argmax(1, keepdim=True))
+            leading = _leading(state.mask, real)
+            given = torch.where(first - state.count == leading, given - leading, given)
+        last = torch.where(state.count > 0, before, last)
+    previous = shift_by_one(given[:, None, :, None], last[:, None], real)[:, 0, :, 0]
+    right = given > previous
+    right = right if is_padding is None else right | is_padding
+    rule = "position_ids must rise from each real token of a row to the next, after those in the cache"
+    wrong = _failing(right, rule, wait=True)
+    if wrong is not None:
+        detail = ""
+        if wrong.shape == given.shape:  # not under vmap
+            row, column = (int(x) for x in wrong.nonzero()[0])
+            found, after = int(given[row, column]), int(previous[row, column])
+            detail = f", got {found} after {after} in row {row}, column {column}"
+        raise ValueError(f"{rule}{detail}: {_WAY_OUT}")
+    return given[..., None]
+
+
+def _integers(position_ids: Any, hidden: Tensor) -> Tensor:
+    """`position_ids` (B, N) of hidden states (B, N, D), on their device; refused where they are none."""
+    if not isinstance(position_ids, Tensor):
+        raise TypeError(f"position_ids must be a tensor (B, N), got {type(position_ids).__name__}")
+    batch, tokens, _ = hidden.shape
+    dtype = position_ids.dtype
+    integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    if position_ids.is_nested or not integers or position_ids.shape not in ((batch, tokens), (1, tokens)):
+        raise ValueError(
+            f"position_ids must be integers of shape (B, N) = ({batch}, {tokens}) or (1, {tokens}), got "
+            f"{_kind(position_ids)}"
+        )
+    return position_ids.to(hidden.device).expand(batch, tokens)
+
+
+def _leading(cached: Tensor | None, real: Tensor | None) -> Tensor | int:
+    """How many tokens of padding stand before a row's first real token, (B, 1).
+
+    Args:
+        cached: (B, past) bool, False = padding, of the cached tokens; None if there is none among them.
+        real: (B, N) bool, of these tokens.
+    """
+    if cached is None:
+        return 0
+    every = cached if real is None else torch.cat((cached, real), 1)
+    return (every.cumsum(1) == 0).sum(1, keepdim=True)
 
 
 def _kind(tensor: Tensor) -> str:

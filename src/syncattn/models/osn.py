@@ -14,7 +14,7 @@ from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPre
 from syncattn.models.fields import check_heads, check_size
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.nn.frequency import check_frequency
-from syncattn.nn.options import check_start, check_synchronization
+from syncattn.nn.options import check_start, check_synchronization, check_value_rotation
 from syncattn.nn.published import published
 
 
@@ -31,7 +31,8 @@ class OSNConfig(DecoderConfig):
             and slopes keep the layer's calibrated start.
         freq_dim, phase_dim, directed, position, window_range, delay, detuning, token_shift, self_coupling,
             frame, power, edge, eps, top_k, order_parameter, density_range, sharpness, parametrisation,
-            freq_bias: as in `syncattn.nn.SelectiveSynchronizationAttention`.
+            freq_bias, axes, helix_scales, value_rotation: as in
+            `syncattn.nn.SelectiveSynchronizationAttention`.
 
     The defaults and what speaks for each: by how much the validation loss on WikiText-2 rises, in nats per
     byte, when it alone is changed (117,000 parameters, one seed, where seeds differ by .006;
@@ -61,7 +62,7 @@ class OSNConfig(DecoderConfig):
     freq_dim: int | None = None
     phase_dim: int = 1
     directed: bool = False
-    position: str = "drift"
+    position: str | Sequence[str] = "drift"
     window_range: Sequence[float] = (4.0, 64.0)
     delay: float = 0.5
     detuning: bool = False
@@ -77,6 +78,9 @@ class OSNConfig(DecoderConfig):
     sharpness: float = 100.0
     parametrisation: str = "log"
     freq_bias: bool = False
+    axes: int = 1
+    helix_scales: Sequence[float] = (4.0, 16.0, 64.0)
+    value_rotation: float | None = None
 
     @classmethod
     def paper(cls, **overrides: Any) -> OSNConfig:
@@ -96,17 +100,26 @@ class OSNConfig(DecoderConfig):
     def check(self) -> None:
         """As `DecoderConfig.check`, and the options of synchronization, as the layer asks of them."""
         super().check()
-        check_size("phase_dim", self.phase_dim)
+        for name in ("phase_dim", "axes"):
+            check_size(name, getattr(self, name))
         for name in ("freq_dim", "top_k"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
         for name in ("directed", "detuning", "token_shift", "self_coupling", "order_parameter", "freq_bias"):
             check_flag(name, getattr(self, name))
         freq_dim = min(16, self.head_dim) if self.freq_dim is None else self.freq_dim
-        check_frequency(freq_dim, self.position, self.window_range, self.delay)
+        check_frequency(
+            *(freq_dim, self.position, self.window_range, self.delay),
+            num_heads=self.num_attention_heads,
+            axes=self.axes,
+            helix_scales=self.helix_scales,
+        )
+        check_value_rotation(self.value_rotation, self.head_dim, self.axes)
         check_synchronization(self.frame, self.power, self.edge, self.eps, self.top_k)
         check_start(self.density_range, self.sharpness, self.parametrisation)
-        self.window_range = tuple(self.window_range)  # JSON makes lists of tuples
+        # JSON makes lists of tuples
+        self.window_range, self.helix_scales = tuple(self.window_range), tuple(self.helix_scales)
+        self.position = self.position if isinstance(self.position, str) else tuple(self.position)
         self.density_range = None if self.density_range is None else tuple(self.density_range)
 
 

@@ -13,6 +13,8 @@ from syncattn.checks import check_choice, check_flag, check_real
 from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
 from syncattn.nn.options import check_delay
+from syncattn.nn.places import checked_positions, locate
+from syncattn.nn.state import Step
 from syncattn.nn.tokens import (
     allowed_by_mask,
     check_dense,
@@ -20,10 +22,10 @@ from syncattn.nn.tokens import (
     last_real,
     last_real_input,
     mix_previous,
-    positions,
     real_tokens,
     shift_by_one,
 )
+from syncattn.nn.tokens import positions as count_positions
 
 POSITIONS = ("rotary", "alibi")
 
@@ -91,22 +93,28 @@ class SoftmaxAttention(nn.Module):
         is_causal: bool = False,
         *,
         state: IncrementalState | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Self-attention of query (B, N, E); arguments and result as in `SelectiveSynchronizationAttention`.
 
         `state` holds rotated keys where that layer's holds frequencies: 2 * head_dim numbers per token and
         head. A row whose keys are all masked gives exactly 0. With a delay or a token shift there is no
-        attn_mask: key_padding_mask and is_causal say who sees whom.
+        attn_mask: key_padding_mask and is_causal say who sees whom. `positions` have one axis, (B or 1, N,
+        1), and go with position="rotary" only.
 
         Raises:
-            ValueError: key or value is not query, or a shape or mask is not as documented.
+            ValueError: key or value is not query, a shape or mask is not as documented, or positions are
+                given with position="alibi".
         """
         self._check(query, key, value, attn_mask, is_causal, state)
         x = query if self.batch_first else query.transpose(0, 1)
         batch, tokens, _ = x.shape
         real = real_tokens(key_padding_mask, batch, tokens)
         allowed = allowed_by_mask(attn_mask, batch, self.num_heads, tokens, tokens)
-        position = positions(real, tokens, None if state is None else state.count, x.device)
+        if positions is not None and self.position == "alibi":
+            raise ValueError("positions must be left out with position='alibi', which numbers tokens")
+        given = checked_positions("positions", positions, x, real, 1)
+        position, origin, last = locate(real, (batch, tokens), given, state, x.device)  # (B or 1, N, 1)
 
         last_input = None
         if state is not None and self.shift is not None:
@@ -118,7 +126,11 @@ class SoftmaxAttention(nn.Module):
         after = None
         if state is not None:
             after = state.extended(k, v, real, last_emitted=last_real(emitted, real, state.last_emitted))
-            after.last_input = last_input
+            after.last_input, after.origin, after.last_place = last_input, origin, last
+            step = Step(
+                state.mark(), real, emitted, state.last_emitted, None if self.shift is None else x, None
+            )
+            after.record_(state, step._replace(origin=origin, place=position))
             k, v, real = after.held
 
         keys = k.shape[2]
@@ -132,7 +144,8 @@ class SoftmaxAttention(nn.Module):
             seen = mask.any(-1, keepdim=True)
             mask = mask | ~seen
         if self.position == "alibi":
-            mask = self._penalty(position, positions(real, keys, None, x.device), mask).to(q.dtype)
+            of_keys = count_positions(real, keys, None, x.device)
+            mask = self._penalty(position[..., 0], of_keys, mask).to(q.dtype)
         out, weights = self._attend(q, k, v, mask, seen, square, need_weights)
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)

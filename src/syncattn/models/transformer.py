@@ -55,6 +55,11 @@ class TransformerModel(TransformerPreTrainedModel, DecoderModel):
 
     attention_class = SoftmaxAttention
 
+    @property
+    def counts_only(self) -> bool:
+        """True with ALiBi, which keeps no positions of cached keys."""
+        return self.config.position == "alibi"
+
 
 class TransformerForCausalLM(TransformerPreTrainedModel, DecoderForCausalLM):
     """`TransformerModel` with an output layer: next-token logits, the language-modelling loss, `generate()`.

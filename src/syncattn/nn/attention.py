@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncattn import locking
 from syncattn.backends.call import Call, prepare
 from syncattn.checks import check_count, check_flag, check_real
-from syncattn.functional import selective_synchronization_attention
-from syncattn.nn import density
+from syncattn.functional import go_on, selective_synchronization_attention
+from syncattn.nn.coupled_heads import CoupledHeads
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
-from syncattn.nn.frequency import Frequency
+from syncattn.nn.frequency import Frequency, turn_values
 from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs
 from syncattn.nn.operands import as_they_are, in_every_form
-from syncattn.nn.options import check_start, check_synchronization
+from syncattn.nn.options import check_synchronization, check_value_rotation
+from syncattn.nn.places import find_places, lattice, with_positions
 from syncattn.nn.published import published, renamed_parameters
-from syncattn.nn.shift import Mixed, find_places, mix_tokens
+from syncattn.nn.shift import Mixed, mix_tokens
 from syncattn.nn.sight import fold, who_sees_whom
-from syncattn.nn.state import IncrementalState
+from syncattn.nn.state import IncrementalState, Step
 from syncattn.nn.tokens import last_real_input
 
 
@@ -37,7 +36,7 @@ class _NotPacked:
         return NotImplemented
 
 
-class SelectiveSynchronizationAttention(nn.Module):
+class SelectiveSynchronizationAttention(CoupledHeads):
     """Multi-head attention among oscillators: pairs that phase-lock exchange values, others weigh exactly 0.
 
     The defaults are the trainable form. `from_reference` builds the published one (Hays, arXiv 2602.14445).
@@ -51,11 +50,16 @@ class SelectiveSynchronizationAttention(nn.Module):
             `nn.MultiheadAttention`, where it is False.
         freq_dim: m, coordinates of a frequency; None for the smaller of 16 and E / H.
         phase_dim: phases per token and head, seen only by the order parameter.
-        directed, position, window_range, delay, detuning, freq_bias: see `syncattn.nn.Frequency`.
+        directed, position, window_range, delay, detuning, freq_bias, axes, helix_scales: see
+            `syncattn.nn.Frequency`.
         token_shift: frequencies are made of x_j + a * x_(j-1), values of x_j + b * x_(j-1), with learned a
             and b (E,) that start at 0: tokens mix with the ones before them (compare Peng et al. 2023). The
             models of `syncattn.models` have it by default, a layer, which may stand anywhere, does not.
         self_coupling: whether a token may listen to itself. In the Kuramoto sum the self term is sin 0 = 0.
+        value_rotation: None, or the base of co-rotating values: v_j is turned by R(x_j), pairs of coordinates
+            by angles proportional to its position, as "rotary" turns frequencies, with this number in place
+            of 10,000; the result is turned back by R(-x_i). What arrives then says how far away it came from.
+            No parameters; needs an even E / H.
         frame, power, edge, top_k, eps: see `syncattn.selective_synchronization_attention`. An eps near 1
             weighs as much as a locked sender whose value is 0: a head can then be nearly silent.
         order_parameter: scale the coupling by the phases' coherence r; False sets r = 1.
@@ -88,7 +92,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         freq_dim: int | None = None,
         phase_dim: int = 1,
         directed: bool = False,
-        position: str = "drift",
+        position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
         delay: float = 0.5,
         detuning: bool = False,
@@ -104,10 +108,13 @@ class SelectiveSynchronizationAttention(nn.Module):
         sharpness: float = 100.0,
         parametrisation: str = "log",
         freq_bias: bool = False,
+        axes: int = 1,
+        helix_scales: Sequence[float] = (4.0, 16.0, 64.0),
+        value_rotation: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_heads, density_range, sharpness, parametrisation)
         if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
             raise ValueError(
                 f"num_heads must divide embed_dim, got embed_dim={embed_dim}, num_heads={num_heads}"
@@ -117,18 +124,17 @@ class SelectiveSynchronizationAttention(nn.Module):
         check_count("phase_dim", phase_dim)
         check_real("dropout", dropout, "in [0, 1)", lambda x: 0 <= x < 1)
         check_synchronization(frame, power, edge, eps, top_k)
-        check_start(density_range, sharpness, parametrisation)
         check_flag("token_shift", token_shift)
         check_flag("self_coupling", self_coupling)
         check_flag("order_parameter", order_parameter)
         check_flag("freq_bias", freq_bias)
+        check_count("axes", axes)
+        check_value_rotation(value_rotation, self.head_dim, axes)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
+        self.embed_dim, self.freq_dim = embed_dim, freq_dim
         self.dropout, self.batch_first = dropout, batch_first
         self.self_coupling, self.frame, self.power, self.edge = self_coupling, frame, power, edge
-        self.eps = eps
-        self.top_k, self.parametrisation, self.sharpness = top_k, parametrisation, sharpness
-        self.density_range = None if density_range is None else (density_range[0], density_range[1])
+        self.eps, self.top_k, self.value_rotation = eps, top_k, value_rotation
         self.frequency = Frequency(
             embed_dim,
             num_heads,
@@ -139,6 +145,8 @@ class SelectiveSynchronizationAttention(nn.Module):
             delay=delay,
             detuning=detuning,
             bias=freq_bias,
+            axes=axes,
+            helix_scales=helix_scales,
             **factory,
         )
         self.phase_proj = nn.Linear(embed_dim, num_heads * phase_dim, **factory) if order_parameter else None
@@ -146,9 +154,7 @@ class SelectiveSynchronizationAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
         # (2, E): the share of the token before in what frequencies, and what values, are made of
         self.shift = nn.Parameter(torch.empty(2, embed_dim, **factory)) if token_shift else None
-        couplings = () if parametrisation == "softplus" else (num_heads,)
-        self.raw_coupling = nn.Parameter(torch.empty(couplings, **factory))
-        self.raw_bandwidth = nn.Parameter(torch.empty(num_heads, **factory))
+        self._add_coupling(**factory)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -160,12 +166,11 @@ class SelectiveSynchronizationAttention(nn.Module):
             return
         if self.shift is not None:
             nn.init.zeros_(self.shift)
+        self._reset_coupling(self.freq_dim)
         if self.parametrisation == "softplus":
             for module in self.modules():
                 if isinstance(module, nn.Linear):
                     module.reset_parameters()
-            nn.init.ones_(self.raw_coupling)
-            nn.init.ones_(self.raw_bandwidth)
             return
         self.frequency.reset_parameters()
         if self.phase_proj is not None:
@@ -174,29 +179,13 @@ class SelectiveSynchronizationAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
-        radius = torch.tensor((2.0 * self.freq_dim) ** 0.5, dtype=torch.float32, device="cpu")
-        coupling, bandwidth = locking.coupling_from_radius(radius, self.sharpness)
-        nn.init.constant_(self.raw_coupling, float(coupling.log()))
-        nn.init.constant_(self.raw_bandwidth, float(bandwidth.log()))
         if self.density_range is not None:
             # a private generator: nobody's random numbers change
             generator = torch.Generator(device="cpu").manual_seed(0)
             x = torch.randn(2, 128, self.embed_dim, generator=generator, dtype=torch.float32, device="cpu")
             x = x.to(self.raw_coupling)
-            self.calibrate_(x if self.batch_first else x.transpose(0, 1), is_causal=True)
-
-    @property
-    def coupling(self) -> Tensor:
-        """K > 0, (H,): the learnable coupling, before the order parameter scales it."""
-        if self.parametrisation == "softplus":
-            return F.softplus(self.raw_coupling).expand(self.num_heads)
-        return self.raw_coupling.exp()
-
-    @property
-    def bandwidth(self) -> Tensor:
-        """alpha > 0, (H,)."""
-        softplus = self.parametrisation == "softplus"
-        return F.softplus(self.raw_bandwidth) if softplus else self.raw_bandwidth.exp()
+            axes, x = self.frequency.axes, x if self.batch_first else x.transpose(0, 1)
+            self.calibrate_(x, is_causal=True, positions=None if axes == 1 else lattice(128, axes))
 
     def forward(
         self,
@@ -211,6 +200,8 @@ class SelectiveSynchronizationAttention(nn.Module):
         *,
         state: IncrementalState | None = None,
         self_attention: bool | None = None,
+        positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend: self-attention if only query is given.
 
@@ -238,30 +229,45 @@ class SelectiveSynchronizationAttention(nn.Module):
                 of its memory (as autograd wrappers pass). An equal copy is not: `layer(x + p, x + p, x)` is
                 cross-attention. True: they are, key and value have query's shape, and key, which must be
                 equal to query, is not read. False: they are not.
+            positions: where the queries stand, real numbers (B or 1, N, A), also if not batch_first; B = 1
+                without a batch. Only differences count, and what padding has does not. None: each token's
+                number in its sequence; after a `state` with positions, the last token's and on by 1. With
+                several axes they must be given.
+            key_positions: where the keys stand, (B or 1, M, A), in cross-attention with positions.
 
         Returns:
             (out, weights): out like query; weights None, or (B, N, M), or (B, H, N, M) if not averaged.
 
         Raises:
-            ValueError: an input is nested, a shape or mask is not as documented, an argument does not go with
-                `state`, key is not query although `self_attention` says so, or a mask does not go with a
-                token shift.
+            ValueError: an input is nested, a shape or mask is not as documented, positions are NaN or
+                infinite (where to look makes no device wait), an argument does not go with `state`, key is
+                not query although `self_attention` says so, or a mask does not go with a token shift.
         """
-        given = self._inputs(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
+        given = self._inputs(
+            *(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention),
+            positions=positions,
+            key_positions=key_positions,
+        )
         if state is not None:
             check_past(state, given)
-        arguments, after = self._operator_arguments(given, state)
+        arguments, after, own = self._operator_arguments(given, state)
         dropout_p, weights = self.dropout if self.training else 0.0, None
-        result = selective_synchronization_attention(
-            **arguments, dropout_p=dropout_p, return_weights=need_weights
-        )
+        arguments |= {"dropout_p": dropout_p, "return_weights": need_weights}
+        if state is not None and state.checked:
+            tensors = (arguments.pop(n) for n in ("receive", "send", "value", "coupling", "bandwidth"))
+            result = go_on(state.checked, *tensors, **arguments)
+        else:
+            result = selective_synchronization_attention(**arguments)
         out = result[0] if isinstance(result, tuple) else result
         if isinstance(result, tuple):
             weights = result[2]
             weights = weights if attn_mask is None else fold(weights, given.keys)
             weights = weights.mean(1) if average_attn_weights else weights
+        if self.value_rotation is not None:
+            out = turn_values(out, -own, self.value_rotation)
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
         if state is not None and after is not None:
+            after.was_checked_()
             state.become_(after)  # the last step: whatever fails, the past is as it was
         if query.ndim == 2:
             return out[0], None if weights is None else weights[0]
@@ -277,6 +283,8 @@ class SelectiveSynchronizationAttention(nn.Module):
         is_causal: bool = False,
         *,
         self_attention: bool | None = None,
+        positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
     ) -> Call:
         """The operator's checked call that `forward` would make of these arguments, for counting its pairs.
 
@@ -287,7 +295,10 @@ class SelectiveSynchronizationAttention(nn.Module):
             ValueError: as `forward`.
         """
         call, receivers = self._counted_call(
-            query, key, value, key_padding_mask, attn_mask, is_causal, self_attention=self_attention
+            *(query, key, value, key_padding_mask, attn_mask, is_causal),
+            self_attention=self_attention,
+            positions=positions,
+            key_positions=key_positions,
         )
         if receivers is None:
             return call
@@ -304,71 +315,16 @@ class SelectiveSynchronizationAttention(nn.Module):
         is_causal: bool = False,
         *,
         self_attention: bool | None = None,
+        positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
     ) -> tuple[Call, Tensor | None]:
-        """The operator's call, and which receivers are not padding, (B, N); None: all. In one mask the two
-        would be of N x M."""
-        given = self._inputs(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention)
-        arguments, _ = self._operator_arguments(given, None)
+        given = self._inputs(
+            *(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention),
+            positions=positions,
+            key_positions=key_positions,
+        )
+        arguments, *_ = self._operator_arguments(given, None)
         return prepare(**arguments), given.real if given.itself else None
-
-    @torch.no_grad()
-    def count_locked(self, *inputs: Any, **masks: Any) -> density.Locking:
-        """How many pairs lock, are allowed, and how many receivers have any, (H,) each, without padding.
-
-        Args:
-            *inputs, **masks: as `operator_call` takes them.
-        """
-        return density.count_locked(*self._counted_call(*inputs, **masks))
-
-    def locked_density(self, *inputs: Any, **masks: Any) -> Tensor:
-        """The fraction of allowed pairs that lock, (H,) float32, without padding.
-
-        Args:
-            *inputs, **masks: as `operator_call` takes them.
-        """
-        return self.count_locked(*inputs, **masks).density
-
-    @torch.no_grad()
-    def calibrate_(
-        self,
-        *inputs: Any,
-        density_range: tuple[float, float] | None = None,
-        partners_range: tuple[float, float] | None = None,
-        **masks: Any,
-    ) -> None:
-        """Set coupling and bandwidth so that the heads' densities on this input are the ladder's, in place.
-
-        Args:
-            density_range: None for the layer's own.
-            partners_range: the ladder in partners, of a receiver in the mean, in place of densities: the same
-                whatever the length of the text. A head cannot have more than there are.
-            *inputs, **masks: as `operator_call` takes them.
-
-        Raises:
-            ValueError: the parametrisation is "softplus" (its coupling is shared: one number cannot serve
-                every head), both ladders are given, one is out of range, or the input gives a head no two
-                different frequencies.
-        """
-        if density_range is not None and partners_range is not None:
-            raise ValueError(
-                "calibration takes density_range or partners_range, not both, got "
-                f"density_range={density_range}, partners_range={partners_range}"
-            )
-        ends = density_range or self.density_range
-        if self.parametrisation != "log" or (ends is None and partners_range is None):
-            raise ValueError(
-                "calibration needs parametrisation='log' and a density_range, got "
-                f"parametrisation={self.parametrisation!r}, density_range={ends}"
-            )
-        call, receivers = self._counted_call(*inputs, **masks)
-        if partners_range is not None:
-            ladder = density.partners_ladder(call, receivers, *partners_range)
-        else:
-            assert ends is not None
-            ladder = locking.density_ladder(*ends, self.num_heads, dtype=torch.float32, device="cpu")
-        coupling, bandwidth = density.fit_coupling(call, self.coupling, ladder, self.sharpness, receivers)
-        self.raw_coupling.copy_(coupling.log())
-        self.raw_bandwidth.copy_(bandwidth.log())
 
     @classmethod
     def from_reference(
@@ -398,19 +354,27 @@ class SelectiveSynchronizationAttention(nn.Module):
         return layer
 
     def _inputs(
-        self, query: Tensor, key: Any, value: Any, key_padding_mask: Tensor | None, *masks: Any
+        self,
+        query: Tensor,
+        key: Any,
+        value: Any,
+        key_padding_mask: Tensor | None,
+        *masks: Any,
+        positions: Tensor | None,
+        key_positions: Tensor | None,
     ) -> Inputs:
         """The arguments of `forward`, batch first: who is real, and who may see whom by attn_mask."""
         tokens = batch_first(query, key, value, self.embed_dim, self.batch_first)
         if query.ndim == 2 and key_padding_mask is not None and key_padding_mask.ndim == 1:
             key_padding_mask = key_padding_mask[None]
-        return checked_inputs(self.num_heads, tokens, key_padding_mask, *masks)
+        given = checked_inputs(self.num_heads, tokens, key_padding_mask, *masks)
+        return with_positions(given, positions, key_positions, self.frequency.axes)
 
     def _operator_arguments(
         self, given: Inputs, past: IncrementalState | None
-    ) -> tuple[dict[str, Any], IncrementalState | None]:
-        """What the operator is called with, by name, all but dropout_p, backend and return_weights; and the
-        past that a next call goes on from, if these tokens go on from one."""
+    ) -> tuple[dict[str, Any], IncrementalState | None, Tensor]:
+        """What the operator is called with, by name, all but dropout_p, backend and return_weights; the past
+        that a next call goes on from, if these tokens go on from one; and where the receivers stand."""
         has_shift, has_delay = self.shift is not None, self.frequency.delay > 0
         seen = who_sees_whom(given, has_shift, has_delay)
         places = find_places(given, seen, past, has_delay)
@@ -419,32 +383,43 @@ class SelectiveSynchronizationAttention(nn.Module):
             last_input = last_real_input(given.key, given.real, past.last_input)
         tokens = mix_tokens(given, seen, places, self.shift, past)
         made = self.frequency(
-            None if given.itself and tokens.key is tokens.query else tokens.query, tokens.key, *tokens.places
+            None if given.itself and tokens.key is tokens.query else tokens.query,
+            *(tokens.key, tokens.places.own, tokens.places.position, tokens.places.first),
         )
         value = self._of_heads(self.value_proj(tokens.value))
-        coupling, phase_sum = self._effective_coupling(given, tokens, past)
+        if self.value_rotation is not None:
+            value = turn_values(value, tokens.places.position, self.value_rotation)
+        coupling, sums = self._effective_coupling(given, tokens, past)
         self_coupling, after = self.self_coupling or not given.itself, None
         if seen.sight is not None and seen.in_forms:
             operands = in_every_form(seen.sight, made, value, given, self_coupling)
         else:
             operands, after = as_they_are(made, value, given, seen, past, self_coupling)
-        if after is not None:
-            after.last_input, after.phase_sum = last_input, phase_sum
+        if past is not None and after is not None:
+            before = made.before(past.last_emitted)
+            step = Step(past.mark(), given.real, made.emitted, before, given.key if has_shift else None, sums)
+            after.last_input, after.origin, after.last_place = last_input, places.origin, places.last
+            after.phase_sum = past.phase_sum if sums is None or given.keys == 0 else sums[:, :, -1]
+            after.record_(past, step._replace(origin=places.origin, place=places.position))
         options = {name: getattr(self, name) for name in ("top_k", "frame", "power", "edge", "eps")}
-        return {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options}, after
+        return (
+            {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options},
+            after,
+            places.own,
+        )
 
     def _effective_coupling(
         self, given: Inputs, tokens: Mixed, past: IncrementalState | None
     ) -> tuple[Tensor, Tensor | None]:
-        """kappa = K r: (H,), (B, H) or (B, H, N); and with a past, the phases' sums with these tokens."""
+        """kappa = K r: (H,), (B, H) or (B, H, N); and with a past, the phases' sums up to each token."""
         if self.phase_proj is None:
             return self.coupling, None
         phase = self._of_heads(self.phase_proj(tokens.key))
         if past is not None:
-            r, phase_sum = running_coherence(phase, given.real, past.phase_sum, past.count)
+            r, sums = running_coherence(phase, given.real, past.phase_sum, past.count)
         else:
-            r, phase_sum = coherence_of_seen(phase, given, tokens.pairs, tokens.heard), None
-        return effective_coupling(self.coupling, r), phase_sum
+            r, sums = coherence_of_seen(phase, given, tokens.pairs, tokens.heard), None
+        return effective_coupling(self.coupling, r), sums
 
     def _of_heads(self, x: Tensor) -> Tensor:
         """(B, N, H c) to (B, H, N, c)."""

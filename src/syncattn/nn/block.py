@@ -74,6 +74,7 @@ class Block(nn.Module):
         *,
         state: IncrementalState | None = None,
         need_weights: bool = False,
+        positions: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
         """src (N, B, E), or (B, N, E) with batch_first, to the same shape.
 
@@ -82,11 +83,13 @@ class Block(nn.Module):
             is_causal: makes the block causal, with or without src_mask.
             state: incremental decoding, see `SelectiveSynchronizationAttention.forward`.
             need_weights: return (out, weights (B, H, N, M)).
+            positions: where the tokens stand, see `SelectiveSynchronizationAttention.forward`.
 
         Raises:
             ValueError: src is nested, or as `SelectiveSynchronizationAttention.forward`.
         """
         check_dense("src", src)
+        placed = {} if positions is None else {"positions": positions}  # attention of others may not know it
         attended, weights = self.self_attn(
             self.norm1(src) if self.norm_first else src,
             key_padding_mask=src_key_padding_mask,
@@ -95,6 +98,7 @@ class Block(nn.Module):
             need_weights=need_weights,
             average_attn_weights=False,
             state=state,
+            **placed,
         )
         x = src + self.dropout1(attended)
         if self.norm_first:

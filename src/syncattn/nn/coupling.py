@@ -15,7 +15,7 @@ class RunningCoherence(NamedTuple):
     """The order parameter of tokens that come after others."""
 
     r: Tensor  # (B, H, N), of each new token, over all real ones up to it
-    phase_sum: Tensor | None  # (B, H, p, 2), the sums of (cos, sin) that the next tokens go on from
+    sums: Tensor  # (B, H, N, p, 2), of (cos, sin), over the same: what later tokens go on from
 
 
 def coherence_of_seen(phase: Tensor, given: Inputs, pairs: Tensor | None, heard: Tensor | None) -> Tensor:
@@ -48,7 +48,7 @@ def running_coherence(
     if phase_sum is not None and count is not None:
         sums = sums + phase_sum[:, :, None]
         counts = counts + count[:, None]
-    return RunningCoherence(coherence(sums, counts), sums[:, :, -1] if sums.shape[2] > 0 else phase_sum)
+    return RunningCoherence(coherence(sums, counts), sums)
 
 
 def effective_coupling(coupling: Tensor, r: Tensor) -> Tensor:

@@ -4,30 +4,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from syncattn.checks import check_choice, check_count, check_flag, check_range
+from syncattn.checks import check_choice, check_count, check_flag, check_range, check_real, short
 from syncattn.nn.options import check_delay
 from syncattn.nn.tokens import delayed_heads, shift_by_one
 
-POSITIONS = ("drift", "own_drift", "rotary", "none")
+POSITIONS = ("drift", "own_drift", "rotary", "helix", "own_helix", "none")
+_DRIFTS, _HELICES = ("drift", "own_drift"), ("helix", "own_helix")
 
 
-def check_frequency(freq_dim: int, position: str, window_range: Sequence[float], delay: float) -> None:
+def forms_of_heads(position: str | Sequence[str], num_heads: int) -> tuple[str, ...]:
+    """Each head's form of position, of one for all of them or a list with one for each.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    forms = (position,) * num_heads if isinstance(position, str) else position
+    if not isinstance(forms, (tuple, list)) or len(forms) != num_heads:
+        raise ValueError(
+            f"position must be one of {', '.join(map(repr, POSITIONS))}, or a list with one for each of the "
+            f"{num_heads} heads, got {short(position)}"
+        )
+    for form in forms:
+        check_choice("position", form, POSITIONS)
+    return tuple(forms)
+
+
+def check_frequency(
+    freq_dim: int,
+    position: str | Sequence[str],
+    window_range: Sequence[float],
+    delay: float,
+    *,
+    num_heads: int,
+    axes: int,
+    helix_scales: Sequence[float],
+) -> None:
     """Make sure that the options of a `Frequency` are in range.
 
     Raises:
         TypeError, ValueError: they are not.
     """
     check_count("freq_dim", freq_dim)
-    check_choice("position", position, POSITIONS)
-    if position == "own_drift" and freq_dim < 2:
-        raise ValueError(f"position='own_drift' needs freq_dim of at least 2, got {freq_dim}")
-    if position == "rotary" and freq_dim % 2:
+    check_count("axes", axes)
+    forms = forms_of_heads(position, num_heads)
+    if not isinstance(helix_scales, (tuple, list)) or not helix_scales:
+        raise TypeError(f"helix_scales must be a list of at least one number, got {short(helix_scales)}")
+    for scale in helix_scales:
+        check_real("helix_scales", scale, "positive and finite", lambda x: 0 < x < math.inf)
+    circles = 2 * axes * len(helix_scales)
+    for form, least in (("own_drift", axes + 1), ("helix", circles), ("own_helix", circles + 1)):
+        if form in forms and freq_dim < least:
+            detail = "" if form == "own_drift" else " (2 * axes * len(helix_scales) for the helix)"
+            raise ValueError(f"position={form!r} needs freq_dim of at least {least}{detail}, got {freq_dim}")
+    if "rotary" in forms and freq_dim % 2:
         raise ValueError(f"position='rotary' needs an even freq_dim, got {freq_dim}")
+    if "rotary" in forms and freq_dim < 2 * axes:
+        raise ValueError(
+            f"position='rotary' needs freq_dim of at least 2 * axes = {2 * axes}, got {freq_dim}"
+        )
     check_range("window_range", window_range, math.inf)
     check_delay(delay)
 
@@ -75,8 +115,12 @@ class Frequency(nn.Module):
         position: "drift": slope_h i u_h is added, u_h a learned direction among the content's coordinates, so
             that content can pull a token to other positions. "own_drift": the last coordinate is slope_h i
             alone, so that in the absolute frame a token locks at most floor(rho / |slope_h|) tokens away.
-            "rotary": pairs of coordinates are turned by angles proportional to i. "none": without delay,
-            the layer does not see order.
+            "rotary": pairs of coordinates are turned by angles proportional to i. "helix": amplitude_h (cos
+            (i / w), sin(i / w)), for each w of `helix_scales`, is added to two of the content's coordinates:
+            bounded, so that near is preferred and far stays within reach of a token that is alike.
+            "own_helix": those coordinates are the helix's alone. "none": without delay, the layer does not
+            see order. Or a list with one form per head. All but "helix" make D depend on differences of
+            positions alone; a helix among contents is counted from each sequence's first token.
         window_range: (narrowest, widest), in tokens: slopes start at sqrt(2 m) / window with windows in
             geometric progression over the heads. At a distance of one window, position detunes as much
             as two unrelated tokens' contents do.
@@ -84,9 +128,14 @@ class Frequency(nn.Module):
             token's value: "what followed my like". Before the first token stands one without content.
         detuning: a learned offset per head on the receive frequency; with drift it moves the window.
         bias: whether projections have a bias (the published form has; a symmetric D does not see it).
+        axes: A, how many coordinates a position has. Each axis has its slope and direction in each drifting
+            head, and its own coordinates of "own_drift" and of a helix; "rotary" deals its pairs out to them.
+        helix_scales: w, in tokens, or in the positions' unit. A helix starts at an amplitude at which two
+            places far apart detune, on average, by a quarter of what two unrelated tokens' contents do.
 
-    Positions and drift are computed in float32 at least, whatever autocast says: at position 4,096 a bfloat16
-    drift would be wrong by whole windows.
+    Positions are real numbers, (B or 1, N, A), or (B or 1, N) on one axis. Positions and drift are computed
+    in float32 at least, whatever autocast says: at position 4,096 a bfloat16 drift would be wrong by whole
+    windows.
     """
 
     delayed: Tensor
@@ -98,31 +147,43 @@ class Frequency(nn.Module):
         freq_dim: int,
         *,
         directed: bool = False,
-        position: str = "drift",
+        position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
         delay: float = 0.5,
         detuning: bool = False,
         bias: bool = False,
+        axes: int = 1,
+        helix_scales: Sequence[float] = (4.0, 16.0, 64.0),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_frequency(freq_dim, position, window_range, delay)
+        own: dict[str, Any] = {"num_heads": num_heads, "axes": axes, "helix_scales": helix_scales}
+        check_frequency(freq_dim, position, window_range, delay, **own)
         for name, flag in (("directed", directed), ("detuning", detuning), ("bias", bias)):
             check_flag(name, flag)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
         self.position, self.window_range, self.delay = position, tuple(window_range), delay
-        self.content_dim = freq_dim - 1 if position == "own_drift" else freq_dim
+        self.axes, self.helix_scales = axes, tuple(helix_scales)
+        forms = forms_of_heads(position, num_heads)
+        # Where all heads keep coordinates for position, contents have none there; in a mix they go unused.
+        kept = {"own_drift": axes, "own_helix": 2 * axes * len(self.helix_scales)}
+        self.content_dim = freq_dim - (kept.get(forms[0], 0) if len(set(forms)) == 1 else 0)
         self.receive_proj = nn.Linear(embed_dim, num_heads * self.content_dim, bias, **factory)
         self.send_proj = (
             nn.Linear(embed_dim, num_heads * self.content_dim, bias, **factory) if directed else None
         )
-        drifts = position in ("drift", "own_drift")
-        self.log_slope = nn.Parameter(torch.empty(num_heads, **factory)) if drifts else None
-        self.direction = (
-            nn.Parameter(torch.empty(num_heads, freq_dim, **factory)) if position == "drift" else None
-        )
+        # what position needs of parameters, of those heads that have the form; (A, ...) with several axes
+        self._runs, counts = _runs_of(forms)
+        first = () if axes == 1 else (axes,)
+
+        def of_axes(*sizes: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(*first, *sizes, **factory)) if sizes[0] else None
+
+        self.log_slope = of_axes(counts["drift"] + counts["own_drift"])
+        self.direction = of_axes(counts["drift"], freq_dim)
+        self.log_amplitude = of_axes(counts["helix"] + counts["own_helix"])
         self.detuning = nn.Parameter(torch.empty(num_heads, freq_dim, **factory)) if detuning else None
         self.register_buffer("delayed", delayed_heads(num_heads, delay, device))
         self.reset_parameters()
@@ -141,8 +202,12 @@ class Frequency(nn.Module):
             # one head has the middle; made on the CPU in float32, the same numbers wherever the module is
             ends = (low, high) if self.num_heads > 1 else ((low + high) / 2,) * 2
             windows = torch.linspace(*ends, self.num_heads, dtype=torch.float32, device="cpu")
+            drifting = [run.heads for run in self._runs if run.form in _DRIFTS]
+            windows = torch.cat([windows[heads] for heads in drifting])
             with torch.no_grad():
                 self.log_slope.copy_(0.5 * math.log(2 * self.freq_dim) - windows)
+        if self.log_amplitude is not None:
+            nn.init.zeros_(self.log_amplitude)
         if self.direction is not None:
             nn.init.normal_(self.direction)
             with torch.no_grad():
@@ -164,9 +229,9 @@ class Frequency(nn.Module):
         Args:
             query: receivers (B, N, E); None: they are the senders.
             key: senders (B, M, E).
-            own: the receivers' positions (B or 1, N).
-            position: the senders' (B or 1, M).
-            first: at which places a sender may have nobody before it, (B or 1, M or 1); None: nowhere.
+            own: the receivers' positions (B or 1, N, A), or (B or 1, N).
+            position: the senders'.
+            first: at which places a sender may have nobody before it, of M or 1; None: nowhere.
         """
         emitted = self.emit(key, position)
         if query is None and self.symmetric:
@@ -177,7 +242,7 @@ class Frequency(nn.Module):
         return Frequencies(receive, emitted, nobody, self.delayed)
 
     def receive(self, x: Tensor, position: Tensor) -> Tensor:
-        """What tokens listen with: x (B, N, E), position (B or 1, N) -> (B, H, N, m), float32 at least."""
+        """What tokens listen with: x (B, N, E), position (B or 1, N, A) -> (B, H, N, m), float32 at least."""
         frequency = self._locate(self._content(self.receive_proj, x), position)
         if self.detuning is not None:
             frequency = frequency + self.detuning[:, None].to(frequency.dtype)
@@ -188,7 +253,8 @@ class Frequency(nn.Module):
         return self._locate(self._content(self.send_proj or self.receive_proj, x), position)
 
     def _nobody(self, like: Tensor, position: Tensor) -> Tensor:
-        """What a token without content emits at the place before each position (B or 1, M): (.., H, M, m)."""
+        """What a token without content emits at the place before each position, less 1 on every axis:
+        (B or 1, M, A) -> (B or 1, H, M, m)."""
         content = self._content(self.send_proj or self.receive_proj, like.new_zeros(1, 1, self.embed_dim))
         return self._locate(content.expand(position.shape[0], -1, position.shape[1], -1), position - 1)
 
@@ -198,27 +264,93 @@ class Frequency(nn.Module):
 
     def _locate(self, content: Tensor, position: Tensor) -> Tensor:
         """Add the position's part to contents (B, H, N, m)."""
-        if self.position == "none":
+        at = position[..., None] if position.ndim == 2 else position  # (B or 1, N, A)
+        if len(self._runs) == 1:
+            return self._add(content, at, self._runs[0])
+        return torch.cat([self._add(content[:, run.heads], at, run) for run in self._runs], dim=1)
+
+    def _add(self, content: Tensor, at: Tensor, run: _Run) -> Tensor:
+        """Add the position's part to contents (B, h, N, m) of the heads of one run."""
+        if run.form == "none":
             return content
-        at = position[:, None, :, None].to(content.dtype)  # (B or 1, 1, N, 1)
-        if self.position == "rotary":
-            return rotate(content, position)
+        if run.form == "rotary":
+            return rotate(content, at)
+        at = at[:, None].to(content.dtype)  # (B or 1, 1, N, A)
+        if run.form in _HELICES:
+            helix = self._helix(at, run)
+            rest = self.freq_dim - helix.shape[-1]
+            if run.form == "helix":
+                return content + nn.functional.pad(helix, (0, rest))
+            return torch.cat((helix.expand(*content.shape[:-1], -1), content[..., -rest:]), dim=-1)
         assert self.log_slope is not None
-        drift = at * self.log_slope.to(content.dtype).exp()[:, None, None]
-        if self.direction is None:
-            return torch.cat((content, drift.expand(*content.shape[:-1], 1)), dim=-1)
-        unit = nn.functional.normalize(self.direction.to(content.dtype), dim=-1)
-        return content + drift * unit[:, None]
+        slopes = self.log_slope.to(content.dtype).exp().view(self.axes, -1)[:, run.own]
+        drifts = [at[..., a : a + 1] * slopes[a, :, None, None] for a in range(self.axes)]
+        if run.form == "own_drift":
+            content = content[..., : self.freq_dim - self.axes]
+            return torch.cat((content, *(drift.expand(*content.shape[:-1], 1) for drift in drifts)), dim=-1)
+        assert self.direction is not None
+        units = nn.functional.normalize(self.direction.to(content.dtype), dim=-1)
+        units = units.view(self.axes, -1, self.freq_dim)[:, run.pure]
+        for drift, unit in zip(drifts, units):
+            content = content + drift * unit[:, None]
+        return content
+
+    def _helix(self, at: Tensor, run: _Run) -> Tensor:
+        """The helix of at (B or 1, 1, N, A), (B or 1, h, N, 2 L A): per axis L cosines, then L sines."""
+        assert self.log_amplitude is not None
+        amplitudes = self.log_amplitude.to(at.dtype).exp().view(self.axes, -1)[:, run.own]
+        # Of two places far apart a helix of radius sqrt(c / 2L) detunes by c on average, contents by 2 m.
+        radius = (self.freq_dim / 2 / (2 * len(self.helix_scales))) ** 0.5
+        parts = []
+        for a in range(self.axes):
+            angles = torch.cat([at[..., a : a + 1] / scale for scale in self.helix_scales], dim=-1)
+            circles = torch.cat((angles.cos(), angles.sin()), dim=-1) * radius
+            parts.append(circles * amplitudes[a, :, None, None])
+        return torch.cat(parts, dim=-1)
+
+
+class _Run(NamedTuple):
+    """Heads side by side with the same form of position."""
+
+    form: str
+    heads: slice  # among all heads
+    own: slice  # among the heads that drift, or have a helix: so slopes and amplitudes are numbered
+    pure: slice  # among the heads with this form
+
+
+def _runs_of(forms: Sequence[str]) -> tuple[list[_Run], dict[str, int]]:
+    """Runs of heads with one form, in order; and how many heads have each form."""
+    runs, counts, start = [], dict.fromkeys(POSITIONS, 0), 0
+    for form, heads in groupby(forms):
+        number, kind = len(list(heads)), next((k for k in (_DRIFTS, _HELICES) if form in k), (form,))
+        before, pure = sum(counts[each] for each in kind), counts[form]
+        places = (slice(first, first + number) for first in (start, before, pure))
+        runs.append(_Run(form, *places))
+        start, counts[form] = start + number, pure + number
+    return runs, counts
 
 
 def rotate(x: Tensor, position: Tensor, base: float = 10_000.0) -> Tensor:
     """Rotary position (Su et al. 2021): of x (B, H, N, 2k), coordinates c and c + k turn by i base^(-c/k).
 
-    Squared distances and products of rotated vectors see positions only through their difference.
+    Squared distances and products of rotated vectors see positions only through their difference. With
+    positions (B or 1, N, A) on several axes, pair c turns by its own axis c mod A, at the rate of the first
+    pair of those A.
     """
     half = x.shape[-1] // 2
-    rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = position[:, None, :, None].to(torch.float32) * rates  # (B or 1, 1, N, k)
+    at = position[..., None] if position.ndim == 2 else position
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    pair = torch.arange(half, device=x.device, dtype=torch.int64)
+    axes = at.shape[-1]
+    rates = base ** (-(pair - pair % axes).to(dtype) / half)
+    turned = at if axes == 1 else at[..., pair % axes]  # (B or 1, N, 1 or k)
+    angle = turned[:, None].to(dtype) * rates  # (B or 1, 1, N, k)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half:]
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def turn_values(value: Tensor, position: Tensor, base: float) -> Tensor:
+    """Values (B, H, N, 2k) turned as `rotate` does, in float32 at least, in their own dtype again."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return rotate(value.to(wide), position, base).to(value.dtype)

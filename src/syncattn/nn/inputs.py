@@ -20,6 +20,8 @@ class Inputs(NamedTuple):
     allowed: Tensor | None  # (B or 1, H or 1, N or 1, M or 1) bool by attn_mask, True = may attend
     is_causal: bool  # query i sees key j when j <= i + (M - N)
     itself: bool  # whether the queries are the keys
+    positions: Tensor | None = None  # (B or 1, N, A), the queries'; None: they are numbered
+    key_positions: Tensor | None = None  # (B or 1, M, A), the keys'
 
     @property
     def queries(self) -> int:

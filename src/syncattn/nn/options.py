@@ -20,6 +20,22 @@ def check_delay(delay: float) -> None:
     check_real("delay", delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
 
 
+def check_value_rotation(value_rotation: float | None, head_dim: int, axes: int) -> None:
+    """Make sure that values can be turned with this base, or not at all.
+
+    Raises:
+        TypeError, ValueError: they cannot.
+    """
+    if value_rotation is None:
+        return
+    check_real("value_rotation", value_rotation, "above 1 and finite, or None", lambda x: 1 < x < math.inf)
+    if head_dim % 2 or head_dim < 2 * axes:
+        raise ValueError(
+            f"value_rotation={value_rotation!r} needs an even head_dim (embed_dim / num_heads), of at least "
+            f"2 * axes = {2 * axes}, got {head_dim}"
+        )
+
+
 def check_synchronization(frame: str, power: float, edge: float, eps: float, top_k: int | None) -> None:
     """Make sure that the options which a layer passes to the operator are in range.
 

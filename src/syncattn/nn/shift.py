@@ -1,4 +1,4 @@
-"""Tokens with the one before mixed in, where the layer has a token shift, and where they stand."""
+"""Tokens with the one before mixed in, where the layer has a token shift."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ import torch
 from torch import Tensor
 
 from syncattn.nn.inputs import Inputs
+from syncattn.nn.places import Places
 from syncattn.nn.sight import Seen
 from syncattn.nn.state import IncrementalState
-from syncattn.nn.tokens import last_real_input, mix_previous, positions
-
-
-class Places(NamedTuple):
-    """Where tokens stand in their sequences."""
-
-    own: Tensor  # (B or 1, N) int64, the receivers' positions
-    position: Tensor  # (B or 1, M) int64, the senders'
-    first: Tensor | None  # (B or 1, M or 1): where a sender may have nobody before it; None: nowhere
+from syncattn.nn.tokens import last_real_input, mix_previous
 
 
 class Mixed(NamedTuple):
@@ -33,23 +26,6 @@ class Mixed(NamedTuple):
     heard: Tensor | None  # (B or 1, H or 1, M) bool, whom anybody may see; None: everybody
 
 
-def find_places(given: Inputs, seen: Seen, past: IncrementalState | None, has_delay: bool) -> Places:
-    """Where the tokens stand: counted from each sequence's first real token, on from the past."""
-    count = None if past is None else past.count
-    device = given.query.device
-    position = positions(given.real, given.keys, count, device)
-    if given.itself:
-        own = position
-    elif given.is_causal:  # queries sit at the keys' end
-        own = position[:, given.keys - given.queries :]
-    else:
-        own = positions(None, given.queries, None, device)
-    first = None
-    if has_delay and (past is None or past.last_emitted is None):
-        first = position.new_zeros(1, 1) if seen.sight is None else position
-    return Places(own, position, first)
-
-
 def mix_tokens(
     given: Inputs, seen: Seen, places: Places, shift: Tensor | None, past: IncrementalState | None
 ) -> Mixed:
@@ -62,7 +38,7 @@ def mix_tokens(
         return Mixed(query, key, value, places, seen.pairs, seen.heard)
     sight, is_one = seen.sight, query is key
     query, key, value = (torch.cat(both, 1) for both in zip((query, key, value), given[:3], strict=True))
-    places = Places(places.own.repeat(1, 2), places.position.repeat(1, 2), places.first)
+    places = places._replace(own=places.own.repeat(1, 2, 1), position=places.position.repeat(1, 2, 1))
     pairs = torch.cat((sight.seen & sight.before, sight.seen & ~sight.before), -1)
     return Mixed(query, query if is_one else key, value, places, pairs, pairs.any(-2))
 
@@ -74,7 +50,7 @@ def _shifted(
 
     Causal queries that are not the keys themselves still sit at their end: the key before precedes them.
     """
-    query, key, value, real, _, is_causal, itself = given
+    query, key, value, real, _, is_causal, itself = given[:7]
     mixed = mix_previous(key, shift[0], before, real, follows)
     value = mix_previous(value, shift[1], before, real, follows)
     if itself:

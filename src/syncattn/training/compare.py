@@ -120,107 +120,150 @@ def compare(
         UserError: bad arguments, data or output folder, a run with other settings in `out`, or all learning
             rates of an entrant diverged; `Interrupted` after Ctrl-C.
     """
-    with locked(Path(out)):
-        return _compare(
-            entrants, corpus, tokenizer, Path(out), options, seeds, prompt, sampling, overwrite, console
-        )
-
-
-def _compare(
-    entrants: Sequence[Contender],
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    options: TrainingOptions,
-    seeds: Sequence[int],
-    prompt: str | None,
-    sampling: Sampling | None,
-    overwrite: bool,
-    console: Console | None,
-) -> dict[str, Any]:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("compare runs in one process; train is the command for several devices")
-    seeds = list(dict.fromkeys(seeds))
-    if not seeds:
-        raise UserError("no seed given: expected at least one")
-    for entrant in entrants:
-        check_start(entrant.config, tokenizer, options)
-        for rate, seed in product(entrant.learning_rates, seeds):
-            try:
-                replace(options, learning_rate=rate, seed=seed)
-            except UserError as error:
-                raise UserError(f"{entrant.title}: {error}") from error
-    encode_corpus(corpus, lambda text: encode(tokenizer, text), options.context)
-    prompt = prompt_from(corpus.validation) if prompt is None else prompt
-    encode_prompt(tokenizer, prompt)
-    _prepare(out, entrants, options, overwrite)
-    say: Callable[[str], None] = (
-        (lambda text: None) if console is None else (lambda text: console.print(text))
+    comparison = _Comparison(
+        entrants, corpus, tokenizer, Path(out), options, list(dict.fromkeys(seeds)), console
     )
-
-    @cache  # what the grid has run, the seeds need not look up again
-    def run(entrant: Contender, rate: float, seed: int) -> Record | None:
-        chosen = replace(options, learning_rate=rate, seed=seed)
-        return _run(entrant, chosen, corpus, tokenizer, out, console)
-
-    chosen_rate: dict[str, float] = {}
-    grid: dict[str, list[dict[str, Any]]] = {}
-    for entrant in entrants:
-        if len(entrant.learning_rates) > 1:
-            tried = {rate: run(entrant, rate, seeds[0]) for rate in entrant.learning_rates}
-            losses = {rate: record.result.validation_loss for rate, record in tried.items() if record}
-            if not losses:
-                raise UserError(
-                    f"{entrant.title} diverged with every learning rate: {entrant.learning_rates}"
+    with locked(comparison.out):
+        comparison.check()
+        encode_corpus(corpus, lambda text: encode(tokenizer, text), options.context)
+        prompt = prompt_from(corpus.validation) if prompt is None else prompt
+        encode_prompt(tokenizer, prompt)
+        _prepare(comparison.out, entrants, options, overwrite)
+        run = cache(comparison.run)  # what the grid has run, the seeds need not look up again
+        rates, grid = _choose_rates(comparison, run)
+        runs = _run_seeds(comparison, rates, run)
+        results: dict[str, Any] = {
+            "format": 1,
+            "command": command(),
+            "versions": versions(),
+            "machine": machine(),
+            "data": corpus.describe() | {"vocabulary": len(tokenizer)},
+            "options": options.as_dict(),
+            "tokens": options.tokens,
+            "seeds": comparison.seeds,
+            "learning_rate_grid": grid,
+            "models": [
+                _summary(
+                    entrant,
+                    runs[entrant.name],
+                    f"{RUNS}/{_key(entrant, rates[entrant.name], comparison.seeds[0])}",
                 )
-            chosen_rate[entrant.name] = min(losses, key=lambda rate: losses[rate])
-            grid[entrant.name] = [
-                {"learning_rate": rate, "validation_loss": losses.get(rate)}
-                for rate in entrant.learning_rates
-            ]
-            say(f"{entrant.title}: learning rate {chosen_rate[entrant.name]:g} of {len(tried)} tried")
-        else:
-            chosen_rate[entrant.name] = entrant.learning_rates[0]
-    runs: dict[str, list[Record]] = {entrant.name: [] for entrant in entrants}
-    for seed in seeds:
-        for entrant in entrants:
-            record = run(entrant, chosen_rate[entrant.name], seed)
+                for entrant in entrants
+            ],
+            "prompt": prompt,
+            "sentence": sentence_from(corpus.validation),
+        }
+        with quiet():
+            for summary in results["models"]:
+                model, own_tokenizer = load_model(comparison.out / summary["folder"])
+                summary["sample"] = generate(
+                    model, own_tokenizer, prompt, sampling or Sampling(max_new_tokens=300)
+                )
+                summary["weights"], results["labels"] = sentence_weights(
+                    model, own_tokenizer, results["sentence"]
+                )
+        write_json(comparison.out / RESULTS_FILE, results)
+        return results
+
+
+_Run = Callable[[Contender, float, int], Record | None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """What all runs of a comparison share; each is an entrant's, with a learning rate and a seed."""
+
+    entrants: Sequence[Contender]
+    corpus: Corpus
+    tokenizer: PreTrainedTokenizerBase
+    out: Path
+    options: TrainingOptions
+    seeds: list[int]
+    console: Console | None
+
+    def check(self) -> None:
+        """Make sure, before anything is run, that every run can start.
+
+        Raises:
+            UserError: one cannot.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("compare runs in one process; train is the command for several devices")
+        if not self.seeds:
+            raise UserError("no seed given: expected at least one")
+        for entrant in self.entrants:
+            check_start(entrant.config, self.tokenizer, self.options)
+            for rate, seed in product(entrant.learning_rates, self.seeds):
+                try:
+                    replace(self.options, learning_rate=rate, seed=seed)
+                except UserError as error:
+                    raise UserError(f"{entrant.title}: {error}") from error
+
+    def run(self, entrant: Contender, rate: float, seed: int) -> Record | None:
+        """One run's record; None if it diverged."""
+        key = _key(entrant, rate, seed)
+        options = replace(self.options, learning_rate=rate, seed=seed)
+        try:
+            return train_once(
+                entrant.config,
+                self.corpus,
+                self.tokenizer,
+                self.out / RUNS / key,
+                options,
+                console=self.console,
+                label=key,
+            )
+        except Diverged as error:
+            if self.console is not None:
+                self.console.print(f"{key}: {error}", highlight=False)
+            return None
+
+
+def _choose_rates(
+    comparison: _Comparison, run: _Run
+) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
+    """Each entrant's learning rate, by its name; and of those that had several, the loss with each.
+
+    Raises:
+        UserError: an entrant diverged with all of them.
+    """
+    chosen: dict[str, float] = {}
+    grid: dict[str, list[dict[str, Any]]] = {}
+    for entrant in comparison.entrants:
+        rates = entrant.learning_rates
+        if len(rates) == 1:
+            chosen[entrant.name] = rates[0]
+            continue
+        tried = {rate: run(entrant, rate, comparison.seeds[0]) for rate in rates}
+        losses = {rate: record.result.validation_loss for rate, record in tried.items() if record}
+        if not losses:
+            raise UserError(f"{entrant.title} diverged with every learning rate: {rates}")
+        chosen[entrant.name] = min(losses, key=lambda rate: losses[rate])
+        grid[entrant.name] = [{"learning_rate": rate, "validation_loss": losses.get(rate)} for rate in rates]
+        if comparison.console is not None:
+            comparison.console.print(
+                f"{entrant.title}: learning rate {chosen[entrant.name]:g} of {len(tried)} tried"
+            )
+    return chosen, grid
+
+
+def _run_seeds(comparison: _Comparison, rates: dict[str, float], run: _Run) -> dict[str, list[Record]]:
+    """Each entrant's runs with its learning rate, one for each seed.
+
+    Raises:
+        UserError: one diverged.
+    """
+    runs: dict[str, list[Record]] = {entrant.name: [] for entrant in comparison.entrants}
+    for seed in comparison.seeds:
+        for entrant in comparison.entrants:
+            rate = rates[entrant.name]
+            record = run(entrant, rate, seed)
             if record is None:
-                rate = chosen_rate[entrant.name]
                 raise UserError(
                     f"{entrant.title} diverged with learning rate {rate:g} and seed {seed}; lower it"
                 )
             runs[entrant.name].append(record)
-
-    sampling = sampling or Sampling(max_new_tokens=300)
-    results: dict[str, Any] = {
-        "format": 1,
-        "command": command(),
-        "versions": versions(),
-        "machine": machine(),
-        "data": corpus.describe() | {"vocabulary": len(tokenizer)},
-        "options": options.as_dict(),
-        "tokens": options.tokens,
-        "seeds": seeds,
-        "learning_rate_grid": grid,
-        "models": [
-            _summary(
-                entrant, runs[entrant.name], out / RUNS / _key(entrant, chosen_rate[entrant.name], seeds[0])
-            )
-            for entrant in entrants
-        ],
-        "prompt": prompt,
-        "sentence": sentence_from(corpus.validation),
-    }
-    with quiet():
-        for summary in results["models"]:
-            model, own_tokenizer = load_model(out / summary["folder"])
-            summary["sample"] = generate(model, own_tokenizer, results["prompt"], sampling)
-            summary["weights"], results["labels"] = sentence_weights(
-                model, own_tokenizer, results["sentence"]
-            )
-    write_json(out / RESULTS_FILE, results)
-    return results
+    return runs
 
 
 def sentence_weights(
@@ -275,25 +318,6 @@ def _prepare(out: Path, entrants: Sequence[Contender], options: TrainingOptions,
     write_json(out / COMPARE_FILE, {"format": 1, "command": command(), "options": options.as_dict()})
 
 
-def _run(
-    entrant: Contender,
-    options: TrainingOptions,
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    console: Console | None,
-) -> Record | None:
-    """One run's record; None if it diverged."""
-    key = _key(entrant, options.learning_rate, options.seed)
-    folder = out / RUNS / key
-    try:
-        return train_once(entrant.config, corpus, tokenizer, folder, options, console=console, label=key)
-    except Diverged as error:
-        if console is not None:
-            console.print(f"{key}: {error}", highlight=False)
-        return None
-
-
 def _key(entrant: Contender, rate: float, seed: int) -> str:
     short = f"{rate:g}"
     if float(short) != rate:  # two rates that are near would share a folder
@@ -301,7 +325,7 @@ def _key(entrant: Contender, rate: float, seed: int) -> str:
     return f"{entrant.name}-lr{short}-seed{seed}"
 
 
-def _summary(entrant: Contender, runs: list[Record], folder: Path) -> dict[str, Any]:
+def _summary(entrant: Contender, runs: list[Record], folder: str) -> dict[str, Any]:
     """What the table and the report say about one entrant; the runs in full are part of it."""
     results = [run.result for run in runs]
     loss, spread = mean_and_spread([result.validation_loss for result in results])
@@ -321,6 +345,6 @@ def _summary(entrant: Contender, runs: list[Record], folder: Path) -> dict[str, 
         "partners": statistics.fmean(partners) if partners else None,
         "tokens_per_second": statistics.fmean(result.tokens_per_second for result in results),
         "wall_seconds": statistics.fmean(result.wall_seconds for result in results),
-        "folder": f"{RUNS}/{folder.name}",
+        "folder": folder,
         "runs": [run.to_json() for run in runs],
     }

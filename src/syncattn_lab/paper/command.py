@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from syncattn.cli.errors import user_errors
+from syncattn.cli.options import command
+from syncattn.option import option
 from syncattn.starting import loading
+from syncattn.terminal import quiet_progress
+from syncattn.training.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,55 +21,52 @@ if TYPE_CHECKING:
     from syncattn_lab.paper.section import Extent
 
 
-def paper_command(
-    out: Annotated[Path, typer.Option(help="A folder for the figures, the numbers and the ledger.")] = Path(
-        "runs/paper"
-    ),
-    section: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--section",
-            metavar="NAME",
-            help="Only this part; can be given several times: concept, architecture, benchmark, matrices, "
-            "order, complexity, universality, sparsity, position, closed_form, ode.",
-            show_default="all",
-        ),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under two minutes.")] = False,
-    seed: Annotated[
-        int, typer.Option(help="Of everything that is drawn at random.", min=0, max=2**31 - 1)
-    ] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out: what is there is kept.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="First remove what an earlier run left in --out, all of it.")
-    ] = False,
-) -> None:
+@dataclass(frozen=True)
+class Task:
+    """What is measured, and where it goes."""
+
+    out: Path = option(Path("runs/paper"), "A folder for the figures, the numbers and the ledger.")
+    section: list[str] | None = option(
+        None,
+        "Only this part; can be given several times: concept, architecture, benchmark, matrices, order, "
+        "complexity, universality, sparsity, position, closed_form, ode.",
+        metavar="NAME",
+        shown="all",
+    )
+    quick: bool = option(False, "Small sizes, under two minutes.")
+    seed: int = option(0, "Of everything that is drawn at random.")
+    resume: bool = option(False, "Go on with the run in --out: what is there is kept.")
+    overwrite: bool = option(False, "First remove what an earlier run left in --out, all of it.")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed must be from 0 to {2**31 - 1}, got {self.seed}")
+        if self.resume and self.overwrite:
+            raise UserError("--resume keeps what is there and --overwrite replaces it: give one of them")
+
+
+@command
+def paper_command(task: Task) -> None:
     """Make the paper's figures and table, and judge each of its claims by measurement.
 
     The exit status is 1 if a measurement does not bear out the ledger's verdict. Ctrl-C leaves the finished
     sections; --resume goes on.
     """
-    with user_errors():
-        with loading():
-            from rich.console import Console
+    with loading():
+        from rich.console import Console
 
-            from syncattn_lab.paper.section import Extent
-            from syncattn_lab.paper.sections import NAMES
-        from syncattn.training.errors import UserError
+        from syncattn_lab.paper.section import Extent
+        from syncattn_lab.paper.sections import NAMES
 
-        names = tuple(dict.fromkeys(section or NAMES))
-        for name in names:
-            if name not in NAMES:
-                raise UserError(f"--section must be one of {', '.join(NAMES)}, got {name!r}")
-        if resume and overwrite:
-            raise UserError("--resume keeps what is there and --overwrite replaces it: give one of them")
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=120)  # a file has no edge to fold the table at
-        extent = Extent(quick=quick, seed=seed)
-        status = work(extent, out, names, console, resume=resume, overwrite=overwrite)
+    names = tuple(dict.fromkeys(task.section or NAMES))
+    for name in names:
+        if name not in NAMES:
+            raise UserError(f"--section must be one of {', '.join(NAMES)}, got {name!r}")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file has no edge to fold the table at
+    extent = Extent(quick=task.quick, seed=task.seed)
+    status = work(extent, task.out, names, console, resume=task.resume, overwrite=task.overwrite)
     if status:
         raise typer.Exit(status)
 
@@ -85,9 +86,9 @@ def work(
         UserError: `out` cannot be used.
     """
     with loading():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
         from syncattn_lab.paper.run import run
+
+        progress = quiet_progress(console)
     from syncattn.training.files import check_output, disk_errors, remove_staging
 
     check_output(out, overwrite=overwrite or resume)
@@ -96,16 +97,6 @@ def work(
         remove_staging(out)
         if overwrite:
             remove_earlier(out)
-    progress = Progress(
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        refresh_per_second=1,  # it draws in a thread of its own, which should not disturb what is timed
-    )
     try:
         with progress:
             task = progress.add_task("", total=len(names))

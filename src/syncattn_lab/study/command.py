@@ -7,66 +7,72 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from syncattn.cli.errors import user_errors
+from syncattn.cli.options import command
+from syncattn.option import argument, option
 from syncattn.starting import loading
+from syncattn.training.errors import UserError
 
 if TYPE_CHECKING:
     from syncattn_lab.study.plan import Plan
 
 
-def study_command(
-    plan: Annotated[Path, typer.Argument(help="A plan: a TOML file, such as benchmarks/quality/plan.toml.")],
-    out: Annotated[Path, typer.Option(help="A folder for the runs and their lines, runs.jsonl.")] = Path(
-        "runs/quality"
-    ),
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The folder with the text files that the plan names.", show_default="current"),
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(help="Processes that share the work, each with the plan's threads.", min=1)
-    ] = 1,
-    group: Annotated[
-        list[str] | None,
-        typer.Option("--group", help="Only this group; can be given several times.", show_default="all"),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress within runs.")] = False,
-) -> None:
+@dataclass(frozen=True)
+class Task:
+    """Which runs are made, by how many, and where they go."""
+
+    plan: Path = argument(MISSING, "A plan: a TOML file, such as benchmarks/quality/plan.toml.")
+    out: Path = option(Path("runs/quality"), "A folder for the runs and their lines, runs.jsonl.")
+    data: Path | None = option(
+        None, "The folder with the text files that the plan names.", shown="the current one"
+    )
+    workers: int = option(1, "Processes that share the work, each with the plan's threads.")
+    group: list[str] | None = option(None, "Only this group; can be given several times.", shown="all")
+    quiet: bool = option(False, "No progress within runs.")
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"--workers must be at least 1, got {self.workers}")
+
+
+@command
+def study_command(task: Task) -> None:
     """Train the many small models of a plan; each leaves one JSON line, from which the report is made.
 
     Ctrl-C stops; the same command goes on where it stopped. Started several times at once with the same
     --out, the processes share the runs. benchmarks/publish_quality.py makes the report.
     """
-    with user_errors():
-        with loading(quiet=quiet):
-            from rich.console import Console
+    with loading(quiet=task.quiet):
+        from rich.console import Console
 
-            from syncattn_lab.study.plan import read_plan
-            from syncattn_lab.study.queue import total_runs, work
-        from syncattn.training.files import write_json
-        from syncattn_lab.study.records import PLAN_FILE
+        from syncattn_lab.study.plan import read_plan
+        from syncattn_lab.study.queue import total_runs, work
+    from syncattn.training.files import write_json
+    from syncattn_lab.study.records import PLAN_FILE
 
-        whole = read_plan(plan)
-        chosen = whole.only(group or [])
-        prepare(chosen, out, data)
-        write_json(out / PLAN_FILE, [{"key": run.key, "first": run.first} for run in whole.runs])
-        console = Console()
-        if workers > 1:
-            console.print(f"{total_runs(chosen)} runs, {workers} processes, lines in {out}", highlight=False)
-            status = share(workers)
-            if status:
-                raise typer.Exit(status)
-        else:
+    whole = read_plan(task.plan)
+    chosen = whole.only(task.group or [])
+    prepare(chosen, task.out, task.data)
+    write_json(task.out / PLAN_FILE, [{"key": run.key, "first": run.first} for run in whole.runs])
+    console = Console()
+    if task.workers > 1:
+        console.print(
+            f"{total_runs(chosen)} runs, {task.workers} processes, lines in {task.out}", highlight=False
+        )
+        status = share(task.workers)
+        if status:
+            raise typer.Exit(status)
+        return
 
-            def tell(line: dict[str, Any]) -> None:
-                console.print(sentence(line), highlight=False, soft_wrap=True)
+    def tell(line: dict[str, Any]) -> None:
+        console.print(sentence(line), highlight=False, soft_wrap=True)
 
-            work(chosen, out, data, None if quiet else console, tell)
+    work(chosen, task.out, task.data, None if task.quiet else console, tell)
 
 
 def prepare(plan: Plan, out: Path, data: Path | None) -> None:
@@ -75,7 +81,6 @@ def prepare(plan: Plan, out: Path, data: Path | None) -> None:
     Raises:
         UserError: what cannot be used.
     """
-    from syncattn.training.errors import UserError
     from syncattn.training.files import disk_errors
     from syncattn_lab.study.lines import LINES_FILE, read_lines
     from syncattn_lab.study.plan import TEXT, build_config
@@ -147,9 +152,9 @@ def sentence(line: dict[str, Any]) -> str:
 
 def _without_workers(arguments: list[str]) -> list[str]:
     kept, skip = [], False
-    for argument in arguments:
-        if skip or argument.startswith("--workers"):
-            skip = not skip and argument == "--workers"
+    for word in arguments:
+        if skip or word.startswith("--workers"):
+            skip = not skip and word == "--workers"
             continue
-        kept.append(argument)
+        kept.append(word)
     return kept

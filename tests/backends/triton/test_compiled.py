@@ -27,7 +27,7 @@ VARIANTS = {
 
 def test_they_compile_for_hopper_to_few_instructions_on_tensor_cores():
     environment = os.environ | {"TRITON_INTERPRET": "0"}
-    command = [sys.executable, str(SCRIPT), "90", "layer", "decode", "variants"]
+    command = [sys.executable, str(SCRIPT), "90", "fp32", "layer", "decode", "variants"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if "cannot find" in result.stderr or ("ptxas" in result.stderr and result.returncode):
         pytest.skip(f"ptxas does not run here: {result.stderr[-200:]}")

@@ -1,4 +1,4 @@
-"""What only a GPU can show; the rest of this folder runs there too, on its tensors. Not yet run on one."""
+"""What only a GPU can show; the rest of this folder runs there too, on its tensors."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import syncattn
 attention = syncattn.selective_synchronization_attention
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU: not yet measured on one"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
 ]
 LAYER = {"frame": "nearest", "power": 2, "is_causal": True, "self_coupling": False}
 FORMS = {"layer": LAYER, "paper": {}, "dropout": {"power": 2, "dropout_p": 0.1}}

@@ -1,6 +1,5 @@
 """The closed form: integration, settling and drifting against SciPy's integrators and formulas."""
 
-import json
 import math
 
 import numpy as np
@@ -8,19 +7,14 @@ import pytest
 import torch
 from scipy.integrate import quad, solve_ivp
 
-from syncattn.drawing import png, style
 from syncattn_lab.paper.closed_form import pairs
 from syncattn_lab.paper.closed_form.claims import SECTION
 from syncattn_lab.paper.judge import HOLDS
-from syncattn_lab.paper.section import Extent
 
 
 @pytest.fixture(scope="module")
-def numbers():
-    before = torch.random.get_rng_state()
-    found = json.loads(json.dumps(SECTION.measure(Extent(quick=True, seed=1), lambda line: None)))
-    assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's random numbers change
-    return found
+def numbers(measured):
+    return measured(SECTION, seed=1)
 
 
 def test_verdicts(numbers):
@@ -51,10 +45,8 @@ def test_checks_can_fail(numbers, path, value, name, falls):
     falls(SECTION, numbers, path, value, name)
 
 
-def test_drawing(numbers):
-    for drawing in SECTION.drawings:
-        with style():
-            assert len(png(drawing.draw(numbers))) > 10_000
+def test_drawing(numbers, drawn):
+    drawn(SECTION, numbers)
 
 
 def test_a_course_against_scipy():

@@ -1,7 +1,6 @@
 """Proposition 1: counts against closed forms, what the section measures, and what its claims rest on."""
 
 import copy
-import json
 
 import numpy as np
 import pytest
@@ -18,15 +17,13 @@ from syncattn_lab.paper.complexity.measure import CONTENT, DENSE, DRIFT, FIXED, 
 from syncattn_lab.paper.judge import HOLDS, HOLDS_IF
 from syncattn_lab.paper.operations import count, exponent
 from syncattn_lab.paper.peak import peak_bytes
-from syncattn_lab.paper.section import Extent
 
 COUNTS = 8  # sizes in numbers["counts"]
 
 
 @pytest.fixture(scope="module")
-def numbers():
-    """A quick measurement, as it comes back from JSON."""
-    return json.loads(json.dumps(SECTION.measure(Extent(quick=True), lambda line: None)))
+def numbers(measured):
+    return measured(SECTION)
 
 
 @pytest.mark.parametrize(

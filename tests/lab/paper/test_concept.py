@@ -1,7 +1,5 @@
 """Figure 1's numbers against the formulas written out, and its claim and picture."""
 
-import json
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -9,12 +7,11 @@ from matplotlib.figure import Figure
 from syncattn.drawing import style
 from syncattn_lab.paper.concept import measure
 from syncattn_lab.paper.concept.claims import SECTION
-from syncattn_lab.paper.section import Extent
 
 
 @pytest.fixture(scope="module")
-def numbers():
-    return json.loads(json.dumps(SECTION.measure(Extent(quick=True), lambda line: None)))
+def numbers(measured):
+    return measured(SECTION)
 
 
 def test_sync_is_the_published_formula(numbers):

@@ -1,7 +1,6 @@
 """The section `ode`: its verdicts stand on a quick measurement and fall with their numbers."""
 
 import copy
-import json
 import math
 
 import pytest
@@ -10,7 +9,6 @@ from matplotlib.figure import Figure
 from syncattn.drawing import png, style
 from syncattn_lab.paper.judge import HOLDS, HOLDS_IF
 from syncattn_lab.paper.ode.claims import SECTION
-from syncattn_lab.paper.section import Extent
 
 VERDICTS = {
     "two-oscillators": HOLDS,
@@ -22,8 +20,8 @@ VERDICTS = {
 
 
 @pytest.fixture(scope="module")
-def numbers():
-    return json.loads(json.dumps(SECTION.measure(Extent(quick=True), lambda line: None)))
+def numbers(measured):
+    return measured(SECTION)
 
 
 def test_every_claim_is_shown(numbers):

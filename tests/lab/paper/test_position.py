@@ -1,25 +1,18 @@
 """Proposition 2: windows, bounds and invariances of position in the frequency, against NumPy."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from syncattn.drawing import png, style
 from syncattn_lab.paper.judge import FAILS, HOLDS, HOLDS_IF
 from syncattn_lab.paper.position import layers
 from syncattn_lab.paper.position.claims import SECTION
 from syncattn_lab.paper.random_blocks import drifting_layer
-from syncattn_lab.paper.section import Extent
 
 
 @pytest.fixture(scope="module")
-def numbers():
-    before = torch.random.get_rng_state()
-    found = json.loads(json.dumps(SECTION.measure(Extent(quick=True, seed=1), lambda line: None)))
-    assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's random numbers change
-    return found
+def numbers(measured):
+    return measured(SECTION, seed=1)
 
 
 def test_verdicts(numbers):
@@ -57,10 +50,8 @@ def test_checks_can_fail(numbers, path, value, name, falls):
     falls(SECTION, numbers, path, value, name)
 
 
-def test_drawing(numbers):
-    for drawing in SECTION.drawings:
-        with style():
-            assert len(png(drawing.draw(numbers))) > 10_000
+def test_drawing(numbers, drawn):
+    drawn(SECTION, numbers)
 
 
 def test_pictured_windows(numbers):

@@ -1,7 +1,6 @@
 """Theorem 2: the laws against scipy's, the counters against backends that are wrong on purpose."""
 
 import copy
-import json
 import math
 
 import numpy as np
@@ -11,17 +10,13 @@ from scipy.special import gammaincinv
 from scipy.stats import chi2
 
 from syncattn.drawing import png, style
-from syncattn_lab.paper.section import Extent
 from syncattn_lab.paper.sparsity import measure
 from syncattn_lab.paper.sparsity.claims import SECTION
 
 
 @pytest.fixture(scope="module")
-def numbers():
-    state = torch.get_rng_state()
-    found = SECTION.measure(Extent(quick=True), lambda line: None)
-    assert torch.equal(torch.get_rng_state(), state)
-    return json.loads(json.dumps(found))
+def numbers(measured):
+    return measured(SECTION)
 
 
 def test_law_is_the_chi_squared_one(numbers):

@@ -1,27 +1,20 @@
 """Theorem 1: the constructions compute what they should, the limits hold in arithmetic of the test's own."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from scipy.special import lambertw
 
-from syncattn.drawing import png, style
 from syncattn.nn import OSNBlock
 from syncattn_lab.paper.judge import FAILS, HOLDS, HOLDS_IF
 from syncattn_lab.paper.random_blocks import published_blocks, run_blocks
-from syncattn_lab.paper.section import Extent
 from syncattn_lab.paper.universality import constructions, heads
 from syncattn_lab.paper.universality.claims import SECTION
 
 
 @pytest.fixture(scope="module")
-def numbers():
-    before = torch.random.get_rng_state()
-    found = json.loads(json.dumps(SECTION.measure(Extent(quick=True, seed=1), lambda line: None)))
-    assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's random numbers change
-    return found
+def numbers(measured):
+    return measured(SECTION, seed=1)
 
 
 def test_verdicts(numbers):
@@ -62,10 +55,8 @@ def test_checks_can_fail(numbers, path, value, name, falls):
     falls(SECTION, numbers, path, value, name)
 
 
-def test_drawing(numbers):
-    for drawing in SECTION.drawings:
-        with style():
-            assert len(png(drawing.draw(numbers))) > 10_000
+def test_drawing(numbers, drawn):
+    drawn(SECTION, numbers)
 
 
 def test_published_blocks_cannot_tell_two_orders_apart():

@@ -1,6 +1,6 @@
 """Made-up lines of a study, for the report's tests and for looking at its pictures.
 
-python tests/study/lines.py FOLDER     writes a large one: runs.jsonl and plan.json
+python tests/lab/study/lines.py FOLDER     writes a large one: runs.jsonl and plan.json
 """
 
 import json

@@ -31,7 +31,7 @@ def count(call: Call) -> Tensor:
     problem.base, problem.nearest_sender = pointer(base), pointer(sender, torch.int32)
     counts, doubtful = _counted(call, inputs)
     pairs = _in_callers_order(doubtful, inputs, sender)
-    counts = put_back(counts, inputs.order.rows)
+    counts = put_back(counts, inputs.order.receive)
     if len(doubtful):
         add_settled(counts, call, pairs)
     return counts
@@ -40,7 +40,7 @@ def count(call: Call) -> Tensor:
 def _counted(call: Call, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """(how many lock beyond doubt (B, H, N) int64, the pairs in doubt (P, 3) int32), as the kernel orders."""
     problem, radius = inputs.problem, radius_square(call).float()
-    if inputs.order.rows is not None:
+    if inputs.order.receive is not None:
         radius = radius.gather(2, inputs.order.receive.long())
     radius = radius.contiguous()
     counts = buffer(problem.batch, problem.heads, problem.queries, dtype=torch.int64)
@@ -71,8 +71,8 @@ def _in_callers_order(doubtful: Tensor, inputs: Inputs, nearest: Tensor) -> Pair
     heads = inputs.problem.heads
     batch, head = number.div(heads, rounding_mode="floor"), number % heads
     closest = nearest[batch, head, row].long() if nearest.numel() else None
-    if inputs.order.rows is not None:
-        receive, send = inputs.order
+    receive, send = inputs.order
+    if receive is not None and send is not None:
         row, key = receive[batch, head, row].long(), send[batch, head, key].long()
         closest = None if closest is None else send[batch, head, closest].long()
     return Pairs(batch, head, row, key, closest)

@@ -28,7 +28,12 @@ class KernelProblem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "heads", "send_heads", "value_heads")),
         *((name, ctypes.c_int64) for name in ("queries", "keys", "freq_dim", "value_dim")),
-        *((name, _POINTERS) for name in ("receive", "send", "value", "coupling")),
+        ("receive", _POINTERS),
+        ("send", _POINTERS),
+        ("send_strides", ctypes.c_int64 * 2),
+        ("value", _POINTERS),
+        ("value_strides", ctypes.c_int64 * 2),
+        ("coupling", _POINTERS),
         ("coupling_strides", ctypes.c_int64 * 3),
         ("bandwidth", _POINTERS),
         ("mask", _POINTERS),

@@ -2,7 +2,7 @@
 
 The arithmetic is in kernel/ (C++17, no dependency), float32 whatever the inputs are; this file says which
 calls it takes, and makes it an operator that autograd, `torch.compile` and `torch.export` know. How it works:
-docs/kernel.md.
+docs/kernel-cpu.md.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ import torch
 from torch import Tensor
 
 from syncattn.backends.backend import Backend, Capabilities
-from syncattn.backends.call import Call, constant_when_compiled, is_plain
+from syncattn.backends.call import Call, constant_when_compiled
 from syncattn.backends.cpu import library
 from syncattn.backends.cpu.count import count
 from syncattn.backends.cpu.library import buffer, pointer
-from syncattn.backends.cpu.problem import Order, arrange, describe, plain, put_back, rounded
+from syncattn.backends.cpu.problem import (
+    AS_GIVEN,
+    Order,
+    arrange,
+    describe,
+    may_be_ordered,
+    plain,
+    put_back,
+    rounded,
+)
 from syncattn.backends.operator import register, sum_groups
 
 
@@ -28,10 +37,7 @@ def unavailable() -> str | None:
 
 def run(call: Call) -> Tensor:
     """The operator: out (B, H, N, d)."""
-    tensors = (call.receive, call.send, call.value, call.coupling, call.bandwidth)
-    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    # a decoding step takes half as long if it need not pass through the dispatcher
-    return OPERATOR(call) if recorded or not is_plain(call.receive) else _forward(call)[0]
+    return OPERATOR(call)
 
 
 def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -48,24 +54,20 @@ def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem.out, problem.row_sum = pointer(out), pointer(row_sum)
     problem.base, problem.nearest_sender = pointer(base), pointer(sender, torch.int32)
     library.forward(problem)
-    out = put_back(out, inputs.order.rows)
-    tokens = queries + keys if _may_be_ordered(call) else 0
+    out = put_back(out, inputs.order.receive)
+    tokens = queries + keys if may_be_ordered(call) else 0
     order = torch.full((batch, heads, tokens), -1, dtype=torch.int32, device="cpu")
-    if inputs.order.rows is not None:
-        order[..., :queries], order[..., queries:] = inputs.order
+    if inputs.order.receive is not None and inputs.order.send is not None:
+        order[..., :queries], order[..., queries:] = inputs.order.receive, inputs.order.send
     if out.shape[-1] != value.shape[-1]:  # else no view: autograd lets nobody change one in place
         out = out[..., : value.shape[-1]].contiguous()
     return out.to(value.dtype), row_sum, base, sender, order
 
 
-def _may_be_ordered(call: Call) -> bool:
-    return not call.is_causal and (call.mask is None or call.mask.shape[2] == 1)
-
-
 def _saved(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     value, rows = call.value, call.receive.shape[:3]
     framed = rows if call.frame == "nearest" else (0,)
-    ordered = rows[2] + value.shape[2] if _may_be_ordered(call) else 0
+    ordered = rows[2] + value.shape[2] if may_be_ordered(call) else 0
     return (
         value.new_empty(rows, dtype=torch.float32),
         value.new_empty(framed, dtype=torch.float32),
@@ -83,16 +85,13 @@ def _backward(
     # hooks on saved tensors may give them back in another dtype and layout
     row_sum, base = row_sum.float().contiguous(), base.float().contiguous()
     sender, order = sender.int().contiguous(), order.int().contiguous()
-    ordered = order.numel() > 0 and int(order.view(-1)[0]) >= 0
-    nowhere = order.new_empty(0)
-    places = Order(
-        *(order.split((queries, order.shape[-1] - queries), -1) if ordered else (nowhere, nowhere))
-    )
-    places = Order(*(x.contiguous() for x in places))
+    places = AS_GIVEN
+    if order.numel() > 0 and int(order.view(-1)[0]) >= 0:
+        places = Order(order[..., :queries].contiguous(), order[..., queries:].contiguous())
     inputs = describe(call, places)
     problem = inputs.problem
     grad, out = plain(grad, columns), plain(out, columns)
-    if ordered:
+    if places.receive is not None:
         grad, out = arrange(grad, places.receive), arrange(out, places.receive)
     grad_receive = buffer(problem.batch, problem.heads, queries, problem.freq_dim)
     grad_send = buffer(problem.batch, problem.heads, problem.keys, problem.freq_dim)
@@ -106,12 +105,12 @@ def _backward(
     problem.grad_coupling = pointer(grad_coupling)
     problem.grad_bandwidth = pointer(grad_bandwidth, torch.float64)
     library.backward(problem)
-    grad_value = put_back(grad_value, places.columns)[..., : value.shape[-1]]
+    grad_value = put_back(grad_value, places.send)[..., : value.shape[-1]]
     return (
-        put_back(grad_receive, places.rows).to(receive.dtype),
-        sum_groups(put_back(grad_send, places.columns), send),
+        put_back(grad_receive, places.receive).to(receive.dtype),
+        sum_groups(put_back(grad_send, places.send), send),
         sum_groups(grad_value, value),
-        put_back(grad_coupling, places.rows).sum_to_size(coupling.shape),
+        put_back(grad_coupling, places.receive).sum_to_size(coupling.shape),
         grad_bandwidth.sum(0).to(bandwidth.dtype),
     )
 

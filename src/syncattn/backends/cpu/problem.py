@@ -18,22 +18,20 @@ _PAIRS_WORTH_ORDERING = 512
 
 
 class Order(NamedTuple):
-    """Where the tokens that the kernel sees stand among the caller's, int32; empty: they stand as given."""
+    """Where the tokens that the kernel sees stand among the caller's, int32; None: they stand as given."""
 
-    receive: Tensor  # (B, H, N) or (0,)
-    send: Tensor  # (B, H, M) or (0,)
+    receive: Tensor | None  # (B, H, N)
+    send: Tensor | None  # (B, H, M)
 
-    @property
-    def rows(self) -> Tensor | None:
-        return self.receive if self.receive.numel() else None
 
-    @property
-    def columns(self) -> Tensor | None:
-        return self.send if self.send.numel() else None
+AS_GIVEN = Order(None, None)
 
 
 class Inputs(NamedTuple):
-    """A call's tensors, float32 and contiguous, and what points to their memory: keep both alive together."""
+    """A call's tensors, float32, and what points to their memory: keep both alive together.
+
+    All are contiguous, but for the heads of send and value, which may lie apart, as in a cache with room for
+    more tokens."""
 
     problem: library.KernelProblem
     receive: Tensor  # (B, H, N, m)
@@ -52,19 +50,17 @@ def describe(call: Call, order: Order | None) -> Inputs:
     batch, heads, queries, freq_dim = receive.shape
     keys = value.shape[2]
     if order is None:
-        nowhere = buffer(0, dtype=torch.int32)
-        order = Order(nowhere, nowhere)
-        by_key = mask is None or mask.shape[2] == 1
+        order = AS_GIVEN
         worth = queries * keys > 0 and queries * keys >= _PAIRS_WORTH_ORDERING * (queries + keys)
-        if not call.is_causal and by_key and worth:
-            natural = describe(call, order)
-            order = _choose(natural, order)
-            if order.rows is None:
-                return natural
+        if may_be_ordered(call) and worth:
+            as_given = describe(call, AS_GIVEN)
+            order = _choose(as_given.problem)
+            if order.receive is None:
+                return as_given
     coupling = coupling.float().expand(batch, heads, queries)
-    receive, plain_value = plain(receive, freq_dim), plain(value, rounded(value.shape[-1]))
-    send = receive if call.symmetric else plain(send, freq_dim)
-    if order.rows is not None:
+    receive, plain_value = plain(receive, freq_dim), by_head(value, rounded(value.shape[-1]))
+    send = receive if call.symmetric else by_head(send, freq_dim)
+    if order.receive is not None and order.send is not None:
         same = send is receive
         receive, plain_value = arrange(receive, order.receive), arrange(plain_value, order.send)
         send = receive if same else arrange(send, order.send)
@@ -82,12 +78,14 @@ def describe(call: Call, order: Order | None) -> Inputs:
         value_dim=plain_value.shape[-1],
         receive=pointer(receive),
         send=pointer(send),
+        send_strides=send.stride()[:2],
         value=pointer(plain_value),
+        value_strides=plain_value.stride()[:2],
         coupling=pointer(coupling),
         coupling_strides=coupling.stride(),
         bandwidth=pointer(bandwidth),
-        receive_index=pointer(order.rows, torch.int32),
-        send_index=pointer(order.columns, torch.int32),
+        receive_index=pointer(order.receive, torch.int32),
+        send_index=pointer(order.send, torch.int32),
         is_causal=call.is_causal,
         self_coupling=call.self_coupling,
         nearest=nearest,
@@ -112,12 +110,17 @@ def describe(call: Call, order: Order | None) -> Inputs:
     return Inputs(problem, receive, send, plain_value, coupling, bandwidth, mask, order)
 
 
-def _choose(natural: Inputs, unordered: Order) -> Order:
-    problem = natural.problem
+def may_be_ordered(call: Call) -> bool:
+    """Whether another order of the tokens could help: not where it decides who sees whom."""
+    return not call.is_causal and (call.mask is None or call.mask.shape[2] == 1)
+
+
+def _choose(problem: library.KernelProblem) -> Order:
+    """The order in which the kernel would rather have the tokens of a problem that has them as given."""
     receive_order = buffer(problem.batch, problem.heads, problem.queries, dtype=torch.int32)
     send_order = buffer(problem.batch, problem.heads, problem.keys, dtype=torch.int32)
     chosen = library.order(problem, receive_order, send_order)
-    return Order(receive_order, send_order) if chosen else unordered
+    return Order(receive_order, send_order) if chosen else AS_GIVEN
 
 
 def rounded(columns: int) -> int:
@@ -131,6 +134,12 @@ def plain(x: Tensor, columns: int) -> Tensor:
     if x.shape[-1] != columns:
         x = torch.nn.functional.pad(x, (0, columns - x.shape[-1]))
     return x.contiguous().resolve_neg()  # native code does not see the bit of a negated view
+
+
+def by_head(x: Tensor, columns: int) -> Tensor:
+    """x (B, H, M, c) as `plain` has it, or as it is where each head's tokens are that already."""
+    dense = x.shape[-1] == columns and x.stride()[2:] == (columns, 1)
+    return x if dense and x.dtype == torch.float32 and not x.is_neg() else plain(x, columns)
 
 
 def arrange(x: Tensor, order: Tensor) -> Tensor:

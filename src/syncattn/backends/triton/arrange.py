@@ -109,6 +109,55 @@ def _store_operands(to, w, size, FREQ: tl.constexpr, PRODUCT: tl.constexpr, RECE
     tl.store(to[:, None] + 3 * FREQ + column, value.to(tl.float16), mask=inside)
 
 
+@triton.jit
+def _store_product(
+    w, present, radius, nearest, planes, frames, shared, bh, tile, tiles,
+    nowhere: tl.constexpr, FREQ: tl.constexpr, BLOCK_M: tl.constexpr, PRODUCT: tl.constexpr,
+    DRAWN: tl.constexpr, RECEIVES: tl.constexpr,
+):  # fmt: skip
+    """What products take of one tile of frequencies w (BLOCK, BLOCK_M), of which those are present; of
+    receivers also rho^2 and their nearest sender's D. The frame is the shared head's."""
+    BLOCK: tl.constexpr = w.shape[0]
+    rows, k = tl.arange(0, BLOCK), tl.arange(0, BLOCK_M)
+    centre = tl.load(frames.vectors + 2 * shared * BLOCK_M + k)
+    axis = tl.load(frames.vectors + (2 * shared + 1) * BLOCK_M + k)
+    inverse = 1.0 / tl.load(frames.units + shared)
+    missing = tl.max((w != w).to(tl.int32), 1) > 0  # a NaN stays one
+    somewhere = present & (missing == 0) & (tl.max(tl.abs(w), 1) < KNOWN)
+    w = tl.where((somewhere | missing)[:, None], (w - centre[None, :]) * inverse, 0.0)
+    along = tl.sum(w * axis[None, :], 1)
+    across = w - along[:, None] * axis[None, :]
+    sizes = tl.sum(across * across, 1)
+    near = somewhere & (sizes < _MOST_SQUARED)
+    # counting from the centre rounds to 2^-24 of the distance, which D has doubled and times rho
+    rounded = tl.sum(w * w, 1) * 2.0**-15
+    bound = tl.max(tl.where(somewhere, tl.maximum(sizes, rounded), 0.0), 0)
+    bound = tl.where(tl.max((somewhere & (near == 0)).to(tl.int32), 0) > 0, float("inf"), bound)
+    across = tl.where((near | missing)[:, None], across, 0.0)
+    sizes = tl.where(near | missing, sizes, 0.0)
+    along = tl.where(somewhere | missing, along, nowhere)
+    token = bh.to(tl.int64) * planes.stride + tile * BLOCK
+    if RECEIVES:
+        square = inverse * inverse
+        shortest = tl.min(tl.where(somewhere, radius, float("inf")), 0) * square
+        bound = shortest * _ERROR - bound
+        sizes = sizes - nearest * square
+        beyond = tl.max((somewhere & (tl.abs(nearest) * square >= MOST_LARGE)).to(tl.int32), 0)
+        bound = tl.where(beyond > 0, float("-inf"), bound)
+        sizes = tl.where(tl.abs(sizes) >= MOST_LARGE, 0.0, sizes)
+    tl.store(planes.bound + bh.to(tl.int64) * tiles + tile, bound)
+    _store_operands(planes.operands + token * PRODUCT, across, sizes, FREQ, PRODUCT, RECEIVES)
+    tl.store(planes.along + token + rows, along)
+    # what dL/dD meets: two bfloat16 parts, each in half of the columns
+    HALF: tl.constexpr = DRAWN // 2
+    to = planes.drawn + (token + rows)[:, None] * DRAWN + k[None, :]
+    first = w.to(tl.bfloat16)
+    second = (w - first.to(tl.float32)).to(tl.bfloat16)
+    within = (k < HALF)[None, :] & (rows < BLOCK)[:, None]
+    tl.store(to, first, mask=within)
+    tl.store(to + HALF, second, mask=within)
+
+
 @triton.jit(do_not_specialize=GROWING)
 def arrange_kernel(
     x, order, allowed, planes, boxes, frames, law, least, reach, heads, send_heads, tokens, tiles,
@@ -150,53 +199,20 @@ def arrange_kernel(
     if planes.numbers is not None:
         numbers = planes.numbers + bh.to(tl.int64) * planes.stride + i
         tl.store(numbers, tl.where(present, place, nobody))
+    radius = tl.zeros([BLOCK], tl.float32)
+    nearest = tl.zeros([BLOCK], tl.float32)
     if RECEIVES:
         radius = largest_radius(kappa_of(law, b, h, i, tokens), alpha_of(law, h))
         far = radius
-        nearest = tl.zeros([BLOCK], tl.float32)
         if least is not None:
             nearest = tl.load(least + bh.to(tl.int64) * tokens + place, mask=in_call, other=0.0)
             far = far + tl.where(nearest == nearest, nearest, float("inf"))
         own_tile = bh.to(tl.int64) * tiles + tile
         tl.store(reach + own_tile, tl.max(tl.where(in_call, far, 0.0), 0))
-    if planes.operands is None:
-        return
-    shared = shared_head(b, h, heads, send_heads)
-    centre = tl.load(frames.vectors + 2 * shared * BLOCK_M + k)
-    axis = tl.load(frames.vectors + (2 * shared + 1) * BLOCK_M + k)
-    inverse = 1.0 / tl.load(frames.units + shared)
-    w = tl.where((k < FREQ)[None, :], w, 0.0)
-    missing = tl.max((w != w).to(tl.int32), 1) > 0  # a NaN stays one
-    somewhere = present & (missing == 0) & (tl.max(tl.abs(w), 1) < KNOWN)
-    w = tl.where((somewhere | missing)[:, None], (w - centre[None, :]) * inverse, 0.0)
-    along = tl.sum(w * axis[None, :], 1)
-    across = w - along[:, None] * axis[None, :]
-    sizes = tl.sum(across * across, 1)
-    near = somewhere & (sizes < _MOST_SQUARED)
-    # counting from the centre rounds to 2^-24 of the distance, which D has doubled and times rho
-    rounded = tl.sum(w * w, 1) * 2.0**-15
-    bound = tl.max(tl.where(somewhere, tl.maximum(sizes, rounded), 0.0), 0)
-    bound = tl.where(tl.max((somewhere & (near == 0)).to(tl.int32), 0) > 0, float("inf"), bound)
-    across = tl.where((near | missing)[:, None], across, 0.0)
-    sizes = tl.where(near | missing, sizes, 0.0)
-    along = tl.where(somewhere | missing, along, nowhere)
-    token = bh.to(tl.int64) * planes.stride + tile * BLOCK
-    if RECEIVES:
-        square = inverse * inverse
-        shortest = tl.min(tl.where(somewhere, radius, float("inf")), 0) * square
-        bound = shortest * _ERROR - bound
-        sizes = sizes - nearest * square
-        beyond = tl.max((somewhere & (tl.abs(nearest) * square >= MOST_LARGE)).to(tl.int32), 0)
-        bound = tl.where(beyond > 0, float("-inf"), bound)
-        sizes = tl.where(tl.abs(sizes) >= MOST_LARGE, 0.0, sizes)
-    tl.store(planes.bound + bh.to(tl.int64) * tiles + tile, bound)
-    _store_operands(planes.operands + token * PRODUCT, across, sizes, FREQ, PRODUCT, RECEIVES)
-    tl.store(planes.along + token + rows, along)
-    # what dL/dD meets: two bfloat16 parts, each in half of the columns
-    HALF: tl.constexpr = DRAWN // 2
-    to = planes.drawn + (token + rows)[:, None] * DRAWN + k[None, :]
-    first = w.to(tl.bfloat16)
-    second = (w - first.to(tl.float32)).to(tl.bfloat16)
-    within = (k < HALF)[None, :] & (rows < BLOCK)[:, None]
-    tl.store(to, first, mask=within)
-    tl.store(to + HALF, second, mask=within)
+    if planes.operands is not None:
+        shared = shared_head(b, h, heads, send_heads)
+        w = tl.where((k < FREQ)[None, :], w, 0.0)
+        _store_product(
+            w, present, radius, nearest, planes, frames, shared, bh, tile, tiles,
+            nowhere, FREQ, BLOCK_M, PRODUCT, DRAWN, RECEIVES,
+        )  # fmt: skip

@@ -32,8 +32,9 @@ def nearest_kernel(
     CHUNK: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """Into `nearest` the smallest allowed D and its smallest number; 0 and -1 where nobody is allowed. The
-    tile of senders at the same place comes first; a tile whose box is farther than every row's best so far is
-    left out. The receivers' reach and the sizes among their operands count from there afterwards."""
+    tile of senders at the same place comes first, then the one before it; a tile whose box is farther than
+    every row's best so far is left out. The receivers' reach and the sizes among their operands count from
+    there afterwards."""
     query_tiles, key_tiles = receive.stride // TILE.QUERIES, send.stride // TILE.KEYS
     program = tl.program_id(0)
     bh, tile = program // query_tiles, program % query_tiles
@@ -62,12 +63,17 @@ def nearest_kernel(
     if FORM.CAUSAL:
         end = last_key_tile(tile, queries, keys, key_tiles, TILE)
     home = tl.maximum(tl.minimum((own + TILE.QUERIES // 2 + offset) // TILE.KEYS, end - 1), 0)
+    # In a causal call that leaves out oneself a tile's first row has nobody in home: until each row has found
+    # somebody no tile is too far.
+    second = tl.where(home > 0, home - 1, tl.minimum(1, end - 1))
     best = tl.full([TILE.QUERIES], float("inf"), tl.float32)
     found = tl.full([TILE.QUERIES], -1, tl.int32)
-    for step in range(0, (end + CHUNK - 1) // CHUNK + 1):
-        # first home, alone, then all others, CHUNK boxes at a time
-        others = tl.where(step == 0, home // CHUNK, step - 1) * CHUNK + tl.arange(0, CHUNK)
-        near = (others < end) & ((others == home) == (step == 0))
+    for step in range(0, (end + CHUNK - 1) // CHUNK + 2):
+        # first home, alone, then the one beside it, then all others, CHUNK boxes at a time
+        alone = tl.where(step == 0, home, second)
+        others = tl.where(step < 2, alone // CHUNK, step - 2) * CHUNK + tl.arange(0, CHUNK)
+        at_once = (others == alone) & ((step == 0) | (others != home))
+        near = (others < end) & tl.where(step < 2, at_once, (others != home) & (others != second))
         at = send_bh * TILE.FREQ * key_tiles + k[:, None] * key_tiles + others[None, :]
         inside = (k < TILE.FREQ)[:, None] & near[None, :]
         distance = box_distance(

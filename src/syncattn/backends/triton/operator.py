@@ -2,8 +2,8 @@
 
 The arithmetic is float32 but for the products with half-precision values, which the tensor cores take. This
 file says which calls it takes, and makes it an operator that autograd, `torch.compile` and `torch.export`
-know; triton is imported by the first call. How it works: docs/kernel.md. Correct in Triton's interpreter,
-compiled for sm_90; not yet measured on a GPU.
+know; triton is imported by the first call. How it works: docs/kernel-gpu.md. Correct in Triton's interpreter,
+compiled for sm_90; on a GPU only as far as docs/kernel-gpu.md says.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def only_by_name(call: Call) -> str:
     """Why it does not take a call that asks for no backend."""
     if call.receive.device.type == "cpu":
         return "Triton's interpreter is for tests: on CPU tensors it is used only when asked for by name"
-    # What no GPU has computed yet is nobody's default. The first session with one: run the tests marked gpu
-    # and `syncattn bench --device cuda`, then drop this.
-    return "it has not been run on a GPU yet: ask for it by name, backend='triton'"
+    # What has not been through its checks on a GPU is nobody's default: `benchmarks/gpu_session.py --steps
+    # check` is to pass with this code first, its memory checker too; then this goes.
+    return "its checks on a GPU are not all done: ask for it by name, backend='triton'"
 
 
 def run(call: Call) -> Tensor:

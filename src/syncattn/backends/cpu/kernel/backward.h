@@ -235,12 +235,10 @@ static void backward_block(const SyncattnProblem& p, const Keys& keys, const Rec
 static void backward_begin(const Plan& plan, int64_t batch, int64_t head, int64_t tile, Keys& keys, KeyScratch& own) {
     const SyncattnProblem& p = *plan.p;
     const int64_t m = p.freq_dim, dim = p.value_dim, wide = padded_dim(p), head_number = batch * p.heads + head;
-    const int64_t send_number = batch * p.send_heads + head / (p.heads / p.send_heads);
-    const int64_t value_number = batch * p.value_heads + head / (p.heads / p.value_heads);
     keys.batch = batch, keys.head = head, keys.first = tile * ROWS, keys.count = least(ROWS, p.keys - tile * ROWS);
-    keys.send = p.send + (send_number * p.keys + keys.first) * m;
-    keys.value = p.value + (value_number * p.keys + keys.first) * dim;
-    keys.values = p.value + value_number * p.keys * dim;
+    keys.send = send_of(&p, batch, head) + keys.first * m;
+    keys.values = value_of(&p, batch, head);
+    keys.value = keys.values + keys.first * dim;
     keys.grad_values = p.grad_value + head_number * p.keys * dim;
     keys.head_term = head_term_of(p.bandwidth[head]), keys.alpha = p.bandwidth[head];
     for (int64_t j = 0; j < keys.count; ++j) {

@@ -47,8 +47,7 @@ INLINE void forward_detuning(const SyncattnProblem& p, const Rows& rows, const L
     const int64_t m = p.freq_dim, first = tile * KEYS;
     const float* packed = senders.packed + tile * m * KEYS;
     if (!senders.packed) {
-        const int64_t head_number = rows.batch * p.send_heads + rows.head / (p.heads / p.send_heads);
-        pack_tile(p.send + (head_number * p.keys + first) * m, least(KEYS, p.keys - first), m, memory);
+        pack_tile(send_of(&p, rows.batch, rows.head) + first * m, least(KEYS, p.keys - first), m, memory);
         packed = memory;
     }
     detuning(rows.receive, rows.count, m, packed, d);
@@ -325,8 +324,7 @@ static void forward_task(const Plan& plan, int64_t batch, int64_t head, int64_t 
     const SyncattnProblem& p = *plan.p;
     const int64_t head_number = batch * p.heads + head, dim = p.value_dim;
     const Lanes& senders = plan.senders[batch * p.send_heads + head / (p.heads / p.send_heads)];
-    const int64_t value_number = batch * p.value_heads + head / (p.heads / p.value_heads);
-    const float* values = p.value + value_number * p.keys * dim;
+    const float* values = value_of(&p, batch, head);
     const int64_t first = task * CONTEXTS, tiles = (p.queries + ROWS - 1) / ROWS;
     const int64_t contexts = least(CONTEXTS, tiles - first);
     const HeadSums all{p.out + head_number * p.queries * dim, p.row_sum + head_number * p.queries};
@@ -365,7 +363,7 @@ static void forward_symmetric(const Plan& plan, int64_t batch, int64_t head, flo
     const SyncattnProblem& p = *plan.p;
     const int64_t head_number = batch * p.heads + head, dim = p.value_dim;
     float *out = p.out + head_number * p.queries * dim, *row_sum = p.row_sum + head_number * p.queries;
-    const float* value = p.value + (batch * p.value_heads + head / (p.heads / p.value_heads)) * p.keys * dim;
+    const float* value = value_of(&p, batch, head);
     memset(out, 0, sizeof(float) * (size_t)(p.queries * dim));
     memset(row_sum, 0, sizeof(float) * (size_t)p.queries);
     for (int64_t task = 0; task < plan.row_tasks; ++task) forward_task<FORM, true>(plan, batch, head, task, memory);

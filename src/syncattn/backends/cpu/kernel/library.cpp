@@ -133,12 +133,13 @@ void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads
     for_each_task(few ? 0 : send_heads * tiles, 16, threads, 0, [&](int64_t task, float*) {
         const int64_t h = task / tiles, tile = task % tiles, start = tile * KEYS;
         const int64_t valid = least(KEYS, p.keys - start), batch = h / p.send_heads;
+        const int64_t head = h % p.send_heads * (p.heads / p.send_heads);  // the first that listens
         uint64_t counted = ~0ull;
         for (int64_t j = 0; by_key && j < valid; ++j) {
             const int64_t key = p.send_index ? p.send_index[h * p.keys + start + j] : start + j;
             if (!p.mask[batch * p.mask_strides[0] + key * p.mask_strides[3]]) counted &= ~(1ull << j);
         }
-        instance.pack(&senders[(size_t)h], tile, p.send + (h * p.keys + start) * m, valid, m, counted);
+        instance.pack(&senders[(size_t)h], tile, send_of(&p, batch, head) + start * m, valid, m, counted);
     });
     for (const Lanes& lanes : senders)
         if (!few) make_groups(lanes.boxes, m);
@@ -177,7 +178,7 @@ void count(const SyncattnProblem& p, const SyncattnCount& to, const Instance& in
 // Adds up the parts of one head, and moves each row's frame with its nearest sender.
 void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int64_t head) {
     const int64_t m = p.freq_dim, wide = round_up(m + 2, 16), heads = p.batch * p.heads, h = batch * p.heads + head;
-    const float* send = p.send + (batch * p.send_heads + head / (p.heads / p.send_heads)) * p.keys * m;
+    const float* send = send_of(&p, batch, head);
     float sum[MOST_COORDINATES + 2];
     for (int64_t i = 0; i < p.queries; ++i) {
         for (int64_t k = 0; k < m + 2; ++k) sum[k] = 0;

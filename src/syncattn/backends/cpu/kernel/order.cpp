@@ -114,8 +114,7 @@ extern "C" __attribute__((visibility("default"))) int syncattn_order(const Synca
     const SyncattnProblem& p = *problem;
     const int64_t m = p.freq_dim, heads = p.batch * p.heads;
     const auto tokens_of = [&](int64_t h) {
-        const int64_t sender = h / p.heads * p.send_heads + h % p.heads / (p.heads / p.send_heads);
-        return std::pair(p.receive + h * p.queries * m, p.send + sender * p.keys * m);
+        return std::pair(p.receive + h * p.queries * m, send_of(&p, h / p.heads, h % p.heads));
     };
     try {
         std::vector<double> as_they_stand((size_t)heads, 1.0), in_order((size_t)heads, 1.0);

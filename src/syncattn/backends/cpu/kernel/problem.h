@@ -6,13 +6,16 @@
 extern "C" {
 
 // Every tensor is float32, contiguous in the order given, unless strides are given (in elements, 0 where the
-// dimension is broadcast). B batch, H heads, N queries, M keys, m frequency coordinates, d value columns.
+// dimension is broadcast). The tokens of one head are contiguous always, its frequencies and values as well: a cache
+// with room for more tokens has strides of its own from head to head. B batch, H heads, N queries, M keys, m frequency coordinates, d value columns.
 typedef struct {
     int64_t batch, heads, send_heads, value_heads;  // the numbers of send and value heads divide heads
     int64_t queries, keys, freq_dim, value_dim;     // value_dim is a multiple of 16
     const float* receive;                           // (B, H, N, m)
     const float* send;                              // (B, Hs, M, m)
+    int64_t send_strides[2];                        // of batch, head
     const float* value;                             // (B, Hv, M, d)
+    int64_t value_strides[2];                       // of batch, head
     const float* coupling;                          // kappa
     int64_t coupling_strides[3];                    // of batch, head, query
     const float* bandwidth;                         // alpha (H)
@@ -52,5 +55,14 @@ typedef struct {
     int64_t* doubtful_count;  // of all of them, more than there is room for if it comes to that
     int32_t* doubtful;        // (room, 3): number of the batch's head, row, sender
 } SyncattnCount;
+
+// The frequencies (M, m) and the values (M, d) of the senders that a query head listens to.
+static inline const float* send_of(const SyncattnProblem* p, int64_t batch, int64_t head) {
+    return p->send + batch * p->send_strides[0] + head / (p->heads / p->send_heads) * p->send_strides[1];
+}
+
+static inline const float* value_of(const SyncattnProblem* p, int64_t batch, int64_t head) {
+    return p->value + batch * p->value_strides[0] + head / (p->heads / p->value_heads) * p->value_strides[1];
+}
 
 }

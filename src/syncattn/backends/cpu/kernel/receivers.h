@@ -43,8 +43,7 @@ static void backward_prepare(const Plan* plan, int64_t batch, int64_t head, int6
     }
     for (int64_t i = valid; i < KEYS; ++i) r.offset[first + i] = r.base[first + i] = 0, r.word[first + i] = 0;
     if (p.symmetric) {
-        const float* value =
-            p.value + ((batch * p.value_heads + head / (p.heads / p.value_heads)) * p.keys + first) * dim;
+        const float* value = value_of(&p, batch, head) + first * dim;
         float* transposed = r.value_t + tile * dim * KEYS;
         for (int64_t c = 0; c < dim; ++c)
             for (int64_t i = 0; i < KEYS; ++i) transposed[c * KEYS + i] = i < valid ? value[i * dim + c] : 0;

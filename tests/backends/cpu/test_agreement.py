@@ -16,14 +16,10 @@ pytestmark = [
 ]
 NEAREST = {"frame": "nearest", "power": 2}
 FORMS = [  # each of the four strengths, both frames
-    {},
-    {"power": 2},
-    {"edge": 0.05},
-    {"power": 2, "edge": 0.05},
-    {"frame": "nearest"},
-    {"frame": "nearest", "power": 2},
-    {"frame": "nearest", "edge": 0.05},
-    {"frame": "nearest", "power": 2, "edge": 0.05},
+    {**frame, **power, **edge}
+    for frame in ({}, {"frame": "nearest"})
+    for edge in ({}, {"edge": 0.05})
+    for power in ({}, {"power": 2})
 ]
 
 

@@ -13,7 +13,7 @@ from syncattn.backends import cpu
 
 KERNEL = Path(cpu.__file__).parent / "kernel"
 SETUP = KERNEL.parents[4] / "setup.py"
-TEST = Path(__file__).parent / "cpu" / "kernel_test.cpp"
+TEST = Path(__file__).parent / "kernel_test.cpp"
 COMPILER = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
 # -Og: compiles in three fifths of the time of -O1, and runs twenty times as fast as -O0
 COMMON = ["-std=c++17", "-Og", "-g1", "-fno-omit-frame-pointer", "-w"]
