@@ -105,7 +105,8 @@ def row(name: str, model: Any, data: list[dict[str, Tensor]], expected: list[Ten
         allowed += seen.expand(-1, 1, mask.shape[1], -1).sum().item()
     cosine, density = torch.cat(cosines), locked / allowed
     by_layer = " ".join(f"{x:.2f}" for x in density.tolist())
-    return f"| {name} | {error:.1e} | {cosine.mean():.5f} | {cosine.min():.5f} | {density.mean():.2f} | {by_layer} |"
+    numbers = (f"{error:.1e}", f"{cosine.mean():.5f}", f"{cosine.min():.5f}", f"{density.mean():.2f}")
+    return f"| {' | '.join((name, *numbers, by_layer))} |"
 
 
 @torch.no_grad()

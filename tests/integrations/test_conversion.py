@@ -110,11 +110,18 @@ def convert_to(model, data, kappa, before):
 
 def test_it_is_kept_by_saving(tmp_path):
     model, data = encoder(), batches()
+    model.embeddings.eval()
     convert(model, data, density=0.5)
-    assert model.training
+    assert model.training and model.encoder.training and not model.embeddings.training
     model.eval().save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path, attn_implementation="ssa")
     assert torch.equal(outputs(again, data), outputs(model, data))
+
+
+def test_half_precision():
+    model = encoder().bfloat16()
+    done = convert(model, batches(), density=0.5)
+    assert 0.4 < done.mean_density <= 0.5 and done.cosine > 0.9
 
 
 def test_a_causal_model_with_grouped_heads():

@@ -268,6 +268,16 @@ def test_half_precision():
     assert errors[1] < 1.5 * errors[0] + 1e-3
 
 
+@pytest.mark.parametrize("name", ["encoder", "llama"])
+@torch.no_grad()
+def test_it_compiles_without_graph_breaks(name, fresh_compiler):
+    _, ours = pair(*MODELS[name])
+    ids, mask = texts()
+    expected = ours(ids, attention_mask=mask)[0]
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    assert apart(compiled(ids, attention_mask=mask)[0], expected, mask) < 1e-6
+
+
 REFUSED = {
     "t5": (
         T5Model,

@@ -97,7 +97,7 @@ class _Heads:
         layer: Any = call.module.layer_idx
         below, allowed = _below(call)
         heads = call.query.shape[1]
-        value = call.value.repeat_interleave(heads // call.value.shape[1], 1)
+        value = call.value.to(below.dtype).repeat_interleave(heads // call.value.shape[1], 1)
         locked, change = [], []
         for reach in REACHES:
             kappa = torch.full_like(below[0, 0, 0, 0], coupling_of_reach(reach))
@@ -105,7 +105,7 @@ class _Heads:
             weight = margin.clamp(min=0).masked_fill(~allowed, 0.0)
             locked.append((weight > 0).sum((0, 2, 3)).double().cpu())
             weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-30)
-            difference = weight.to(value.dtype) @ value - out
+            difference = weight @ value - out
             effect = torch.stack([(slope * difference).sum((2, 3)) for slope in slopes])  # (probes, B, H)
             change.append(effect.double().square().sum((0, 1)).cpu())
         none = torch.zeros(heads, len(REACHES), dtype=torch.float64, device="cpu")
@@ -158,7 +158,7 @@ def convert(
         )
     batches = _batches(data, model)
 
-    before, training = config._attn_implementation, model.training
+    before, modes = config._attn_implementation, [(module, module.training) for module in model.modules()]
     had = hasattr(config, "ssa_coupling")
     done = False
     try:
@@ -174,7 +174,8 @@ def convert(
         config.ssa_coupling = result.coupling
         done = True
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         if not done:
             model.set_attn_implementation(before)
             if had:

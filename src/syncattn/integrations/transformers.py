@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from syncattn.backends.call import constant_when_compiled
 from syncattn.checks import check_real, short
 from syncattn.integrations.softmax import softmax_limit
 from syncattn.values import readable
@@ -275,9 +276,15 @@ def _named(module: nn.Module) -> str:
     return f"{type(module).__name__} (model type {kind!r})" if kind else type(module).__name__
 
 
-@lru_cache(maxsize=256)
+@constant_when_compiled
 def _has_interface(configuration: str) -> bool:
-    """Whether the models of a configuration's module call their attention through the interface.
+    """Whether the models of a configuration's module call their attention through the interface."""
+    return _read_interface(configuration)
+
+
+@lru_cache(maxsize=256)
+def _read_interface(configuration: str) -> bool:
+    """The same, from the sources.
 
     Judged by the source of modeling_NAME beside configuration_NAME; where there is none, they are trusted.
     """
