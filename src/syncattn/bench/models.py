@@ -237,11 +237,10 @@ def run_generation(
     ours, theirs = build(size, tokens, plan.device)
     models: dict[str, Any] = {OSN: ours, SDPA: theirs, LLAMA: _llama(theirs.config, plan.device)}
     first = ids[:, :_CALIBRATED]
-    with _quiet():
-        osn.calibrate(ours, first)
+    calibrated_quietly(ours, first)
     name = f"{batch} x {tokens} cached"
-    described = _describe(session, "generation", name, threads, tokens, batch, size) | {"passes": FORWARD}
-    described |= {"counted": _density(ours, first)}
+    described = describe(session, "generation", name, threads, tokens, batch, size) | {"passes": FORWARD}
+    described |= {"counted": density_of(ours, first)}
     described |= {"backend": _backend(lambda: models[OSN](first, use_cache=False))}
     errors, wrong, runners = {}, {}, {}
     for each, model in models.items():
