@@ -10,8 +10,12 @@ from transformers import (
     BartModel,
     BertConfig,
     BertModel,
+    GPTJConfig,
+    GPTJModel,
     LlamaConfig,
     LlamaForCausalLM,
+    XLNetConfig,
+    XLNetModel,
 )
 from transformers.utils import logging
 
@@ -131,6 +135,14 @@ def test_a_causal_model_with_grouped_heads():
     assert model.generate(torch.randint(3, 60, (1, 5)), max_new_tokens=3).shape == (1, 8)
 
 
+def gptj():
+    return GPTJModel(GPTJConfig(vocab_size=60, n_embd=32, n_layer=1, n_head=4, rotary_dim=4))
+
+
+def xlnet():
+    return XLNetModel(XLNetConfig(vocab_size=60, d_model=32, n_layer=1, n_head=4, d_inner=32))
+
+
 def converted():
     model = encoder()
     model.config.ssa_coupling = 30.0
@@ -147,6 +159,8 @@ def converted():
         (encoder, lambda: batches()[0], {"density": 0.5}, TypeError, "data must be batches"),
         (encoder, lambda: batches(1, 2), {"density": 0.5}, ValueError, "data must hold longer texts"),
         (encoder, batches, {"density": 0.001}, ValueError, r"density must be at least 0\.\d+, .* got 0.001"),
+        (gptj, batches, {"density": 0.5}, ValueError, "GPTJModel: its attention is not called through"),
+        (xlnet, batches, {"density": 0.5}, ValueError, "XLNetModel: its attention is not called through"),
         (converted, batches, {"density": 0.5}, ValueError, "model is converted already"),
         (lambda: torch.nn.Linear(2, 2), batches, {"density": 0.5}, TypeError, "of transformers, got Linear"),
         (

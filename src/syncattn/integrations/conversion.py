@@ -165,9 +165,9 @@ def convert(
         model.eval()
         register()
         model.set_attn_implementation(NAME)
-        if config._attn_implementation != NAME:
+        if config._attn_implementation != NAME or not model._can_set_attn_implementation():
             raise ValueError(
-                f"{type(model).__name__} has an attention that is not called through an interface"
+                f"{type(model).__name__}: its attention is not called through the AttentionInterface"
             )
         reference = _outputs(model, batches, output)
         result = _search(model, batches, output, reference, name, float(wanted))  # type: ignore[arg-type]
