@@ -118,3 +118,11 @@ def test_folding():
     assert fold(parts, 15) == "one two  three\n  four five six\n  a-word-without-any-end"
     assert fold(parts, 10) == "one two\n  three\n  four\n  five six\n  a-word-without-any-end"
     assert fold([], 10) == ""
+
+
+def test_partners_are_shown_beside_the_density():
+    values = {"loss": 1.0} | {
+        f"{name}/layer_{i}": x for name, x in (("density", 0.1), ("partners", 12.6)) for i in (0, 1)
+    }
+    assert describe(values) == ["loss 1.000", "density 0.10 0.10", "partners 13 13"]
+    assert describe(values, mean=True) == ["loss 1.000", "density 0.10", "partners 13"]

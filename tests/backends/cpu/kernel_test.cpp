@@ -172,6 +172,8 @@ void make(Case& c, Random& random, int number) {
                 for (int tries = 0; c.room(b, h, i) < 1e-3 && tries < 40; ++tries)
                     c.coupling[b * strides[0] + h * strides[1] + i * strides[2]] *= 1.013f;
     c.grad_out = normals(random, c.rows() * p.value_dim);
+    p.send_strides[1] = p.keys * p.freq_dim, p.send_strides[0] = p.send_heads * p.send_strides[1];
+    p.value_strides[1] = p.keys * p.value_dim, p.value_strides[0] = p.value_heads * p.value_strides[1];
     p.receive = c.receive.data(), p.send = c.send.data(), p.value = c.value.data();
     p.coupling = c.coupling.data(), p.bandwidth = c.bandwidth.data();
     p.grad_out = c.grad_out.data();
