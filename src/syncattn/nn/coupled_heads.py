@@ -3,6 +3,7 @@ limited by densities."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from syncattn.nn.options import check_start
 class CoupledHeads(nn.Module):
     """A layer whose heads have a coupling K and a bandwidth alpha each.
 
-    A subclass calls `_add_coupling` where these parameters stand among its own, and says by `operator_call`
+    A subclass calls `_add_coupling` where these parameters stand among its own, and says by `_counted_call`
     which pairs there are.
 
     Args:
@@ -73,14 +74,10 @@ class CoupledHeads(nn.Module):
         softplus = self.parametrisation == "softplus"
         return F.softplus(self.raw_bandwidth) if softplus else self.raw_bandwidth.exp()
 
-    def operator_call(self, *inputs: Any, **masks: Any) -> Call:
-        """The operator's checked call that `forward` would make of these arguments."""
-        raise NotImplementedError
-
+    @abstractmethod
     def _counted_call(self, *inputs: Any, **masks: Any) -> tuple[Call, Tensor | None]:
-        """`operator_call`, but which receivers are not padding beside it, (B, N), None for all: in one mask
-        the two would be of N x M."""
-        raise NotImplementedError
+        """The operator's checked call that `forward` would make of these arguments, and which receivers are
+        not padding, (B, N), None for all: in one mask the two would be of N x M."""
 
     @torch.no_grad()
     def count_locked(self, *inputs: Any, **masks: Any) -> density.Locking:
