@@ -6,7 +6,9 @@ differ in these alone.
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -29,6 +31,7 @@ from syncattn.models.inputs import (
     padding,
     rising_positions,
 )
+from syncattn.models.sharing import accompany
 from syncattn.nn.block import Block
 
 
@@ -66,6 +69,17 @@ class DecoderPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers; beside the weights stand a model card and where the classes are.
+
+        See `syncattn.models.sharing`. A README.md that is there already stays.
+        """
+        if is_main_process and not Path(save_directory).is_file():
+            accompany(self, Path(save_directory))
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
