@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from syncattn import models
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig, TransformerForCausalLM
 from syncattn.models.decoder import DecoderModel
 from syncattn.nn import calibrate
@@ -131,3 +132,22 @@ def encoder(request: pytest.FixtureRequest) -> DecoderModel:
 def typical_encoder(request: pytest.FixtureRequest) -> DecoderModel:
     """One bidirectional model of each attention."""
     return build_encoder(request.param)
+
+
+@pytest.fixture
+def build_head():
+    """A model with a head, of its own: `build_head(name, "ForMaskedLM", is_causal=False, **fields)`, with the
+    weights of the model of that name."""
+
+    def made(name: str, task: str, is_causal: bool = False, **fields):
+        base = build(name).model if is_causal else build_encoder(name)
+        config = copy.deepcopy(base.config)
+        for field, value in fields.items():
+            setattr(config, field, value)
+        kind = getattr(models, ("Transformer" if name in TRANSFORMERS else "OSN") + task)
+        torch.manual_seed(0)
+        head = kind(config).eval()
+        head.model.load_state_dict(base.state_dict())
+        return head
+
+    return made

@@ -14,6 +14,7 @@ from syncattn.checks import short
 from syncattn.models.decoder import DecoderModel
 from syncattn.models.fields import check_size
 from syncattn.models.osn import OSNConfig, OSNModel, OSNPreTrainedModel
+from syncattn.models.pooling import mean_pooling
 
 
 class OSNImageConfig(OSNConfig):
@@ -186,18 +187,10 @@ class OSNImageModel(OSNModel):
         hidden = outputs.last_hidden_state
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
-            pooler_output=_mean(hidden, attention_mask),
+            pooler_output=mean_pooling(hidden, attention_mask),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of each row's real tokens: (B, N, D) to (B, D); 0 where there is none."""
-    if mask is None:
-        return hidden.mean(1)
-    real = mask.to(hidden.device).bool()[..., None]
-    return torch.where(real, hidden, 0).sum(1) / real.sum(1).clamp(min=1)
 
 
 class OSNForImageClassification(OSNPreTrainedModel):
