@@ -40,7 +40,7 @@ _LOWERED = 0.6  # the share of the schedule in which the density falls; the rest
 _ATTENTION_ONLY = 0.2  # the share in which only the attentions' results are compared
 _WARMED = 0.05  # the share in which the learning rate rises
 _COUNTED = 4  # steps between two looks at the density
-_ALLOCATED = 8  # batches on which the heads' couplings are weighed against each other
+_ALLOCATED = 4  # batches on which the heads' couplings are weighed against each other
 _LONGEST_MOVE = 0.5  # of log kappa, at one look
 
 
@@ -73,7 +73,8 @@ def distil(
         data: batches, each the keyword arguments of one call of the model, without labels. Every eighth, or
             the last of fewer, is not trained on, and all that is told is measured on those.
         density: the wanted mean density, in (0, 1).
-        seconds: how long to train, by the clock. The schedule goes by it, so that two runs differ. Or
+        seconds: how long it may take, by the clock, but for the last measurement. The schedule goes by it, so
+            that two runs differ. Or
         steps: how many batches to train on: the same seed gives the same model, up to rounding. Exactly
             one of the two.
         output: the rows (..., E) of the outputs that are compared in the report, and by their cosine in the
@@ -94,6 +95,7 @@ def distil(
         OSError: the folder cannot be written to, before the training begins.
         RuntimeError: the training diverged.
     """
+    began = time.perf_counter()
     check_real("density", density, "between 0 and 1", lambda x: 0 < x < 1)
     if (seconds is None) == (steps is None):
         raise ValueError(f"exactly one of seconds and steps must be given, got {seconds!r} and {steps!r}")
@@ -143,6 +145,7 @@ def distil(
         run = _Run(model, teacher, batches, output, options, progress)
         if kept is not None:
             run.take(kept)
+        run.elapsed += time.perf_counter() - began
         run.train(None if folder is None else Path(folder), save_seconds)
         result = run.finish()
         done = True
@@ -349,7 +352,7 @@ class _Run:
             return
         line = (
             f"distilling {min(share, 1.0):4.0%}  step {self.step}  {self.elapsed:.0f} s  "
-            f"density {self.density:.3f}  loss {loss:.4f}"
+            f"density {self.density:.3f}" + ("" if math.isnan(loss) else f"  loss {loss:.4f}")
         )
         print(line, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
 

@@ -32,9 +32,11 @@ def find_projections(model: Any, batch: Batch) -> Projections:
         ValueError: an attention is followed by something else, or several by one map.
     """
     latest: list[tuple[int, Tensor]] = []
+    layers: list[Any] = []
     found: dict[int, nn.Module] = {}
 
     def watch(call: AttentionCall, out: Tensor) -> Tensor:
+        layers.append(call.module.layer_idx)
         latest[:] = [(call.module.layer_idx, out.transpose(1, 2).flatten(2))]  # type: ignore[list-item]
         return out
 
@@ -46,9 +48,8 @@ def find_projections(model: Any, batch: Batch) -> Projections:
 
     maps = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
     hooks = [module.register_forward_pre_hook(look) for module in maps]
-    layers: list[Any] = []
     try:
-        with watching(lambda call, out: (layers.append(call.module.layer_idx), watch(call, out))[1]):
+        with watching(watch):
             model(**batch)
     finally:
         for hook in hooks:
