@@ -163,8 +163,9 @@ class DecoderModel(DecoderPreTrainedModel):
             past_key_values: a `DecoderCache`; this call's tokens are appended to it. A bidirectional model
                 has none.
             inputs_embeds: embeddings (B, N, D) instead of `input_ids`.
-            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training
-                and never in a bidirectional model.
+            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training,
+                while exporting (`syncattn.models.exporting` has the cache as tensors) or without
+                `config.is_causal`.
             output_attentions: also return each layer's weights (B, H, N, past + N): row-normalised, before
                 dropout.
             output_hidden_states: also return the embedding's output and each layer's; the last one is
@@ -267,7 +268,8 @@ class DecoderModel(DecoderPreTrainedModel):
         recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if given is None:
             if use_cache is None:
-                use_cache = self.config.use_cache and not self.training
+                recorded = torch.compiler.is_exporting()  # what a program returns are tensors
+                use_cache = self.config.use_cache and not self.training and not recorded
             if not use_cache or recomputed:
                 return None
             return DecoderCache(self.config)
