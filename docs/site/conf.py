@@ -27,6 +27,7 @@ copyright = "the authors of syncattn, Apache-2.0"
 version = release = syncattn.__version__
 html_title = f"syncattn {version}"
 language = "en"
+smartquotes = False  # a prime is a derivative
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = HOME
@@ -64,6 +65,7 @@ def navigation(text: str) -> str:
         pages = [target for cell in cells for target in re.findall(r"\]\(([^)#]+)\.md\)", cell)]
         if pages:
             entries = ["/" + posixpath.normpath(f"docs/{page}") for page in pages]
+            entries = ["The project </README>" if entry == "/README" else entry for entry in entries]
             trees.append(
                 "\n".join(["```{toctree}", ":hidden:", f":caption: {caption.strip()}", "", *entries, "```"])
             )
