@@ -110,7 +110,7 @@ Returns:
 """
     made = "\n".join(module("docstrings").converted(text.split("\n")))
     assert made.split("\n")[0] == r"What it is: a \* b and \|x\|."
-    assert "::\n\n    F = a_b * c\n" in made and "\n>>> f(2)  # *\n4\n" in made
+    assert ".. code-block:: text\n\n    F = a_b * c\n" in made and "\n>>> f(2)  # *\n4\n" in made
     assert "one, two, three\n    of ``names``, 2 \\* 3 and more.\n" in made
     assert "\\*\\*rest\n    the others." in made and "A sentence in\ntwo lines." in made
 

@@ -11,7 +11,8 @@ SITE = TESTS.parent / "build/site"
 PAGES = ["docs/README", "docs/theory", "docs/api/layers", "docs/measured", "docs/from-flashattention"]
 # What reaches beyond the window, but for what scrolls in a box of its own.
 OUTSIDE = """[...document.querySelectorAll("article *")].filter((e) => e.offsetParent
-  && !e.closest(".table-wrapper, pre, .sig") && e.getBoundingClientRect().right > innerWidth + 0.5)
+  && !e.closest(".table-wrapper, pre, .sig, p:has(> img:only-child)")
+  && e.getBoundingClientRect().right > innerWidth + 0.5)
   .map((e) => e.tagName + " " + e.className)"""
 
 

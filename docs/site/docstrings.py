@@ -24,7 +24,7 @@ def converted(lines: list[str]) -> list[str]:
             made += [*_taken(rest, bool), ""]
         elif rest[0].startswith(" "):  # a formula
             block = _taken(rest, lambda line: not line or line.startswith(" "))
-            made += ["::", "", *block, ""]
+            made += [".. code-block:: text", "", *block, ""]
         elif rest[0].endswith(":") and len(rest) > 1 and rest[1].startswith("    "):
             title = rest.pop(0)
             body = _taken(rest, lambda line: not line or line.startswith("    "))
