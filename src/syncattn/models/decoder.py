@@ -21,6 +21,7 @@ from transformers.utils import can_return_tuple
 
 from syncattn.models.cache import DecoderCache
 from syncattn.models.configuration import DecoderConfig
+from syncattn.models.foreign import check_foreign
 from syncattn.models.inputs import (
     check_embeddings,
     check_ids,
@@ -66,6 +67,13 @@ class DecoderPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Where a model is asked for another implementation of attention: refused, saying whom to ask."""
+        check_foreign({"attn_implementation": attn_implementation})
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,0 +1,153 @@
+"""The tester: every model class with a tiny configuration, inputs and labels. A new one is a line of CASES.
+
+The tests beside this file ask of each what transformers' own common tests ask of every model there;
+`upstream.py` says where each of those is held, and why the others are not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from syncattn.models import (
+    OSNConfig,
+    OSNForCausalLM,
+    OSNModel,
+    TransformerConfig,
+    TransformerForCausalLM,
+    TransformerModel,
+)
+
+BATCH, TOKENS, LABELS = 3, 7, 3
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+    "initializer_range": 0.1,
+    "num_labels": LABELS,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+}
+OSN = OSNConfig(**SIZES, density_range=(0.2, 0.8))  # the texts are too short for the default densities
+MIXED = OSNConfig(
+    **SIZES,
+    density_range=(0.2, 0.8),
+    position=["helix", "own_drift"],
+    value_rotation=100.0,
+    directed=True,
+    detuning=True,
+    freq_bias=True,
+    tie_word_embeddings=False,
+)
+ROTARY = TransformerConfig(**SIZES)
+SHIFTED = TransformerConfig(**SIZES, delay=0.5, token_shift=True, tie_word_embeddings=False)
+
+
+def text() -> dict[str, Tensor]:
+    """Token ids, and a mask with left padding of 2, 0 and 4 tokens."""
+    ids = torch.randint(2, 40, (BATCH, TOKENS), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(TOKENS) >= torch.tensor([[2], [0], [4]])).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def next_token() -> dict[str, Tensor]:
+    """Labels of a causal language model: the text itself."""
+    ids, mask = text().values()
+    return {"labels": ids.masked_fill(mask == 0, -100)}
+
+
+class Case(NamedTuple):
+    """A model class and what it is tested with."""
+
+    model_class: type[PreTrainedModel]
+    config: PreTrainedConfig  # left as it is: models get copies
+    make_labels: Callable[[], dict[str, Tensor]] | None = None  # None: the class computes no loss
+    make_inputs: Callable[[], dict[str, Tensor]] = text
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What `forward` is called with, the main input first."""
+        return self.make_inputs()
+
+    @property
+    def labels(self) -> dict[str, Tensor]:
+        """What makes `forward` compute a loss; empty if nothing does."""
+        return {} if self.make_labels is None else self.make_labels()
+
+    def make_config(self, **changes: Any) -> PreTrainedConfig:
+        """A copy of the configuration with some fields assigned."""
+        config = copy.deepcopy(self.config)
+        for name, value in changes.items():
+            setattr(config, name, value)
+        return config
+
+    def build(self, **changes: Any) -> PreTrainedModel:
+        """A model in eval mode, the same at every call; `changes` are fields of the configuration."""
+        torch.manual_seed(0)
+        return self.model_class(self.make_config(**changes)).eval()
+
+
+CASES = [
+    Case(OSNModel, OSN),
+    Case(OSNForCausalLM, OSN, next_token),
+    Case(OSNForCausalLM, MIXED, next_token),
+    Case(TransformerModel, ROTARY),
+    Case(TransformerForCausalLM, ROTARY, next_token),
+    Case(TransformerForCausalLM, SHIFTED, next_token),
+]
+NAMES = {id(OSN): "", id(ROTARY): "", id(MIXED): " mixed", id(SHIFTED): " shifted"}
+
+
+def _cases(cases: list[Case]) -> dict[str, Any]:
+    return {"params": cases, "ids": [c.model_class.__name__ + NAMES[id(c.config)] for c in cases]}
+
+
+@pytest.fixture(**_cases(CASES))
+def case(request: pytest.FixtureRequest) -> Case:
+    """Every model class in turn."""
+    return request.param
+
+
+@pytest.fixture(**_cases([c for c in CASES if c.make_labels is not None]))
+def trained(request: pytest.FixtureRequest) -> Case:
+    """Every class that computes a loss."""
+    return request.param
+
+
+@pytest.fixture(**_cases([c for c in CASES if c.model_class.base_model_prefix in dir(c.build())]))
+def head(request: pytest.FixtureRequest) -> Case:
+    """Every class that is a base model and something on top of it."""
+    return request.param
+
+
+@pytest.fixture(**_cases([c for c in CASES if c.model_class.can_generate()]))
+def generator(request: pytest.FixtureRequest) -> Case:
+    """Every class that generates."""
+    return request.param
+
+
+@pytest.fixture(**_cases([c for c in CASES if c.make_inputs is text]))
+def reader(request: pytest.FixtureRequest) -> Case:
+    """Every class that reads token ids."""
+    return request.param
+
+
+@pytest.fixture
+def leaves() -> Callable[[Any], list[Tensor]]:
+    """The tensors of a model's outputs, nested as they may be; caches are left out."""
+
+    def flat(outputs: Any) -> list[Tensor]:
+        if isinstance(outputs, Tensor):
+            return [outputs]
+        values = outputs.values() if isinstance(outputs, dict) else outputs
+        return [t for value in values for t in flat(value)] if isinstance(outputs, (dict, tuple)) else []
+
+    return flat
