@@ -95,7 +95,9 @@ class DecoderPreTrainedModel(PreTrainedModel):
 
 
 class DecoderModel(DecoderPreTrainedModel):
-    """Token embedding, a stack of causal blocks and a final LayerNorm: hidden states, no output layer.
+    """Token embedding, a stack of blocks and a final LayerNorm: hidden states, no output layer.
+
+    With `config.is_causal` each token sees those up to its own, without it all real ones of its text.
 
     The layers number each sequence's tokens from its first real one, unless they are given positions: by
     `position_ids`, or, real numbers and on several axes, by `positions`.
@@ -148,9 +150,11 @@ class DecoderModel(DecoderPreTrainedModel):
             position_ids: integers (B or 1, N), where the tokens stand on the one axis of a text. They may
                 start anywhere and have gaps, but must rise (`syncattn.models.inputs.rising_positions`).
                 Padding may have any.
-            past_key_values: a `DecoderCache`; this call's tokens are appended to it.
+            past_key_values: a `DecoderCache`; this call's tokens are appended to it. A bidirectional model
+                has none.
             inputs_embeds: embeddings (B, N, D) instead of `input_ids`.
-            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training.
+            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training
+                and never in a bidirectional model.
             output_attentions: also return each layer's weights (B, H, N, past + N): row-normalised, before
                 dropout.
             output_hidden_states: also return the embedding's output and each layer's; the last one is
@@ -159,7 +163,8 @@ class DecoderModel(DecoderPreTrainedModel):
                 layer's `forward`.
             return_dict: False returns a tuple.
             **kwargs: passed by, as in transformers' own models, except that keywords which describe several
-                texts packed into one row are refused (`cu_seq_lens_q`, `seq_idx`, ...), and is_causal=False.
+                texts packed into one row are refused (`cu_seq_lens_q`, `seq_idx`, ...), and another is_causal
+                than the configuration's.
 
         A batch of no sequences (B = 0) gives empty results.
 
@@ -167,11 +172,12 @@ class DecoderModel(DecoderPreTrainedModel):
             ValueError: both or none of `input_ids` and `inputs_embeds`; no tokens (N = 0), or ids that are
                 none; a mask of another shape, of other values than 0 and 1, or one that disagrees with the
                 padding in the cache; position_ids that restart, or beside `positions`; positions that the
-                layers refuse; a refused keyword; a cache of other sizes, or any in training with
-                checkpointing and gradients.
+                layers refuse; a refused keyword; a cache of other sizes, any in training with checkpointing
+                and gradients, or any, and use_cache=True, in a bidirectional model.
             TypeError: `past_key_values` is not a `DecoderCache`; a mask or positions that are no tensor.
         """
-        check_keywords(kwargs, is_causal=True)
+        is_causal = self.config.is_causal
+        check_keywords(kwargs, is_causal)
         if (input_ids is None) == (inputs_embeds is None):
             given = "neither" if input_ids is None else "both"
             raise ValueError(f"one of input_ids and inputs_embeds must be given, got {given}")
@@ -197,7 +203,7 @@ class DecoderModel(DecoderPreTrainedModel):
             for layer, state in zip(self.layers, states):
                 if output_hidden_states:
                     all_hidden += (hidden,)
-                options = {"is_causal": True, "state": state, "need_weights": output_attentions}
+                options = {"is_causal": is_causal, "state": state, "need_weights": output_attentions}
                 hidden = layer(hidden, None, is_padding, **options, positions=positions)
                 if output_attentions:
                     hidden, weights = hidden
@@ -238,6 +244,15 @@ class DecoderModel(DecoderPreTrainedModel):
         return False
 
     def _cache(self, given: Cache | None, use_cache: bool | None, batch: int) -> DecoderCache | None:
+        if not self.config.is_causal:
+            for name, value in (("past_key_values", given), ("use_cache", use_cache or None)):
+                if value is not None:
+                    kind = value if isinstance(value, bool) else type(value).__name__
+                    raise ValueError(
+                        f"{name} must be left out with is_causal=False, got {kind}: a bidirectional model "
+                        "has no cache, since a token that comes changes what the earlier ones give"
+                    )
+            return None
         # Without gradients, as in generate(), checkpointing recomputes nothing.
         recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if given is None:
@@ -273,6 +288,10 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
 
     Args:
         config: sizes and options.
+
+    Raises:
+        ValueError: the configuration is a bidirectional model's, or inconsistent.
+        TypeError: the configuration is inconsistent.
     """
 
     model_class: ClassVar[type[DecoderModel]]
@@ -282,6 +301,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
+        self._check_causal()
         self.loss_type = "ForCausalLM"
         self.model = self.model_class(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -318,6 +338,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         Raises:
             TypeError, ValueError: as `DecoderModel.forward`.
         """
+        self._check_causal()  # the configuration may have been changed since
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         outputs = self.model(*inputs, return_dict=True, positions=positions, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -332,6 +353,13 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _check_causal(self) -> None:
+        if not self.config.is_causal:
+            raise ValueError(
+                f"is_causal must be True for {type(self).__name__}, got False: it predicts and generates the "
+                "token after, which a bidirectional model sees. Masked language modelling is for those"
+            )
 
     def _prepare_cache_for_generation(
         self,

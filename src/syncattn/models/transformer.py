@@ -18,8 +18,8 @@ class TransformerConfig(DecoderConfig):
     Args:
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, gated, hidden_act,
             hidden_dropout, attention_dropout, layer_norm_eps, initializer_range, max_position_embeddings,
-            norm_first, tie_word_embeddings, use_cache, bos_token_id, eos_token_id, pad_token_id: as in
-            `syncattn.models.DecoderConfig`.
+            norm_first, tie_word_embeddings, is_causal, use_cache, bos_token_id, eos_token_id, pad_token_id:
+            as in `syncattn.models.DecoderConfig`.
         position: "rotary" (queries and keys turn with position) or "alibi" (a penalty linear in distance).
         delay: fraction of the heads that read the key of the token before, as an OSN's delayed heads do.
         token_shift: queries and keys, and values, are made of mixtures with the token before, as an OSN's
@@ -59,7 +59,7 @@ class TransformerPreTrainedModel(DecoderPreTrainedModel):
 
 
 class TransformerModel(TransformerPreTrainedModel, DecoderModel):
-    """Token embedding, a stack of causal softmax blocks and a final LayerNorm, without an output layer.
+    """Token embedding, a stack of softmax blocks and a final LayerNorm, without an output layer.
 
     Args:
         config: sizes and options.

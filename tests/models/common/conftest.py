@@ -18,9 +18,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from syncattn.models import (
     OSNConfig,
     OSNForCausalLM,
+    OSNForMaskedLM,
+    OSNForQuestionAnswering,
+    OSNForSequenceClassification,
+    OSNForTokenClassification,
     OSNModel,
     TransformerConfig,
     TransformerForCausalLM,
+    TransformerForMaskedLM,
+    TransformerForQuestionAnswering,
+    TransformerForSequenceClassification,
+    TransformerForTokenClassification,
     TransformerModel,
 )
 
@@ -47,8 +55,10 @@ MIXED = OSNConfig(
     freq_bias=True,
     tie_word_embeddings=False,
 )
+ENCODER = OSNConfig(**SIZES, density_range=(0.2, 0.8), is_causal=False)
 ROTARY = TransformerConfig(**SIZES)
 SHIFTED = TransformerConfig(**SIZES, delay=0.5, token_shift=True, tie_word_embeddings=False)
+BOTH_WAYS = TransformerConfig(**SIZES, is_causal=False)
 
 
 def text() -> dict[str, Tensor]:
@@ -62,6 +72,27 @@ def next_token() -> dict[str, Tensor]:
     """Labels of a causal language model: the text itself."""
     ids, mask = text().values()
     return {"labels": ids.masked_fill(mask == 0, -100)}
+
+
+def masked_tokens() -> dict[str, Tensor]:
+    """Labels of a masked language model: the last token of each text."""
+    return {"labels": text()["input_ids"].masked_fill(torch.arange(TOKENS) < TOKENS - 1, -100)}
+
+
+def class_of_text() -> dict[str, Tensor]:
+    """A class for each text."""
+    return {"labels": torch.arange(BATCH) % LABELS}
+
+
+def class_of_tokens() -> dict[str, Tensor]:
+    """A class for each token."""
+    ids, mask = text().values()
+    return {"labels": (ids % LABELS).masked_fill(mask == 0, -100)}
+
+
+def answer() -> dict[str, Tensor]:
+    """Where an answer starts and where it ends."""
+    return {"start_positions": torch.tensor([3, 0, 4]), "end_positions": torch.tensor([4, 2, 6])}
 
 
 class Case(NamedTuple):
@@ -102,12 +133,22 @@ CASES = [
     Case(TransformerModel, ROTARY),
     Case(TransformerForCausalLM, ROTARY, next_token),
     Case(TransformerForCausalLM, SHIFTED, next_token),
+    Case(OSNModel, ENCODER),
+    Case(OSNForMaskedLM, ENCODER, masked_tokens),
+    Case(OSNForSequenceClassification, ENCODER, class_of_text),
+    Case(OSNForSequenceClassification, OSN, class_of_text),
+    Case(OSNForTokenClassification, ENCODER, class_of_tokens),
+    Case(OSNForQuestionAnswering, ENCODER, answer),
+    Case(TransformerForMaskedLM, BOTH_WAYS, masked_tokens),
+    Case(TransformerForSequenceClassification, BOTH_WAYS, class_of_text),
+    Case(TransformerForTokenClassification, BOTH_WAYS, class_of_tokens),
+    Case(TransformerForQuestionAnswering, BOTH_WAYS, answer),
 ]
-NAMES = {id(OSN): "", id(ROTARY): "", id(MIXED): " mixed", id(SHIFTED): " shifted"}
+NAMES = {id(MIXED): " mixed", id(SHIFTED): " shifted", id(ENCODER): " both ways", id(BOTH_WAYS): " both ways"}
 
 
 def _cases(cases: list[Case]) -> dict[str, Any]:
-    return {"params": cases, "ids": [c.model_class.__name__ + NAMES[id(c.config)] for c in cases]}
+    return {"params": cases, "ids": [c.model_class.__name__ + NAMES.get(id(c.config), "") for c in cases]}
 
 
 @pytest.fixture(**_cases(CASES))

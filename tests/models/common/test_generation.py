@@ -105,7 +105,7 @@ def test_without_a_prompt(model):
 @pytest.mark.parametrize("assistant", ["itself", "another", "the prompt"])
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_tokens_that_another_proposes(generator, model, assistant, do_sample):
-    """All are right, most are wrong, or they are looked up: greedy's tokens, and what it returns beside them."""
+    """All are right, most are wrong, or looked up: greedy's tokens, and all that is returned beside them."""
     inputs = {name: value[1:2] for name, value in generator.inputs.items()}
     plain = {"max_new_tokens": 5, "use_cache": True, "do_sample": do_sample, **EVERYTHING}
     helper = model if assistant == "itself" else generator.build(initializer_range=0.3)
