@@ -181,6 +181,12 @@ def reader(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
+@pytest.fixture(**_cases([c for c in CASES if c.make_labels in (class_of_text, class_of_tokens)]))
+def classifier(request: pytest.FixtureRequest) -> Case:
+    """Every class whose logits are as many as there are labels."""
+    return request.param
+
+
 @pytest.fixture
 def leaves() -> Callable[[Any], list[Tensor]]:
     """The tensors of a model's outputs, nested as they may be; caches are left out."""

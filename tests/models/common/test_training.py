@@ -95,6 +95,28 @@ def test_labels_that_are_shifted_already_replace_the_others(generator):
     torch.testing.assert_close(losses[0], expected)
 
 
+@pytest.mark.parametrize(
+    "problem", ["multi_label_classification", "single_label_classification", "regression"]
+)
+def test_problems_of_every_kind(classifier, problem):
+    """Several labels, one of a single class, a number; torch warns of no shapes that it has to guess."""
+    if classifier.labels["labels"].ndim > 1 and problem != "single_label_classification":
+        return  # a class for each token is one kind of problem
+    labels = 2 if problem == "multi_label_classification" else 1
+    model = classifier.build(problem_type=problem, num_labels=labels).train()
+    given = torch.zeros_like(classifier.labels["labels"])
+    if problem == "multi_label_classification":
+        given = given[:, None].expand(-1, labels)
+    if problem != "single_label_classification":
+        given = given.float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = model(**classifier.inputs, labels=given)
+    assert out.logits.shape[-1] == labels
+    out.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_every_head_learns_a_batch_by_heart(trained):
     model = trained.build().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
