@@ -114,12 +114,16 @@ class DecoderModel(DecoderPreTrainedModel):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         config.check()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = self.make_embedding()
         self.embed_dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(self._make_layer() for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def make_embedding(self) -> nn.Module:
+        """What makes tokens of the model's input: of token ids here, of patches or measurements elsewhere."""
+        return nn.Embedding(self.config.vocab_size, self.config.hidden_size)
 
     def _make_layer(self) -> DecoderLayer:
         sizes = self.config.hidden_size, self.config.num_attention_heads, self.config.attention_dropout
