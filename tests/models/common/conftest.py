@@ -18,11 +18,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from syncattn.models import (
     OSNConfig,
     OSNForCausalLM,
+    OSNForImageClassification,
     OSNForMaskedLM,
     OSNForQuestionAnswering,
     OSNForSequenceClassification,
+    OSNForTimeSeriesPrediction,
     OSNForTokenClassification,
+    OSNImageConfig,
+    OSNImageModel,
     OSNModel,
+    OSNSeriesConfig,
+    OSNSeriesModel,
     TransformerConfig,
     TransformerForCausalLM,
     TransformerForMaskedLM,
@@ -59,6 +65,8 @@ ENCODER = OSNConfig(**SIZES, density_range=(0.2, 0.8), is_causal=False)
 ROTARY = TransformerConfig(**SIZES)
 SHIFTED = TransformerConfig(**SIZES, delay=0.5, token_shift=True, tie_word_embeddings=False)
 BOTH_WAYS = TransformerConfig(**SIZES, is_causal=False)
+IMAGES = OSNImageConfig(**SIZES, density_range=(0.2, 0.8), image_size=(4, 6), patch_size=2, num_channels=2)
+SERIES = OSNSeriesConfig(**SIZES, density_range=(0.2, 0.8), num_input_channels=2, prediction_length=3)
 
 
 def text() -> dict[str, Tensor]:
@@ -79,8 +87,8 @@ def masked_tokens() -> dict[str, Tensor]:
     return {"labels": text()["input_ids"].masked_fill(torch.arange(TOKENS) < TOKENS - 1, -100)}
 
 
-def class_of_text() -> dict[str, Tensor]:
-    """A class for each text."""
+def class_of_each() -> dict[str, Tensor]:
+    """A class for each text or image."""
     return {"labels": torch.arange(BATCH) % LABELS}
 
 
@@ -93,6 +101,23 @@ def class_of_tokens() -> dict[str, Tensor]:
 def answer() -> dict[str, Tensor]:
     """Where an answer starts and where it ends."""
     return {"start_positions": torch.tensor([3, 0, 4]), "end_positions": torch.tensor([4, 2, 6])}
+
+
+def images() -> dict[str, Tensor]:
+    """Pixels of images with 2 rows of 3 patches."""
+    return {"pixel_values": torch.randn(BATCH, 2, 4, 6, generator=torch.Generator().manual_seed(1))}
+
+
+def series() -> dict[str, Tensor]:
+    """Two measurements at each of 7 times, of which the last series has 3 only."""
+    values = torch.randn(BATCH, TOKENS, 2, generator=torch.Generator().manual_seed(1))
+    observed = (torch.arange(TOKENS) >= torch.tensor([[0], [0], [4]]))[..., None].expand(-1, -1, 2)
+    return {"past_values": values, "past_observed_mask": observed}
+
+
+def measured_later() -> dict[str, Tensor]:
+    """What is measured at the next 3 times."""
+    return {"future_values": torch.randn(BATCH, 3, 2, generator=torch.Generator().manual_seed(2))}
 
 
 class Case(NamedTuple):
@@ -135,14 +160,18 @@ CASES = [
     Case(TransformerForCausalLM, SHIFTED, next_token),
     Case(OSNModel, ENCODER),
     Case(OSNForMaskedLM, ENCODER, masked_tokens),
-    Case(OSNForSequenceClassification, ENCODER, class_of_text),
-    Case(OSNForSequenceClassification, OSN, class_of_text),
+    Case(OSNForSequenceClassification, ENCODER, class_of_each),
+    Case(OSNForSequenceClassification, OSN, class_of_each),
     Case(OSNForTokenClassification, ENCODER, class_of_tokens),
     Case(OSNForQuestionAnswering, ENCODER, answer),
     Case(TransformerForMaskedLM, BOTH_WAYS, masked_tokens),
-    Case(TransformerForSequenceClassification, BOTH_WAYS, class_of_text),
+    Case(TransformerForSequenceClassification, BOTH_WAYS, class_of_each),
     Case(TransformerForTokenClassification, BOTH_WAYS, class_of_tokens),
     Case(TransformerForQuestionAnswering, BOTH_WAYS, answer),
+    Case(OSNImageModel, IMAGES, None, images),
+    Case(OSNForImageClassification, IMAGES, class_of_each, images),
+    Case(OSNSeriesModel, SERIES, None, series),
+    Case(OSNForTimeSeriesPrediction, SERIES, measured_later, series),
 ]
 NAMES = {id(MIXED): " mixed", id(SHIFTED): " shifted", id(ENCODER): " both ways", id(BOTH_WAYS): " both ways"}
 
@@ -181,7 +210,7 @@ def reader(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
-@pytest.fixture(**_cases([c for c in CASES if c.make_labels in (class_of_text, class_of_tokens)]))
+@pytest.fixture(**_cases([c for c in CASES if c.make_labels in (class_of_each, class_of_tokens)]))
 def classifier(request: pytest.FixtureRequest) -> Case:
     """Every class whose logits are as many as there are labels."""
     return request.param

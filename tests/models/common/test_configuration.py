@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from syncattn.models import OSNConfig, TransformerConfig
+from syncattn.models import OSNConfig, OSNImageConfig, OSNSeriesConfig, TransformerConfig
 
 GIVEN = {
     OSNConfig: {
@@ -17,6 +17,8 @@ GIVEN = {
         "eos_token_id": [2, 3],
     },
     TransformerConfig: {"hidden_size": 24, "num_attention_heads": 3, "position": "alibi", "eos_token_id": 2},
+    OSNImageConfig: {"hidden_size": 24, "num_attention_heads": 3, "image_size": [8, 12], "patch_size": 4},
+    OSNSeriesConfig: {"hidden_size": 24, "num_attention_heads": 3, "prediction_length": 5, "scaling": "none"},
 }
 """Fields of each configuration class that are not its defaults; a new class is a line here."""
 
