@@ -63,6 +63,18 @@ def test_attentions_and_hidden_states_by_call_and_by_configuration(case):
     assert [*off.keys()] == [*plain.keys()]
 
 
+@torch.no_grad()
+def test_some_hidden_states_by_their_indices(case):
+    model = case.build()
+    every = model(**case.inputs, output_hidden_states=True).hidden_states
+    some = model(**case.inputs, output_hidden_states=[0, -1]).hidden_states
+    assert len(some) == len(every) == 3 and some[1] is None
+    assert torch.equal(some[0], every[0]) and torch.equal(some[2], every[2])
+    assert "hidden_states" not in model(**case.inputs, output_hidden_states=[])
+    with pytest.raises(ValueError, match="output_hidden_states must hold indices from -3 to 2, got 3"):
+        model(**case.inputs, output_hidden_states=[3])
+
+
 def test_hidden_states_and_attentions_get_gradients(case):
     """What is returned is what the output was computed from, no copy beside it."""
     out = case.build()(**case.inputs, **EVERYTHING)
