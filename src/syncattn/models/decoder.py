@@ -7,6 +7,8 @@ differ in these alone.
 from __future__ import annotations
 
 import os
+=======
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -23,11 +25,13 @@ from transformers.utils import can_return_tuple
 
 from syncattn.models.cache import DecoderCache
 from syncattn.models.configuration import DecoderConfig
+from syncattn.models.foreign import check_foreign
 from syncattn.models.inputs import (
     check_embeddings,
     check_ids,
     check_keywords,
     check_positions,
+    kept_states,
     padding,
     rising_positions,
 )
@@ -80,6 +84,13 @@ class DecoderPreTrainedModel(PreTrainedModel):
         if is_main_process and not Path(save_directory).is_file():
             accompany(self, Path(save_directory))
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Where a model is asked for another implementation of attention: refused, saying whom to ask."""
+        check_foreign({"attn_implementation": attn_implementation})
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -146,7 +157,7 @@ class DecoderModel(DecoderPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | Sequence[int] | None = None,
         *,
         positions: Tensor | None = None,
         **kwargs: Any,
@@ -169,7 +180,7 @@ class DecoderModel(DecoderPreTrainedModel):
             output_attentions: also return each layer's weights (B, H, N, past + N): row-normalised, before
                 dropout.
             output_hidden_states: also return the embedding's output and each layer's; the last one is
-                normalised.
+                normalised. A list of indices: those, and None in the others' places.
             positions: real numbers (B or 1, N, A) in place of position_ids, in any order: see the attention
                 layer's `forward`.
             return_dict: False returns a tuple.
@@ -184,7 +195,8 @@ class DecoderModel(DecoderPreTrainedModel):
                 none; a mask of another shape, of other values than 0 and 1, or one that disagrees with the
                 padding in the cache; position_ids that restart, or beside `positions`; positions that the
                 layers refuse; a refused keyword; a cache of other sizes, any in training with checkpointing
-                and gradients, or any, and use_cache=True, in a bidirectional model.
+                and gradients, or any, and use_cache=True, in a bidirectional model; an index of no hidden
+                state.
             TypeError: `past_key_values` is not a `DecoderCache`; a mask or positions that are no tensor.
         """
         is_causal = self.config.is_causal
@@ -205,25 +217,27 @@ class DecoderModel(DecoderPreTrainedModel):
             output_attentions = bool(self.config.output_attentions)
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
+        kept = kept_states(output_hidden_states, len(self.layers) + 1)
 
         hidden = self.embed_dropout(inputs_embeds)  # (B, N, D)
-        all_hidden: tuple[Tensor, ...] = ()
+        all_hidden: tuple[Tensor | None, ...] = ()
         all_weights: tuple[Tensor, ...] = ()
         states = [None] * len(self.layers) if cache is None else cache.states
         with nullcontext() if cache is None else cache.all_or_nothing():
             for layer, state in zip(self.layers, states):
-                if output_hidden_states:
-                    all_hidden += (hidden,)
+                if kept:
+                    all_hidden += (hidden if len(all_hidden) in kept else None,)
                 options = {"is_causal": is_causal, "state": state, "need_weights": output_attentions}
                 hidden = layer(hidden, None, is_padding, **options, positions=positions)
                 if output_attentions:
                     hidden, weights = hidden
                     all_weights += (weights,)  # (B, H, N, past + N)
             hidden = self.norm(hidden)
+        all_hidden += (hidden if len(self.layers) in kept else None,)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=cache,
-            hidden_states=(*all_hidden, hidden) if output_hidden_states else None,
+            hidden_states=all_hidden if kept else None,  # type: ignore[arg-type]
             attentions=all_weights if output_attentions else None,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,22 @@ def check_keywords(given: Mapping[str, Any], is_causal: bool) -> None:
             raise ValueError(f"{name} must be left out, got {type(given[name]).__name__}: {_WAY_OUT}")
     if given.get("is_causal") not in (None, is_causal):
         raise ValueError(f"is_causal must be {is_causal} or left out, got {given['is_causal']!r}")
+
+
+def kept_states(asked: bool | Sequence[int], states: int) -> set[int]:
+    """Which of a model's hidden states are returned: all, none, or those at the indices asked for.
+
+    Raises:
+        ValueError: there is no state of an index.
+    """
+    if not isinstance(asked, Sequence):
+        return set(range(states)) if asked else set()
+    for index in asked:
+        if not -states <= index < states:
+            raise ValueError(
+                f"output_hidden_states must hold indices from {-states} to {states - 1}, got {index!r}"
+            )
+    return {index % states for index in asked}
 
 
 def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> Tensor | None:

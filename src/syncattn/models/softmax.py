@@ -234,14 +234,13 @@ class SoftmaxAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Values (B, H, N, d), and the weights (B, H, N, M) if they are wanted; rows not `seen` are 0."""
         dropout_p = self.dropout if self.training else 0.0
-        weights = None
         if need_weights:
             weights = _softmax_weights(q, k, mask)
-            out = F.dropout(weights, dropout_p).to(v.dtype) @ v
+            # What is returned is what the values are summed with, so that it gets the loss's gradient.
             weights = weights if seen is None else weights * seen
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=is_causal)
-        return (out if seen is None else out * seen), weights
+            return F.dropout(weights, dropout_p).to(v.dtype) @ v, weights
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=is_causal)
+        return (out if seen is None else out * seen), None
 
 
 def _visible(
