@@ -1,9 +1,10 @@
 # make demo   train an OSN beside a matched Transformer on real text and write a report with pictures
 # make test   the tests
 # make docs   the documentation as a site, in build/site: search, API reference, every link checked
+# make release  sdist and wheels in dist/, checked, installed in empty environments and tested there
 # All set up everything they need in .venv first, from Python 3.11 or later alone.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean docs
+.PHONY: help setup demo test docs release lint format clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -35,6 +36,10 @@ demo: $(STAMP)
 # A test keeps one core busy, so there is a process a core; those that need threads set how many.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# RELEASE has further options, such as --build-only or --python python3.13.
+release:
+	"$(PYTHON)" packaging/release.py $(RELEASE)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,7 +7,6 @@ differ in these alone.
 from __future__ import annotations
 
 import os
-=======
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
