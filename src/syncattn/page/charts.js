@@ -6,8 +6,9 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  /* 1500000 as 1.5M. */
+  /* 1500000 as 1.5M; 2048, a power of two, as it is. */
   function brief(x) {
+    if (x > 1000 && Number.isInteger(Math.log2(x))) return String(x);
     for (const [size, sign] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
       if (Math.abs(x) >= size) return `${Number((x / size).toPrecision(4))}${sign}`;
     }
