@@ -109,8 +109,8 @@ class Chromium:
         kind = answer.get("method", "")
         if kind in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
             self.console.append(params)
-        elif kind == "Network.requestWillBeSent":
-            self.requests.append(params["request"]["url"])
+        elif kind == "Network.requestWillBeSent" and not params["request"]["url"].startswith("data:"):
+            self.requests.append(params["request"]["url"])  # what is asked for and not in the page itself
         self.events.append(kind)
         return answer
 

@@ -10,12 +10,13 @@
     const state = { model: 0, layer: 0, head: 0, token: count - 1, held: false };
     const text = make("div", "sentence"), said = make("p", "said"), spans = [], buttons = [];
     const rows = (one) => data.weights[one.model][one.layer][one.head];
-    const name = (i) => `${i + 1} “${data.labels[i]}”`;
+    const name = (i) => `${i + 1} “${data.labels[i].trim() || data.labels[i]}”`;
     text.setAttribute("role", "group");
     text.setAttribute("aria-label", "The sentence, token by token; arrow keys go from one to the next");
     said.setAttribute("role", "status");
 
-    const allowed = (one, i) => i + (data.hearsItself[one.model] ? 1 : 0);
+    const may = (one, i, j) => (j < i || (j > i && !data.causal) || (j === i && data.hearsItself[one.model]));
+    const allowed = (one, i) => data.labels.filter((_, j) => may(one, i, j)).length;
 
     /* What arithmetic.js would have found, of weights that are known already. */
     function foundOf(one) {
@@ -25,7 +26,7 @@
         all += allowed(one, i);
         row.forEach((w, j) => {
           weight[i * count + j] = w;
-          pairs[i * count + j] = j < allowed(one, i) ? 1 : 0;
+          pairs[i * count + j] = may(one, i, j) ? 1 : 0;
           above += w > 0 ? 1 : 0;
         });
       });

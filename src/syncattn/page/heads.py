@@ -16,9 +16,9 @@ class Weights(NamedTuple):
         labels: the N tokens as text.
         models: their names.
         colours: of each, as CSS has it.
-        weights: of each, (layer, head, N, N) as nested lists; a row listens, its columns are whom it hears,
-            and only those up to the row itself may be heard.
+        weights: of each, (layer, head, N, N) as nested lists; a row listens, its columns are whom it hears.
         hears_itself: of each, whether a token may hear itself too.
+        causal: whether a token may hear only those before it.
     """
 
     labels: Sequence[str]
@@ -26,6 +26,7 @@ class Weights(NamedTuple):
     colours: Sequence[str]
     weights: Sequence[Sequence[Sequence[Sequence[Sequence[float]]]]]
     hears_itself: Sequence[bool]
+    causal: bool = True
 
     @property
     def data(self) -> dict[str, Any]:
@@ -34,15 +35,16 @@ class Weights(NamedTuple):
             "labels": list(self.labels),
             "models": list(self.models),
             "hearsItself": list(self.hears_itself),
+            "causal": self.causal,
             "weights": self.weights,
         }
 
 
-def share(head: Sequence[Sequence[float]], hears_itself: bool) -> tuple[float, float]:
+def share(head: Sequence[Sequence[float]], hears_itself: bool, causal: bool = True) -> tuple[float, float]:
     """Of one head's weights (N, N): the share of the allowed pairs that is not 0, and how many a row has."""
     size = len(head)
-    allowed = size * (size + 1) // 2 if hears_itself else size * (size - 1) // 2
-    above = sum(weight > 0 for i, row in enumerate(head) for weight in row[: i + 1])
+    allowed = size * (size - 1) // (2 if causal else 1) + size * hears_itself
+    above = sum(weight > 0 for row in head for weight in row)
     return above / max(allowed, 1), above / max(size, 1)
 
 
@@ -61,7 +63,7 @@ def sentence(shown: Weights, place: int) -> str:
             parts.append(f'<p class="soft">layer {layer + 1}</p>')
             parts.append(f'<div class="heads" data-model="{number}" data-layer="{layer}"></div>')
             for head, weights in enumerate(heads):
-                density, partners = share(weights, shown.hears_itself[number])
+                density, partners = share(weights, shown.hears_itself[number], shown.causal)
                 place_of = [model, str(layer + 1), str(head + 1)]
                 rows.append([*place_of, f"{100 * density:.0f} %", f"{partners:.1f}"])
     header = ["model", "layer", "head", "weights above 0", "partners"]
