@@ -60,9 +60,8 @@ def main() -> None:
         accompany(model, target, *sections(record), LICENCE.format(name=given.name))
         model.save_pretrained(target)
         # Stored in half the bytes; config.json still says float32, and that is what it is loaded as.
-        weights = {
-            name: tensor.bfloat16() for name, tensor in load_file(target / "model.safetensors").items()
-        }
+        stored = load_file(target / "model.safetensors")
+        weights = {name: x.bfloat16() if x.is_floating_point() else x for name, x in stored.items()}
         save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
         (target / "model.safetensors").chmod(0o644)  # readable by all who install the package
         tokenizer.save_pretrained(target)
