@@ -176,8 +176,8 @@ def load_weights(folder: str | Path) -> PreTrainedModel:
     config = load_config(folder)
     if not getattr(config, "is_causal", True):
         raise UserError(
-            f"{folder} holds a bidirectional model (is_causal in {CONFIG}), which predicts no next token: load "
-            "it with transformers' Auto classes"
+            f"{folder} holds a bidirectional model (is_causal in {CONFIG}), which predicts no next token: "
+            "load it with transformers' Auto classes"
         )
     check_weights(folder, config)
     special_tokens = _special_tokens(folder / GENERATION, config)
