@@ -130,8 +130,8 @@ class DecoderForSequenceClassification(DecoderPreTrainedModel):
             input_ids, attention_mask, position_ids, inputs_embeds, positions: as in `DecoderModel.forward`.
             labels: by `config.problem_type`: "single_label_classification": classes (B,) or (B, 1), integer,
                 -100 for texts that do not count; "multi_label_classification": (B, num_labels) of 0 and 1,
-                real; "regression": numbers (B, num_labels), or (B,) for one. None: regression for one label, else
-                integers are single labels and real numbers several; it is then set so, once and for all.
+                real; "regression": numbers (B, num_labels), or (B,) for one. None: regression for one label,
+                else integers are single labels and real numbers several; it is then set so, once and for all.
             **kwargs: as in `DecoderModel.forward`; use_cache and past_key_values, too.
 
         Raises:
