@@ -11,6 +11,7 @@ except ImportError as error:
 
 from syncattn.models.cache import DecoderCache
 from syncattn.models.configuration import DecoderConfig
+from syncattn.models.decoder import DecoderPreTrainedModel
 from syncattn.models.heads import (
     OSNForMaskedLM,
     OSNForQuestionAnswering,
@@ -21,9 +22,17 @@ from syncattn.models.heads import (
     TransformerForSequenceClassification,
     TransformerForTokenClassification,
 )
+from syncattn.models.images import OSNForImageClassification, OSNImageConfig, OSNImageModel
 from syncattn.models.osn import OSNConfig, OSNForCausalLM, OSNModel, OSNPreTrainedModel
 from syncattn.models.parameters import count_parameters, fit_parameters, match_parameters
 from syncattn.models.pooling import last_pooling, mean_pooling, sentence_embeddings
+from syncattn.models.series import (
+    OSNForTimeSeriesPrediction,
+    OSNSeriesConfig,
+    OSNSeriesModel,
+    SeriesModelOutput,
+    TimeSeriesPredictionOutput,
+)
 from syncattn.models.softmax import SoftmaxAttention
 from syncattn.models.transformer import (
     TransformerConfig,
@@ -37,13 +46,21 @@ __all__ = [
     "DecoderConfig",
     "OSNConfig",
     "OSNForCausalLM",
+    "OSNForImageClassification",
     "OSNForMaskedLM",
     "OSNForQuestionAnswering",
     "OSNForSequenceClassification",
+    "OSNForTimeSeriesPrediction",
     "OSNForTokenClassification",
+    "OSNImageConfig",
+    "OSNImageModel",
     "OSNModel",
     "OSNPreTrainedModel",
+    "OSNSeriesConfig",
+    "OSNSeriesModel",
+    "SeriesModelOutput",
     "SoftmaxAttention",
+    "TimeSeriesPredictionOutput",
     "TransformerConfig",
     "TransformerForCausalLM",
     "TransformerForMaskedLM",
@@ -61,11 +78,12 @@ __all__ = [
 ]
 
 
-def _register(config: type[DecoderConfig], base: type, *heads: type) -> None:
+def _register(config: type[DecoderConfig], base: type[DecoderPreTrainedModel], *heads: type) -> None:
     """Let the Auto classes load models of a kind: each head by the one that its name ends like."""
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
-    for auto in (transformers.AutoModel, transformers.AutoModelForTextEncoding):
-        auto.register(config, base, exist_ok=True)
+    transformers.AutoModel.register(config, base, exist_ok=True)
+    if base.main_input_name == "input_ids":
+        transformers.AutoModelForTextEncoding.register(config, base, exist_ok=True)
     for head in heads:
         auto = getattr(transformers, "AutoModel" + head.__name__[head.__name__.index("For") :])
         auto.register(config, head, exist_ok=True)
@@ -89,3 +107,5 @@ _register(
     TransformerForTokenClassification,
     TransformerForQuestionAnswering,
 )
+_register(OSNImageConfig, OSNImageModel, OSNForImageClassification)
+_register(OSNSeriesConfig, OSNSeriesModel, OSNForTimeSeriesPrediction)

@@ -43,6 +43,7 @@ _COMMON = frozenset(
     (
         *("model_type", "auto_map", "tokenizer_class", "quantization_config", "transformers_weights"),
         *("num_labels", "torch_dtype", "name_or_path", "output_attentions", "experts_implementation"),
+        "gradient_checkpointing",  # an old way to switch it on, which models still obey
         *("classifier_dropout", "token_classification_bias"),  # its heads
         *("head_dim", "num_key_value_heads"),  # sizes that follow from ours: `DecoderConfig` compares them
         *("_name_or_path", "_commit_hash", "_experts_implementation", "_attn_implementation_autoset"),
