@@ -1,4 +1,4 @@
-# make demo   train an OSN beside a matched Transformer on real text and write a report with pictures
+# make demo   train an OSN beside a matched Transformer on real text, write a report, and a page to explore the OSN
 # make test   the tests
 # Both set up everything they need in .venv first, from Python 3.11 or later alone.
 .DEFAULT_GOAL := help
