@@ -1,4 +1,4 @@
-"""Pictures of the pages for the documentation: a comparison's report on a screen and on a phone, a study's chart.
+"""Pictures of the pages for the documentation: a report on a screen and on a phone, a study's charts.
 
     make demo
     python benchmarks/screenshots.py runs/demo --docs docs

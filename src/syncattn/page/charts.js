@@ -180,6 +180,7 @@
     holder.after(legend, read);
     draw();
     say();
+    holder.parentElement.querySelector("details.fallback").open = false; // what is drawn needs no table
     dark.addEventListener("change", draw);
     let width = holder.clientWidth;
     new ResizeObserver(() => {
@@ -187,6 +188,5 @@
     }).observe(holder);
   }
 
-  for (const details of document.querySelectorAll("details.fallback")) details.open = false;
   document.querySelectorAll("[data-chart]").forEach(build);
 })();

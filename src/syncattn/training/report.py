@@ -27,7 +27,7 @@ def write_report(results: dict[str, Any], path: Path) -> None:
 def render(results: dict[str, Any]) -> str:
     """The page's HTML."""
     models = results["models"]
-    losses = loss_chart(results)
+    losses = [one for one in (loss_chart(results),) if one.lines]
     layers = density_charts(models[0]["runs"][0]["history"], _per_step(results))
     weights, left_out = _weights(results)
     parts = [
@@ -36,8 +36,7 @@ def render(results: dict[str, Any]) -> str:
         f'<div class="card">{table("Loss in nats per token", *_table(models), sorts=True)}</div>',
         f'<p class="soft">{escape(_reading(results))}</p>',
         _grid(results),
-        "<h2>Loss</h2>",
-        chart(losses, 0),
+        *(f"<h2>Loss</h2>{chart(one, 0)}" for one in losses),
     ]
     if layers:
         parts += [
@@ -46,7 +45,7 @@ def render(results: dict[str, Any]) -> str:
             "have weight exactly 0. Measured on the same validation windows each time; OSN, seed "
             f"{results['seeds'][0]}.</p>",
             '<div class="cards">',
-            *(chart(layer, place) for place, layer in enumerate(layers, 1)),
+            *(chart(layer, place) for place, layer in enumerate(layers, len(losses))),
             "</div>",
         ]
     parts += [
@@ -72,7 +71,7 @@ def render(results: dict[str, Any]) -> str:
         return report(
             "Synchronization and softmax, side by side",
             f"{body}\n<p>{record}</p>",
-            charts=[losses.data, *(layer.data for layer in layers)],
+            charts=[one.data for one in losses + layers],
             sentences=[weights.data],
         )
 
