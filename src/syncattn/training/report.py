@@ -36,7 +36,7 @@ def render(results: dict[str, Any]) -> str:
         f'<div class="card">{table("Loss in nats per token", *_table(models), sorts=True)}</div>',
         f'<p class="soft">{escape(_reading(results))}</p>',
         _grid(results),
-        *(f"<h2>Loss</h2>{chart(one, 0)}" for one in losses),
+        *(f"<h2>Loss</h2><p>{escape(_two_losses(results))}</p>{chart(one, 0)}" for one in losses),
     ]
     if layers:
         parts += [
@@ -223,6 +223,17 @@ def _reading(results: dict[str, Any]) -> str:
         "that no model was trained on. Density: mean over layers and heads of the fraction of earlier tokens "
         "that lock, at the end. Tokens per second: training steps alone, on the machine below; the time of a "
         "run includes evaluation and checkpoints. A click on a column's name sorts by it."
+    )
+
+
+def _two_losses(results: dict[str, Any]) -> str:
+    """Why the curves end elsewhere than the table."""
+    during, at_end = results["options"]["eval_tokens"], results["models"][0]["runs"][0]["result"]
+    if during >= at_end["validation_tokens"]:
+        return "Losses while training."
+    return (
+        f"While training, validation loss is that of {during:,} tokens; the table's, at the end, is that of "
+        f"{at_end['validation_tokens']:,}, so the two differ."
     )
 
 
