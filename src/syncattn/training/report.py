@@ -131,15 +131,19 @@ def short_sentences(results: dict[str, Any]) -> str:
     size, context = len(results["labels"]), results["options"]["context"]
     low, high = min(density for density, _ in heads), max(density for density, _ in heads)
     partners = "" if osn.get("partners") is None else f", of which it locks with {osn['partners']:.1f}"
-    nearest = ", and every token locks with the one nearest to it" * (_frame(osn) == "nearest")
+    config, own = osn["runs"][0]["config"], int(_hears_itself(osn))
+    why = ""
+    if "drift" in str(config.get("position", "drift")):
+        why = " Whom a token locks with is mostly near it, however long the text is"
+        if config.get("frame", "nearest") == "nearest":
+            why += ", and every token locks with the one nearest to it"
+        why += ": so the shorter the text, the larger their share of it."
     return (
         f"On this sentence the OSN's heads lock {100 * low:.0f} to {100 * high:.0f} % of the pairs, and the "
         f"table says {osn['density']:.2f}. Both are right. The table counts whole windows of {context} "
-        f"tokens, in which a token may listen to {(context - 1) / 2:.0f} others on average{partners}. In "
-        f"{size} tokens it may listen to {(size - 1) / 2:.0f} on average and locks with "
-        f"{fmean(n for _, n in heads):.1f}. "
-        f"Whom a token locks with is mostly near it, however long the text is{nearest}: so the shorter the "
-        "text, the larger their share of it."
+        f"tokens, in which a token may listen to {(context - 1) / 2 + own:.0f} on average{partners}. In "
+        f"{size} tokens it may listen to {(size - 1) / 2 + own:.0f} on average and locks with "
+        f"{fmean(n for _, n in heads):.1f}.{why}"
     )
 
 
@@ -150,10 +154,6 @@ def _per_step(results: dict[str, Any]) -> int:
 def _hears_itself(model: dict[str, Any]) -> bool:
     """Softmax does; an OSN if its config says so."""
     return model["density"] is None or bool(model["runs"][0]["config"].get("self_coupling", False))
-
-
-def _frame(model: dict[str, Any]) -> str:
-    return str(model["runs"][0]["config"].get("frame", "nearest"))
 
 
 def _partners(model: dict[str, Any]) -> str:
