@@ -19,7 +19,11 @@ _MOST_CHARACTERS = 100_000
 class Task:
     """Which model reads what, and where the page goes."""
 
-    folder: Path = argument(MISSING, "A folder that `syncattn train` wrote.", metavar="MODEL")
+    folder: Path = argument(
+        MISSING,
+        "A folder that `syncattn train` wrote, or the name of a model that comes with the package.",
+        metavar="MODEL",
+    )
     text: Path = option(MISSING, "The file to read.", metavar="FILE")
     out: Path = option(Path("explore.html"), "The page.", metavar="PAGE")
     max_tokens: int = option(256, "Show this many tokens of the text at most.")
