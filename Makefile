@@ -1,4 +1,4 @@
-# make demo   train an OSN beside a matched Transformer on real text and write a report with pictures
+# make demo   train an OSN beside a matched Transformer on real text, write a report, and a page to explore the OSN
 # make test   the tests
 # make docs   the documentation as a site, in build/site: search, API reference, every link checked
 # make release  sdist and wheels in dist/, checked, installed in empty environments and tested there

@@ -182,7 +182,7 @@ def test_bad_comparisons_are_told_in_one_line(text, tmp_path):
         (["--lr-grid", "0.01,-1"], "OSN: learning_rate must be a positive number, got -1.0"),
         (["--lr-grid", "0.01,nan"], "OSN: learning_rate must be a positive number, got nan"),
         (["--lr-grid", "0.01,0.01"], "--lr-grid must be different numbers"),
-        (["--baseline-lr", "-1"], "Transformer, rotary: learning_rate must be"),
+        (["--baseline-lr", "-1"], "Transformer, rotary, delay, token shift: learning_rate must be"),
         (["--seeds", "0,-1"], "seed must be from 0"),
         (["--seeds", "0,0"], "--seeds must be different numbers"),
         (["--prompt", ""], "the prompt is empty"),

@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,20 @@ def test_what_is_filled_in_ends_no_script_and_fills_no_place():
     assert page.count("</script>") == 2 and "<script>alert" not in page
     (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
     assert json.loads(found) == {"name": evil}
+
+
+def test_all_files_of_the_pages_are_installed():
+    """Each file that is no Python is named in pyproject's package data, the library's licence among them."""
+    root = Path(__file__).parents[2]
+    given = tomllib.loads((root / "pyproject.toml").read_text())
+    package = root / "src" / "syncattn"
+    patterns = given["tool"]["setuptools"]["package-data"]["syncattn"]
+    named = {path for pattern in patterns for path in package.glob(pattern)}
+    for folder in ("page", "explorer"):
+        files = {path for path in (package / folder).rglob("*.*") if path.suffix not in (".py", ".pyc")}
+        assert files and files <= named
+    assert "src/syncattn/page/uplot/LICENSE" in given["project"]["license-files"]
+    assert package / "page" / "uplot" / "LICENSE" in named
 
 
 def test_numbers_that_json_has_not_are_refused():

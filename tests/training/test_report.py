@@ -95,6 +95,14 @@ def test_a_report_of_an_earlier_version_can_still_be_made(results):
     assert "explorer.html" not in page and "of which it locks with" not in page
 
 
+def test_runs_without_a_history_have_no_charts(results):
+    models = []
+    for model in results["models"]:
+        models.append({**model, "runs": [{**run, "history": []} for run in model["runs"]]})
+    page = render({**results, "models": models})
+    assert 'data-chart="' not in page and "A sentence to explore" in page
+
+
 def test_the_densities_of_a_short_sentence_are_explained(results):
     said, osn = short_sentences(results), results["models"][0]
     shares = []

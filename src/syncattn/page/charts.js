@@ -95,9 +95,15 @@
         value.textContent = column[at].toFixed(chart.digits);
         said.push(`${name} ${value.textContent}`);
       }
-      read.textContent = said.length ? `At ${brief(joined[0][reading])} ${chart.x}: ${said.join(", ")}`
-        : "Point at the lines or use the arrow keys to read them. A click on a name hides its lines. "
-          + "Dragging magnifies; a double click shows all again.";
+      if (said.length) { // the values stand in the legend, so only who cannot see it needs them again
+        const spoken = document.createElement("span");
+        spoken.className = "unseen";
+        spoken.textContent = `: ${said.join(", ")}`;
+        read.replaceChildren(`At ${brief(joined[0][reading])} ${chart.x}`, spoken);
+        return;
+      }
+      read.textContent = "Point at the lines or use the arrow keys to read them. A click on a name hides its "
+        + "lines. Dragging magnifies; a double click shows all again.";
     }
 
     function options() {
@@ -121,7 +127,7 @@
         series: [{}, ...series(parts).map((one, n) => ({ ...one, show: !off.has(parts[n].line.name) }))],
         bands: bands(parts),
         hooks: { setCursor: [(u) => {
-          if (u.cursor.idx != null) { reading = u.cursor.idx; say(); }
+          if (u.cursor.idx != null) { reading = near(u.cursor.idx); say(); }
         }] },
       };
     }
@@ -149,18 +155,32 @@
       say();
     });
 
-    /* The next place in a direction at which a line has a point that is read. */
+    /* Whether a line that is read has a point at this place. */
+    function isRead(n) {
+      return parts.some(({ line, edge }, k) =>
+        !edge && !line.pale && !off.has(line.name) && joined[k + 1][n] != null);
+    }
+
+    /* The next such place in a direction. */
     function next(from, step) {
-      const isRead = ({ line, edge }) => !edge && !line.pale && !off.has(line.name);
-      for (let n = from + step; n >= 0 && n < joined[0].length; n += step) {
-        if (parts.some((part, k) => isRead(part) && joined[k + 1][n] != null)) return n;
-      }
+      for (let n = from + step; n >= 0 && n < joined[0].length; n += step) if (isRead(n)) return n;
       return Math.min(Math.max(from, 0), joined[0].length - 1);
+    }
+
+    /* The nearest such place, by the axis. */
+    function near(index) {
+      const x = joined[0], far = (n) => Math.abs(x[n] - x[index]);
+      let found = index;
+      for (let n = 0; n < x.length; n++) {
+        if (isRead(n) && (!isRead(found) || far(n) < far(found))) found = n;
+      }
+      return found;
     }
 
     holder.after(legend, read);
     draw();
     say();
+    holder.parentElement.querySelector("details.fallback").open = false; // what is drawn needs no table
     dark.addEventListener("change", draw);
     let width = holder.clientWidth;
     new ResizeObserver(() => {
@@ -168,6 +188,5 @@
     }).observe(holder);
   }
 
-  for (const details of document.querySelectorAll("details.fallback")) details.open = false;
   document.querySelectorAll("[data-chart]").forEach(build);
 })();

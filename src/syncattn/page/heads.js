@@ -105,6 +105,7 @@
     }
     holder.append(text, said);
     say();
+    holder.parentElement.querySelector("details.fallback").open = false;
   }
 
   document.querySelectorAll("[data-sentence]").forEach(build);

@@ -27,6 +27,8 @@ def loss_lines(
     if not runs:
         return []
     steps = sorted(set.intersection(*map(set, runs)))
+    if not steps:
+        return []
     values = [[run[step] for run in runs] for step in steps]
     low = high = None
     if len(runs) > 1:

@@ -27,7 +27,7 @@ def write_report(results: dict[str, Any], path: Path) -> None:
 def render(results: dict[str, Any]) -> str:
     """The page's HTML."""
     models = results["models"]
-    losses = loss_chart(results)
+    losses = [one for one in (loss_chart(results),) if one.lines]
     layers = density_charts(models[0]["runs"][0]["history"], _per_step(results))
     weights, left_out = _weights(results)
     parts = [
@@ -36,8 +36,7 @@ def render(results: dict[str, Any]) -> str:
         f'<div class="card">{table("Loss in nats per token", *_table(models), sorts=True)}</div>',
         f'<p class="soft">{escape(_reading(results))}</p>',
         _grid(results),
-        "<h2>Loss</h2>",
-        chart(losses, 0),
+        *(f"<h2>Loss</h2><p>{escape(_two_losses(results))}</p>{chart(one, 0)}" for one in losses),
     ]
     if layers:
         parts += [
@@ -46,7 +45,7 @@ def render(results: dict[str, Any]) -> str:
             "have weight exactly 0. Measured on the same validation windows each time; OSN, seed "
             f"{results['seeds'][0]}.</p>",
             '<div class="cards">',
-            *(chart(layer, place) for place, layer in enumerate(layers, 1)),
+            *(chart(layer, place) for place, layer in enumerate(layers, len(losses))),
             "</div>",
         ]
     parts += [
@@ -72,7 +71,7 @@ def render(results: dict[str, Any]) -> str:
         return report(
             "Synchronization and softmax, side by side",
             f"{body}\n<p>{record}</p>",
-            charts=[losses.data, *(layer.data for layer in layers)],
+            charts=[one.data for one in losses + layers],
             sentences=[weights.data],
         )
 
@@ -132,15 +131,19 @@ def short_sentences(results: dict[str, Any]) -> str:
     size, context = len(results["labels"]), results["options"]["context"]
     low, high = min(density for density, _ in heads), max(density for density, _ in heads)
     partners = "" if osn.get("partners") is None else f", of which it locks with {osn['partners']:.1f}"
-    nearest = ", and every token locks with the one nearest to it" * (_frame(osn) == "nearest")
+    config, own = osn["runs"][0]["config"], int(_hears_itself(osn))
+    why = ""
+    if "drift" in str(config.get("position", "drift")):
+        why = " Whom a token locks with is mostly near it, however long the text is"
+        if config.get("frame", "nearest") == "nearest":
+            why += ", and every token locks with the one nearest to it"
+        why += ": so the shorter the text, the larger their share of it."
     return (
         f"On this sentence the OSN's heads lock {100 * low:.0f} to {100 * high:.0f} % of the pairs, and the "
         f"table says {osn['density']:.2f}. Both are right. The table counts whole windows of {context} "
-        f"tokens, in which a token may listen to {(context - 1) / 2:.0f} others on average{partners}. In "
-        f"{size} tokens it may listen to {(size - 1) / 2:.0f} on average and locks with "
-        f"{fmean(n for _, n in heads):.1f}. "
-        f"Whom a token locks with is mostly near it, however long the text is{nearest}: so the shorter the "
-        "text, the larger their share of it."
+        f"tokens, in which a token may listen to {(context - 1) / 2 + own:.0f} on average{partners}. In "
+        f"{size} tokens it may listen to {(size - 1) / 2 + own:.0f} on average and locks with "
+        f"{fmean(n for _, n in heads):.1f}.{why}"
     )
 
 
@@ -151,10 +154,6 @@ def _per_step(results: dict[str, Any]) -> int:
 def _hears_itself(model: dict[str, Any]) -> bool:
     """Softmax does; an OSN if its config says so."""
     return model["density"] is None or bool(model["runs"][0]["config"].get("self_coupling", False))
-
-
-def _frame(model: dict[str, Any]) -> str:
-    return str(model["runs"][0]["config"].get("frame", "nearest"))
 
 
 def _partners(model: dict[str, Any]) -> str:
@@ -224,6 +223,17 @@ def _reading(results: dict[str, Any]) -> str:
         "that no model was trained on. Density: mean over layers and heads of the fraction of earlier tokens "
         "that lock, at the end. Tokens per second: training steps alone, on the machine below; the time of a "
         "run includes evaluation and checkpoints. A click on a column's name sorts by it."
+    )
+
+
+def _two_losses(results: dict[str, Any]) -> str:
+    """Why the curves end elsewhere than the table."""
+    during, at_end = results["options"]["eval_tokens"], results["models"][0]["runs"][0]["result"]
+    if during >= at_end["validation_tokens"]:
+        return "Losses while training."
+    return (
+        f"While training, validation loss is that of {during:,} tokens; the table's, at the end, is that of "
+        f"{at_end['validation_tokens']:,}, so the two differ."
     )
 
 
