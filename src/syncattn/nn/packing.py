@@ -17,6 +17,7 @@ class Texts(NamedTuple):
 
     ids: Tensor  # (B, N) int64, -1 where a token is padding
     follows: Tensor  # (B, N) bool, whether the real token before is of the same text; False for padding
+    number: Tensor  # (B, N) int64, the text's number in the row, from 1; 0 where none has begun
     first: Tensor  # (B, N) int64, at which column the token's text begins
 
 
@@ -59,9 +60,12 @@ def find_texts(sequence_ids: Any, real: Tensor | None, tokens: Tensor, is_single
     before = shift_by_one(ids[:, None, :, None], ids.new_full((batch, 1, 1), -1), there)[:, 0, :, 0]
     follows = there & (ids == before)
     column = torch.arange(number, dtype=torch.int64, device=ids.device).expand(batch, -1)
-    begins = torch.where(there & ~follows, column, 0)
-    first = begins.cummax(1).values if number else begins
-    return Texts(ids, follows, first)
+    begins = there & ~follows
+    text = begins.cumsum(1)
+    # The text's first column at its number. A running maximum would say it in one line, which ONNX has not.
+    places = torch.where(begins, text, 0), torch.where(begins, column, 0)
+    first = column.new_zeros(batch, number + 1).scatter(1, *places).gather(1, text)
+    return Texts(ids, follows, text, first)
 
 
 def counted_from_first(position: Tensor, texts: Texts) -> Tensor:
@@ -73,31 +77,31 @@ def counted_from_first(position: Tensor, texts: Texts) -> Tensor:
 def coherence_of_texts(phase: Tensor, texts: Texts, is_causal: bool) -> Tensor:
     """The order parameter r (B, H, N) of each token's text, up to the token if causal; phase (B, H, N, p).
 
-    In float64, where the device has it: a text's sum is a difference of sums over the whole row.
+    In float64, where the device has it: up to a token, a text's sum is a difference of sums over the row.
     """
     wide = phase if phase.device.type == "mps" else phase.double()
     parts, counts = phase_parts(wide, texts.ids >= 0)  # (B, H, N, p, 2), (B, 1, N)
-    sums, counts = parts.cumsum(2), counts.cumsum(2)
-    first = texts.first
-    earlier_sums = _at(sums - parts, first)
-    earlier_counts = _at(torch.nn.functional.pad(counts, (1, 0))[..., :-1], first)
-    if not is_causal:
-        last = _last_of(first)
-        sums, counts = _at(sums, last), _at(counts, last)
-    r = coherence(sums - earlier_sums, counts - earlier_counts)
-    return r.to(torch.promote_types(phase.dtype, torch.float32))
+    if is_causal:
+        sums, totals = parts.cumsum(2), counts.cumsum(2)
+        sums = sums - _at(sums - parts, texts.first)
+        counts = totals - _at(totals - counts, texts.first)
+    else:
+        sums, counts = _of_texts(parts, texts.number), _of_texts(counts, texts.number)
+    return coherence(sums, counts).to(torch.promote_types(phase.dtype, torch.float32))
 
 
 def _at(x: Tensor, column: Tensor) -> Tensor:
     """x (B, H, N, ...) at columns (B, N)."""
-    index = column.reshape(column.shape[0], 1, column.shape[1], *(1,) * (x.ndim - 3))
-    return x.gather(2, index.expand_as(x))
+    return x.gather(2, _like(column, x))
 
 
-def _last_of(first: Tensor) -> Tensor:
-    """(B, N) the last column of each token's text, from the first one of each."""
-    tokens = first.shape[1]
-    column = torch.arange(tokens, dtype=torch.int64, device=first.device)
-    ends = torch.nn.functional.pad(first[:, 1:] != first[:, :-1], (0, 1), value=True) if tokens else first
-    later = torch.where(ends.bool(), column, tokens).flip(1)
-    return later.cummin(1).values.flip(1) if tokens else first
+def _of_texts(x: Tensor, number: Tensor) -> Tensor:
+    """The sum of x (B, H, N, ...) over each token's text, by the texts' numbers (B, N)."""
+    index = _like(number, x)
+    every = x.new_zeros(*x.shape[:2], x.shape[2] + 1, *x.shape[3:])
+    return every.scatter_add(2, index, x).gather(2, index)
+
+
+def _like(index: Tensor, x: Tensor) -> Tensor:
+    """An index (B, N) of x's tokens, in the shape of x (B, H, N, ...)."""
+    return index.reshape(index.shape[0], 1, index.shape[1], *(1,) * (x.ndim - 3)).expand_as(x)
