@@ -17,12 +17,14 @@ from syncattn.starting import WAITING, how_threads_wait, let_waiting_threads_sle
 def test_names():
     assert set(syncattn.__all__) == {
         "backends",
+        "cu_seqlens_of",
         "explore",
         "locking",
         "nn",
         "order_parameter",
         "use_backend",
         "selective_synchronization_attention",
+        "sequence_ids_of",
     }
     assert set(syncattn.nn.__all__) == {
         "Frequency",
@@ -80,6 +82,7 @@ def test_the_operator_is_called_as_documented():
     assert positional == ["receive", "send", "value", "coupling", "bandwidth"]
     assert {n: p.default for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY} == {
         "attn_mask": None,
+        "sequence_ids": None,
         "is_causal": False,
         "self_coupling": True,
         "top_k": None,

@@ -10,21 +10,26 @@ if TYPE_CHECKING:
     from syncattn.backends import use_backend
     from syncattn.explorer import explore
     from syncattn.functional import order_parameter, selective_synchronization_attention
+    from syncattn.packing import cu_seqlens_of, sequence_ids_of
 
 __version__ = "0.1.0"
 __all__ = [
     "backends",
+    "cu_seqlens_of",
     "explore",
     "locking",
     "nn",
     "order_parameter",
     "selective_synchronization_attention",
+    "sequence_ids_of",
     "use_backend",
 ]
 _MODULE_OF = {
+    "cu_seqlens_of": "syncattn.packing",
     "explore": "syncattn.explorer",
     "order_parameter": "syncattn.functional",
     "selective_synchronization_attention": "syncattn.functional",
+    "sequence_ids_of": "syncattn.packing",
     "use_backend": "syncattn.backends",
 }
 """Where what is no module itself is defined."""

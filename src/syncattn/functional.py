@@ -19,6 +19,7 @@ def selective_synchronization_attention(
     bandwidth: Tensor,
     *,
     attn_mask: Tensor | None = None,
+    sequence_ids: Tensor | None = None,
     is_causal: bool = False,
     self_coupling: bool = True,
     top_k: int | None = None,
@@ -49,6 +50,11 @@ def selective_synchronization_attention(
         bandwidth: alpha > 0, (H,): the coupling's decay with squared detuning.
         attn_mask: boolean, broadcastable to (B, H, N, M), True = may attend, as in SDPA. A float mask is
             accepted only if it holds nothing but 0 and -inf.
+        sequence_ids: which of several texts in one row each sender belongs to, integers (B or 1, M); the
+            receivers are the last N of these tokens. Pairs of different ids are not allowed, nor are those of
+            negative ones, which are padding. Where a text's tokens stand side by side, with ids that rise
+            from text to text, pairs of other texts cost nothing. `syncattn.sequence_ids_of` makes them of
+            flash-attention's cu_seqlens.
         is_causal: query i attends to keys j <= i + (M - N): queries sit at the end. Needs M >= N. May be
             combined with `attn_mask`.
         self_coupling: False leaves out the pair of a token with itself, j = i + (M - N). Needs M >= N.
@@ -89,6 +95,7 @@ def selective_synchronization_attention(
         bandwidth,
         backend=backend,
         attn_mask=attn_mask,
+        sequence_ids=sequence_ids,
         is_causal=is_causal,
         self_coupling=self_coupling,
         top_k=top_k,

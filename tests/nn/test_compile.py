@@ -1,11 +1,14 @@
 """Layers and blocks under torch.compile(fullgraph=True) and torch.export."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+import syncattn
 from syncattn.nn import IncrementalState, OSNBlock, SelectiveSynchronizationAttention
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -136,3 +139,39 @@ def test_exported_and_saved(tmp_path):
     torch.testing.assert_close(
         torch.export.load(tmp_path / "layer.pt2").module()(*arguments), module(*arguments)
     )
+
+
+class Drifting(nn.Module):
+    """The operator, with frequencies that drift."""
+
+    def forward(self, w, value):
+        place = torch.arange(w.shape[2], dtype=w.dtype, device=w.device)
+        w = w + 0.1 * place[:, None]
+        kappa, alpha = w.new_full((2,), 3.0), w.new_full((2,), 0.1)
+        options = {"frame": "nearest", "power": 2, "is_causal": True}
+        return syncattn.selective_synchronization_attention(w, w, value, kappa, alpha, **options)
+
+
+@pytest.mark.skipif(COMPILER != "inductor", reason="there is no C++ compiler")
+def test_ahead_of_time_in_a_process_without_syncattn(tmp_path):
+    """A package of torch's own operators alone, for a length that nobody named."""
+    length = {2: torch.export.Dim("length", min=2, max=64)}
+
+    def example(tokens):
+        g = torch.Generator().manual_seed(tokens)
+        return torch.randn(1, 2, tokens, 3, generator=g), torch.randn(1, 2, tokens, 4, generator=g)
+
+    with syncattn.use_backend("eager"), torch.no_grad():
+        program = torch.export.export(Drifting(), example(9), dynamic_shapes=(length, length))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "it.pt2"))
+        expected = Drifting()(*example(40))
+    torch.save(example(40), tmp_path / "given.pt")
+    code = (
+        "import sys, torch\n"
+        "given = torch.load(sys.argv[2])\n"
+        "torch.save(torch._inductor.aoti_load_package(sys.argv[1])(*given), sys.argv[3])\n"
+        "assert 'syncattn' not in sys.modules\n"
+    )
+    files = [str(tmp_path / name) for name in ("given.pt", "out.pt")]
+    subprocess.run([sys.executable, "-c", code, path, *files], check=True, timeout=300)
+    torch.testing.assert_close(torch.load(files[1]), expected, rtol=1e-4, atol=1e-5)

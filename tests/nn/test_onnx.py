@@ -49,10 +49,13 @@ def example(kind, batch, length):
     if kind == "layer, window":
         window = (torch.arange(length)[:, None] - torch.arange(length)).abs() > 1
         return Layer("attn_mask"), (torch.randn(batch, length, E), window), (0, 1)
+    if kind == "layer, packed":
+        texts = (torch.arange(length) // 4).repeat(batch, 1)
+        return Layer("sequence_ids"), (torch.randn(batch, length, E), texts), (0, 1)
     return Layer("key_padding_mask"), (torch.randn(batch, length, E), ~real), (0, 1)
 
 
-@pytest.mark.parametrize("kind", ["layer, window", "model"])
+@pytest.mark.parametrize("kind", ["layer, window", "layer, packed", "model"])
 def test_nothing_in_the_way(kind, monkeypatch):
     """What is recorded for ONNX holds no operator that it lacks (onnx itself need not be installed)."""
     torch.manual_seed(0)
@@ -73,7 +76,7 @@ def test_the_older_exporter_is_refused(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["operator", "layer", "layer, window", "model"])
+@pytest.mark.parametrize("kind", ["operator", "layer", "layer, window", "layer, packed", "model"])
 def test_onnxruntime_computes_the_same(kind, tmp_path):
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(needed, reason=f"{needed} is not installed")

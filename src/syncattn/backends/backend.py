@@ -19,6 +19,7 @@ class Capabilities(NamedTuple):
         compute_dtypes: of the arithmetic.
         powers: of S in the strength.
         top_k: whether it can choose the nearest.
+        packed: whether it knows sequence_ids, several texts in one row.
         most_coordinates, most_columns: of a frequency (m) and of a value (d).
         weights: whether it can return S and P.
         transforms: whether it has forward-mode derivatives, and goes through torch.func.
@@ -29,6 +30,7 @@ class Capabilities(NamedTuple):
     compute_dtypes: tuple[torch.dtype, ...] | None = None
     powers: tuple[float, ...] | None = None
     top_k: bool = True
+    packed: bool = True
     most_coordinates: int | None = None
     most_columns: int | None = None
     weights: bool = True
@@ -49,6 +51,8 @@ class Capabilities(NamedTuple):
             return f"it has powers {' and '.join(f'{p:g}' for p in self.powers)}, got {call.power:g}"
         if call.top_k is not None and not self.top_k:
             return "it has no top_k"
+        if call.sequence_ids is not None and not self.packed:
+            return "it has no sequence_ids (several texts in one row)"
         if self.most_coordinates is not None and coordinates > self.most_coordinates:
             return f"it takes a freq_dim of up to {self.most_coordinates}, got {coordinates}"
         if self.most_columns is not None and columns > self.most_columns:

@@ -35,6 +35,9 @@ class Call(NamedTuple):
     bandwidth: Tensor  # (H,), compute dtype, positive or NaN
     mask: Tensor | None  # bool, (B or 1, H or 1, N or 1, M or 1), True = may attend
     seed: Tensor | None  # int64 scalar, given to backends exactly when dropout_p > 0
+    sequence_ids: (
+        Tensor | None
+    )  # (B or 1, M) int64: pairs of one id that is not negative may attend; then M >= N
     is_causal: bool  # key j is allowed for query i when j <= i + (M - N); then M >= N
     self_coupling: bool  # False leaves out the pair (i, i + M - N); then M >= N
     top_k: int | None  # at least 1; larger than M keeps everything
@@ -73,6 +76,7 @@ def check(
     bandwidth: Tensor,
     *,
     attn_mask: Tensor | None = None,
+    sequence_ids: Tensor | None = None,
     is_causal: bool = False,
     self_coupling: bool = True,
     top_k: int | None = None,
@@ -132,6 +136,7 @@ def check(
         bandwidth=bandwidth,
         mask=mask,
         seed=None,
+        sequence_ids=_normalise_ids(sequence_ids, batch, queries, keys, receive.device),
         is_causal=is_causal,
         self_coupling=self_coupling,
         top_k=top_k,
@@ -275,6 +280,28 @@ def _normalise_mask(mask: Tensor, shape: tuple[int, int, int, int], receive: Ten
             f"attn_mask must be boolean (True = may attend) or hold only 0 and -inf, got {mask.dtype}"
         )
     return mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+
+
+def _normalise_ids(
+    sequence_ids: Any, batch: int, queries: int, keys: int, device: torch.device
+) -> Tensor | None:
+    if sequence_ids is None:
+        return None
+    require_dense("sequence_ids", sequence_ids)
+    dtype = sequence_ids.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise ValueError(f"sequence_ids must hold integers, got {dtype}")
+    if sequence_ids.device != device:
+        raise ValueError(f"sequence_ids must be on receive's device {device}, got {sequence_ids.device}")
+    shape = sequence_ids.shape
+    if sequence_ids.ndim != 2 or shape[0] not in (1, batch) or shape[1] != keys:
+        raise ValueError(f"sequence_ids must have shape (B or 1, M) = ({batch}, {keys}), got {tuple(shape)}")
+    if keys < queries:
+        raise ValueError(
+            f"sequence_ids needs at least as many senders as receivers (queries sit at the end), "
+            f"got N = {queries} receivers and M = {keys} senders"
+        )
+    return sequence_ids.to(torch.int64)
 
 
 def boolean_mask(mask: Tensor, name: str = "attn_mask") -> Tensor:

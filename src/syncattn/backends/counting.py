@@ -86,6 +86,8 @@ def allowed_counts(call: Call) -> Tensor:
     """How many senders each receiver may attend to, (B or 1, H or 1, N) int64; no N x M matrix is made."""
     queries, keys, device = call.receive.shape[2], call.send.shape[2], call.receive.device
     own = torch.arange(queries, dtype=torch.int64, device=device) + (keys - queries)
+    if call.sequence_ids is not None:
+        return _by_pairs(call)
     if call.mask is None:
         seen = (own + 1 if call.is_causal else torch.full_like(own, keys))[None, None]
         return seen if call.self_coupling or keys < queries else seen - 1
@@ -94,8 +96,14 @@ def allowed_counts(call: Call) -> Tensor:
         seen = mask[:, :, 0].cumsum(-1)
         seen = seen[..., own] if call.is_causal else seen[..., -1:].expand(-1, -1, queries)
         return seen if call.self_coupling else seen - mask[:, :, 0][..., own].long()
-    rows = max(1, 2**22 // max(1, mask.shape[0] * mask.shape[1] * keys))
-    numbers = own - (keys - queries)
+    return _by_pairs(call)
+
+
+def _by_pairs(call: Call) -> Tensor:
+    """`allowed_counts` from the pairs themselves, some rows at a time."""
+    size = call.receive.shape[0] * (1 if call.mask is None else call.mask.shape[1]) * call.send.shape[2]
+    rows = max(1, 2**22 // max(1, size))
+    numbers = torch.arange(call.receive.shape[2], dtype=torch.int64, device=call.receive.device)
     return torch.cat([allowed_pairs_of(call, at).sum(-1) for at in numbers.split(rows)], -1)
 
 
@@ -109,6 +117,10 @@ def allowed_pairs_of(call: Call, rows: Tensor) -> Tensor:
         allowed = allowed & (column <= own)
     if not call.self_coupling:
         allowed = allowed & (column != own)
+    if call.sequence_ids is not None:
+        theirs = call.sequence_ids[:, None]
+        mine = call.sequence_ids[:, own[:, 0], None]
+        allowed = allowed & ((mine == theirs) & (mine >= 0))[:, None]
     if call.mask is not None:
         allowed = allowed & (call.mask if call.mask.shape[2] == 1 else call.mask[:, :, rows])
     return allowed

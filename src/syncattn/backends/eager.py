@@ -67,6 +67,11 @@ def allowed_pairs(call: Call) -> Tensor:
         allowed = allowed & (j <= i)
     if not call.self_coupling:
         allowed = allowed & (j != i)
+    if call.sequence_ids is not None:
+        theirs = call.sequence_ids
+        own = theirs.narrow(1, keys - queries, queries)
+        alike = (own[:, :, None] == theirs[:, None]) & (own >= 0)[:, :, None]  # (B or 1, N, M)
+        allowed = allowed & alike[:, None]
     if call.mask is not None:
         allowed = allowed & call.mask
     return allowed

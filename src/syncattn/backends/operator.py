@@ -17,10 +17,10 @@ from syncattn.backends.call import Call, without_autocast
 # The fields of a call, in their order; of return_weights there is no need: nothing here returns them.
 SCHEMA = (
     "Tensor receive, Tensor send, Tensor value, Tensor coupling, Tensor bandwidth, Tensor? mask, "
-    "Tensor? seed, bool is_causal, bool self_coupling, int? top_k, float dropout_p, str frame, float power, "
-    "float edge, float eps, bool symmetric"
+    "Tensor? seed, Tensor? sequence_ids, bool is_causal, bool self_coupling, int? top_k, float dropout_p, "
+    "str frame, float power, float edge, float eps, bool symmetric"
 )
-_TENSORS = 7  # the first of them
+_TENSORS = 8  # the first of them
 _DIFFERENTIABLE = 5  # of which these have gradients
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -46,7 +46,7 @@ class Operator(NamedTuple):
     def __call__(self, call: Call) -> Tensor:
         """out (B, H, N, d)."""
         differentiable = call[:5]
-        if not _is_plain((*differentiable, call.mask, call.seed)):
+        if not _is_plain((*differentiable, call.mask, call.seed, call.sequence_ids)):
             return self.forward(*pack(call))[0]
         if torch.is_grad_enabled() and any(x.requires_grad for x in differentiable):
             return self.recorded(*pack(call))[0]

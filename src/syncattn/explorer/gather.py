@@ -143,6 +143,8 @@ def _heard(
         raise ValueError(
             f"inputs must be a whole text, got a cached past in {name}: call without one (use_cache=False)"
         )
+    if given.get("sequence_ids") is not None:
+        raise ValueError(f"inputs must be one text, got several in a row (sequence_ids) in {name}")
     for unused in ("need_weights", "average_attn_weights"):
         given.pop(unused, None)
     phases: list[Tensor] = []

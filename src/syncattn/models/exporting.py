@@ -48,6 +48,7 @@ class CachedStep(nn.Module):
                 "nothing of other positions"
             )
         self.model = model
+        self.eval()
         self._fields: tuple[str, ...] = ()
         self.start(1)  # which fields this kind of model has
 

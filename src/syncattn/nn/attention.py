@@ -15,7 +15,7 @@ from syncattn.nn.coupled_heads import CoupledHeads
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
 from syncattn.nn.frequency import Frequency, turn_values
 from syncattn.nn.hosts import NeverFused
-from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs
+from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs, with_texts
 from syncattn.nn.operands import as_they_are, in_every_form, remember_
 from syncattn.nn.options import check_synchronization, check_value_rotation
 from syncattn.nn.places import find_places, lattice, with_positions
@@ -184,6 +184,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         self_attention: bool | None = None,
         positions: Tensor | None = None,
         key_positions: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend: self-attention if only query is given.
 
@@ -216,6 +217,11 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
                 number in its sequence; after a `state` with positions, the last token's and on by 1. With
                 several axes they must be given.
             key_positions: where the keys stand, (B or 1, M, A), in cross-attention with positions.
+            sequence_ids: of self-attention, which of several texts packed into a row each token belongs to:
+                integers (B or 1, N), also if not batch_first, or (N,) without a batch. They rise from text to
+                text; negative ones are padding. Each text comes out as if it stood alone: weights, order
+                parameter, positions (which begin anew), delay and token shift see no other. Not with an
+                attn_mask or a state. `syncattn.sequence_ids_of` makes them of cumulative lengths.
 
         Returns:
             (out, weights): out like query; weights None, or (B, N, M), or (B, H, N, M) if not averaged.
@@ -229,6 +235,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             *(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention),
             positions=positions,
             key_positions=key_positions,
+            sequence_ids=sequence_ids,
         )
         if state is not None:
             check_past(state, given)
@@ -267,6 +274,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         self_attention: bool | None = None,
         positions: Tensor | None = None,
         key_positions: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> Call:
         """The operator's checked call that `forward` would make of these arguments, for counting its pairs.
 
@@ -281,6 +289,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             self_attention=self_attention,
             positions=positions,
             key_positions=key_positions,
+            sequence_ids=sequence_ids,
         )
         if receivers is None:
             return call
@@ -299,11 +308,13 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         self_attention: bool | None = None,
         positions: Tensor | None = None,
         key_positions: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> tuple[Call, Tensor | None]:
         given = self._inputs(
             *(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention),
             positions=positions,
             key_positions=key_positions,
+            sequence_ids=sequence_ids,
         )
         arguments, *_ = self._operator_arguments(given, None)
         return prepare(**arguments), given.real if given.itself else None
@@ -344,12 +355,14 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         *masks: Any,
         positions: Tensor | None,
         key_positions: Tensor | None,
+        sequence_ids: Tensor | None,
     ) -> Inputs:
         """The arguments of `forward`, batch first: who is real, and who may see whom by attn_mask."""
         tokens = batch_first(query, key, value, self.embed_dim, self.batch_first)
         if query.ndim == 2 and key_padding_mask is not None and key_padding_mask.ndim == 1:
             key_padding_mask = key_padding_mask[None]
         given = checked_inputs(self.num_heads, tokens, key_padding_mask, *masks)
+        given = with_texts(given, sequence_ids, query.ndim == 2)
         return with_positions(given, positions, key_positions, self.frequency.axes)
 
     def _operator_arguments(

@@ -75,6 +75,7 @@ class Block(nn.Module):
         state: IncrementalState | None = None,
         need_weights: bool = False,
         positions: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
         """src (N, B, E), or (B, N, E) with batch_first, to the same shape.
 
@@ -84,12 +85,16 @@ class Block(nn.Module):
             state: incremental decoding, see `SelectiveSynchronizationAttention.forward`.
             need_weights: return (out, weights (B, H, N, M)).
             positions: where the tokens stand, see `SelectiveSynchronizationAttention.forward`.
+            sequence_ids: several texts in a row, see there.
 
         Raises:
             ValueError: src is nested, or as `SelectiveSynchronizationAttention.forward`.
         """
         check_dense("src", src)
-        placed = {} if positions is None else {"positions": positions}  # attention of others may not know it
+        given = {"positions": positions, "sequence_ids": sequence_ids}
+        placed = {
+            name: x for name, x in given.items() if x is not None
+        }  # attention of others may not know it
         attended, weights = self.self_attn(
             self.norm1(src) if self.norm_first else src,
             key_padding_mask=src_key_padding_mask,

@@ -15,7 +15,7 @@ from syncattn.nn.density import Locking, excess_coupling
 # What the layer's forward takes that decides which pairs are allowed.
 _DECIDES = (
     *("query", "key", "value", "key_padding_mask", "attn_mask", "is_causal", "self_attention"),
-    *("positions", "key_positions"),
+    *("positions", "key_positions", "sequence_ids"),
 )
 _FORWARD = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "", "is_causal")
 

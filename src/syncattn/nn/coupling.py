@@ -8,6 +8,7 @@ from torch import Tensor
 
 from syncattn.functional import coherence, order_parameter, phase_parts
 from syncattn.nn.inputs import Inputs
+from syncattn.nn.packing import coherence_of_texts
 from syncattn.nn.sight import only
 
 
@@ -29,6 +30,8 @@ def coherence_of_seen(phase: Tensor, given: Inputs, pairs: Tensor | None, heard:
     """
     if pairs is not None:
         return order_parameter(only(phase, heard), pairs)
+    if given.texts is not None:
+        return coherence_of_texts(phase, given.texts, given.is_causal)
     r = order_parameter(phase, given.real, given.is_causal)
     return r[..., r.shape[-1] - given.queries :] if given.is_causal else r
 

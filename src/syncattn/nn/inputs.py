@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from syncattn.nn.packing import Texts, find_texts
 from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import allowed_by_mask, attend_themselves, check_dense, real_tokens
+from syncattn.values import readable
 
 
 class Inputs(NamedTuple):
@@ -22,6 +24,7 @@ class Inputs(NamedTuple):
     itself: bool  # whether the queries are the keys
     positions: Tensor | None = None  # (B or 1, N, A), the queries'; None: they are numbered
     key_positions: Tensor | None = None  # (B or 1, M, A), the keys'
+    texts: Texts | None = None  # several in a row; None: each row is one
 
     @property
     def queries(self) -> int:
@@ -108,5 +111,30 @@ def check_past(past: IncrementalState, given: Inputs) -> None:
             "state is for causal self-attention: it needs is_causal=True, and neither key nor attn_mask"
         )
     batch = given.query.shape[0]
+    if given.texts is not None:
+        raise ValueError(
+            "sequence_ids must be left out with a state, which holds one text a row, got "
+            f"{tuple(given.texts.ids.shape)}"
+        )
     if past.send is not None and past.send.shape[0] != batch:
         raise ValueError(f"state holds a batch of {past.send.shape[0]} sequences, got {batch}")
+
+
+def with_texts(given: Inputs, sequence_ids: Any, is_single: bool) -> Inputs:
+    """A layer's inputs with the `sequence_ids` that it was called with; `is_single`: without a batch.
+
+    Raises:
+        TypeError, ValueError: they are not as the layer's `forward` documents them.
+    """
+    if sequence_ids is None:
+        return given
+    if not given.itself or given.allowed is not None:
+        other = "a key that is not query" if not given.itself else "an attn_mask"
+        raise ValueError(
+            "sequence_ids are for self-attention without an attn_mask, which can keep texts apart by itself, "
+            f"got {other}"
+        )
+    texts = find_texts(sequence_ids, given.real, given.query, is_single)
+    real = texts.ids >= 0
+    known = readable(real)
+    return given._replace(texts=texts, real=None if known is not None and bool(known.all()) else real)

@@ -25,6 +25,7 @@ class Operands(NamedTuple):
     attn_mask: Tensor | None  # broadcastable to (B, H, N, M) bool, True = may attend
     is_causal: bool
     self_coupling: bool
+    sequence_ids: Tensor | None = None  # (B, M) int64, which text a token belongs to
 
 
 def as_they_are(
@@ -49,8 +50,10 @@ def as_they_are(
     if past is not None:
         after = past.extended(send, value, real, last_emitted=last_real(made.emitted, real, before))
         send, value, real = after.held
-    mask = both_allow(given.allowed, real)
-    return Operands(made.receive, send, value, mask, given.is_causal, self_coupling), after
+    operands = Operands(made.receive, send, value, None, given.is_causal, self_coupling)
+    if given.texts is not None:  # whose ids say what is padding, too
+        return operands._replace(sequence_ids=given.texts.ids), after
+    return operands._replace(attn_mask=both_allow(given.allowed, real)), after
 
 
 def remember_(

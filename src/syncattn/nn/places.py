@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from syncattn.nn.inputs import Inputs
+from syncattn.nn.packing import counted_from_first
 from syncattn.nn.sight import Seen
 from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import positions, shift_by_one
@@ -40,6 +41,8 @@ def find_places(given: Inputs, seen: Seen, past: IncrementalState | None, has_de
     """Where the tokens of a layer's call stand: as given, or counted, on from the past."""
     batch, keys, _ = given.key.shape
     position, origin, last = locate(given.real, (batch, keys), given.key_positions, past, given.key.device)
+    if given.texts is not None:
+        position = counted_from_first(position, given.texts)
     if given.itself:
         own = position
     elif given.positions is not None:

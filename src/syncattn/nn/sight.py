@@ -39,11 +39,12 @@ class Seen(NamedTuple):
     pairs: Tensor | None  # (B or 1, H or 1, N, M) bool; None without an attn_mask
     heard: Tensor | None  # (B or 1, H or 1, M) bool, whom anybody may see; None: everybody
     sight: Sight | None  # of the tokens before senders; None: there is nothing to heed
+    goes_on: Tensor | None = None  # (B, M) bool, of packed texts: `follows`, without any pairs
 
     @property
     def follows(self) -> Tensor | None:
         """(B or 1, M) bool, False where a sender counts as the first of its sequence; None: nobody else."""
-        return None if self.sight is None else self.sight.follows
+        return self.goes_on if self.sight is None else self.sight.follows
 
     @property
     def in_forms(self) -> bool:
@@ -67,7 +68,8 @@ def who_sees_whom(given: Inputs, has_shift: bool, has_delay: bool) -> Seen:
     """
     real = given.real
     if given.allowed is None:
-        return Seen(None, None if real is None else real[:, None], None)
+        goes_on = None if given.texts is None else given.texts.follows
+        return Seen(None, None if real is None else real[:, None], None, goes_on)
     pairs = seen_pairs(given.allowed.expand(-1, -1, given.queries, given.keys), real, given.is_causal)
     sight = None
     if has_shift and not given.itself and not given.is_causal:

@@ -127,6 +127,7 @@ BACKEND = Backend(
         powers=(1, 2),
         top_k=False,
         most_coordinates=512,
+        packed=False,
         weights=False,
         transforms=False,
         onnx=False,

@@ -51,6 +51,8 @@ class TiledProblem:
         self.value = value.to(self.dtype)
         self._law = TileLaw.of(coupling.expand(self.batch, -1, -1), bandwidth, call.power, call.edge)
         self.mask, self.seed = call.mask, call.seed
+        ids = call.sequence_ids
+        self.ids = None if ids is None else ids.expand(self.batch, -1)
         self.is_causal, self.self_coupling, self.symmetric = (
             call.is_causal,
             call.self_coupling,
@@ -79,12 +81,33 @@ class TiledProblem:
         rows = max(1, min(self.queries, _ROWS))
         width = max(128, budget // max(1, self.heads * rows))
         batches = max(1, budget // max(1, self.heads * rows * min(width, self.keys)))
+        ids = self._known_ids()
         for b in range(0, self.batch, batches):
             for i in range(0, self.queries, rows):
                 last = min(i + rows, self.queries)
                 end = min(self.keys, last + self.offset) if self.is_causal else self.keys
-                tiles = [slice(j, min(j + width, end)) for j in range(0, end, width)]
+                start = 0
+                if ids is not None:
+                    start, end = self._span(ids[b : b + batches], slice(i, last), end)
+                tiles = [slice(j, min(j + width, end)) for j in range(start, end, width)]
                 yield slice(b, min(b + batches, self.batch)), slice(i, last), tiles
+
+    def _known_ids(self) -> Tensor | None:
+        """The texts' numbers where the host may read them, which off the CPU makes it wait once: tiles of
+        other texts are then left out. While a CUDA graph is captured it may not, and all are evaluated."""
+        if self.ids is None:
+            return None
+        if self.ids.is_cuda and torch.cuda.is_current_stream_capturing():
+            return None
+        return self.ids.cpu()
+
+    def _span(self, ids: Tensor, rows: slice, end: int) -> tuple[int, int]:
+        """(first, last + 1) of the senders before `end` that may be of the same texts as these receivers."""
+        own = ids[:, rows.start + self.offset : rows.stop + self.offset]
+        lowest = torch.where(own < 0, torch.iinfo(own.dtype).max, own).amin(1, keepdim=True)
+        ids = ids[:, :end]
+        near = ((ids >= lowest) & (ids <= own.amax(1, keepdim=True))).any(0).nonzero()
+        return (int(near[0]), int(near[-1]) + 1) if len(near) else (0, 0)
 
     def look_over(self, batch: slice, rows: slice, columns: list[slice]) -> tuple[Frame, Tensor | None]:
         """What a block of rows needs before its first tile; and its D, if one tile holds all of it."""
@@ -165,6 +188,10 @@ class TiledProblem:
             blocked = j > i
         if not self.self_coupling:
             blocked = j == i if blocked is None else blocked | (j == i)
+        if self.ids is not None:
+            own = self.ids[batch, rows.start + self.offset : rows.stop + self.offset, None]
+            apart = ((own != self.ids[batch, None, columns]) | (own < 0))[:, None]
+            blocked = apart if blocked is None else blocked | apart
         if self.mask is not None:
             mask = self.mask[
                 batch if self.mask.shape[0] > 1 else slice(None),

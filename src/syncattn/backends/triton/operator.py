@@ -125,6 +125,7 @@ BACKEND = Backend(
         top_k=False,
         most_coordinates=128,
         most_columns=256,
+        packed=False,
         weights=False,
         transforms=False,
         onnx=False,
