@@ -104,6 +104,7 @@ class DecoderConfig(PreTrainedConfig):
             warnings.warn(sentence, UserWarning, stacklevel=3)
         # What has no public name is transformers' own, and means something to other versions of it.
         dropped = {*foreign(kwargs), *(name for name in strangers if name.startswith("_"))}
+        dropped -= {"attn_implementation"}  # "eager" at most, which transformers reads again from the field
         kwargs = {name: value for name, value in kwargs.items() if name not in dropped}
         head_dim = kwargs.pop("head_dim", None)
         for name, stored in self.stored_as.items():

@@ -6,7 +6,10 @@ differ in these alone.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -21,14 +24,17 @@ from transformers.utils import can_return_tuple
 
 from syncattn.models.cache import DecoderCache
 from syncattn.models.configuration import DecoderConfig
+from syncattn.models.foreign import check_foreign
 from syncattn.models.inputs import (
     check_embeddings,
     check_ids,
     check_keywords,
     check_positions,
+    kept_states,
     padding,
     rising_positions,
 )
+from syncattn.models.sharing import accompany
 from syncattn.nn.block import Block
 
 
@@ -66,6 +72,24 @@ class DecoderPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers; beside the weights stand a model card and where the classes are.
+
+        See `syncattn.models.sharing`. A README.md that is there already stays.
+        """
+        if is_main_process and not Path(save_directory).is_file():
+            accompany(self, Path(save_directory))
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Where a model is asked for another implementation of attention: refused, saying whom to ask."""
+        check_foreign({"attn_implementation": attn_implementation})
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -132,7 +156,7 @@ class DecoderModel(DecoderPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | Sequence[int] | None = None,
         *,
         positions: Tensor | None = None,
         **kwargs: Any,
@@ -149,12 +173,13 @@ class DecoderModel(DecoderPreTrainedModel):
             past_key_values: a `DecoderCache`; this call's tokens are appended to it. A bidirectional model
                 has none.
             inputs_embeds: embeddings (B, N, D) instead of `input_ids`.
-            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training
-                and never in a bidirectional model.
+            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training,
+                while exporting (`syncattn.models.exporting` has the cache as tensors) or without
+                `config.is_causal`.
             output_attentions: also return each layer's weights (B, H, N, past + N): row-normalised, before
                 dropout.
             output_hidden_states: also return the embedding's output and each layer's; the last one is
-                normalised.
+                normalised. A list of indices: those, and None in the others' places.
             positions: real numbers (B or 1, N, A) in place of position_ids, in any order: see the attention
                 layer's `forward`.
             return_dict: False returns a tuple.
@@ -169,7 +194,8 @@ class DecoderModel(DecoderPreTrainedModel):
                 none; a mask of another shape, of other values than 0 and 1, or one that disagrees with the
                 padding in the cache; position_ids that restart, or beside `positions`; positions that the
                 layers refuse; a refused keyword; a cache of other sizes, any in training with checkpointing
-                and gradients, or any, and use_cache=True, in a bidirectional model.
+                and gradients, or any, and use_cache=True, in a bidirectional model; an index of no hidden
+                state.
             TypeError: `past_key_values` is not a `DecoderCache`; a mask or positions that are no tensor.
         """
         is_causal = self.config.is_causal
@@ -190,25 +216,27 @@ class DecoderModel(DecoderPreTrainedModel):
             output_attentions = bool(self.config.output_attentions)
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
+        kept = kept_states(output_hidden_states, len(self.layers) + 1)
 
         hidden = self.embed_dropout(inputs_embeds)  # (B, N, D)
-        all_hidden: tuple[Tensor, ...] = ()
+        all_hidden: tuple[Tensor | None, ...] = ()
         all_weights: tuple[Tensor, ...] = ()
         states = [None] * len(self.layers) if cache is None else cache.states
         with nullcontext() if cache is None else cache.all_or_nothing():
             for layer, state in zip(self.layers, states):
-                if output_hidden_states:
-                    all_hidden += (hidden,)
+                if kept:
+                    all_hidden += (hidden if len(all_hidden) in kept else None,)
                 options = {"is_causal": is_causal, "state": state, "need_weights": output_attentions}
                 hidden = layer(hidden, None, is_padding, **options, positions=positions)
                 if output_attentions:
                     hidden, weights = hidden
                     all_weights += (weights,)  # (B, H, N, past + N)
             hidden = self.norm(hidden)
+        all_hidden += (hidden if len(self.layers) in kept else None,)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=cache,
-            hidden_states=(*all_hidden, hidden) if output_hidden_states else None,
+            hidden_states=all_hidden if kept else None,  # type: ignore[arg-type]
             attentions=all_weights if output_attentions else None,
         )
 
@@ -253,7 +281,8 @@ class DecoderModel(DecoderPreTrainedModel):
         recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if given is None:
             if use_cache is None:
-                use_cache = self.config.use_cache and not self.training
+                recorded = torch.compiler.is_exporting()  # what a program returns are tensors
+                use_cache = self.config.use_cache and not self.training and not recorded
             if not use_cache or recomputed:
                 return None
             return DecoderCache(self.config)

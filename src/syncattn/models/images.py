@@ -150,7 +150,7 @@ class OSNImageModel(OSNModel):
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | Sequence[int] | None = None,
         *,
         positions: Tensor | None = None,
         **kwargs: Any,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,7 +192,7 @@ class OSNSeriesModel(OSNModel):
         past_times: Tensor | None = None,
         future_times: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> SeriesModelOutput:
         """Hidden states of the N past times and of the P others that are asked for.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+from transformers import initialization as init
+
 from syncattn.models.configuration import DecoderConfig
 from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
 from syncattn.models.softmax import SoftmaxAttention, check_options
+from syncattn.nn.frequency import delayed_heads
 
 
 class TransformerConfig(DecoderConfig):
@@ -41,6 +46,16 @@ class TransformerPreTrainedModel(DecoderPreTrainedModel):
 
     config: TransformerConfig
     config_class = TransformerConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one submodule, and what an attention layer holds besides its linear layers."""
+        super()._init_weights(module)
+        if isinstance(module, SoftmaxAttention):
+            if module.shift is not None:
+                init.zeros_(module.shift)
+            # of a module made on the meta device and emptied since, this holds anything
+            init.copy_(module.delayed, delayed_heads(module.num_heads, module.delay, module.delayed.device))
 
 
 class TransformerModel(TransformerPreTrainedModel, DecoderModel):
