@@ -42,6 +42,8 @@ common/test_outputs.py::test_some_hidden_states_by_their_indices
     test_can_capture_specific_layers_hidden_states
 common/test_outputs.py::test_hidden_states_and_attentions_get_gradients
     test_retain_grad_hidden_states_attentions
+common/test_outputs.py::test_the_feed_forward_over_some_tokens_at_a_time
+    test_feed_forward_chunking
 common/test_outputs.py::test_embeddings_in_place_of_ids
     test_inputs_embeds test_inputs_embeds_matches_input_ids
 common/test_outputs.py::test_the_embeddings_can_be_read_and_replaced
@@ -142,13 +144,6 @@ test_heads_with_others.py::test_accelerates_device_maps
 
 # What is demanded, what there is here and why, the test that holds it, upstream's names.
 DIFFERENT = [
-    (
-        "`chunk_size_feed_forward`: the feed-forward layer runs over part of the tokens at a time",
-        "Refused by name. Many models there take the field and do nothing with it; here a field means "
-        "something",
-        "common/test_outputs.py::test_the_whole_feed_forward_runs_at_once",
-        "test_feed_forward_chunking",
-    ),
     (
         "Several implementations of attention that agree, and `attn_implementation` to choose one",
         'One, called "eager"; other names are refused. What it runs on `syncattn.use_backend` chooses',
