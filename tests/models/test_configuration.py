@@ -76,6 +76,9 @@ def test_a_stored_model_does_not_depend_on_the_defaults(tmp_path):
         ("top_k", 2**80, ValueError, "top_k must be at most 2147483647, got 12089"),
         ("freqdim", 8, TypeError, "OSNConfig has no field 'freqdim'; did you mean 'freq_dim'?"),
         ("hidden_sizes", 8, TypeError, "did you mean 'hidden_size'?"),
+        ("id2label", {}, ValueError, r"id2label must have a name for each of 0, 1, ..., got \[\]"),
+        ("id2label", {0: "a", 2: "b"}, ValueError, r"for each of 0, 1, ..., got \[0, 2\]"),
+        ("classifier_dropout", "x", TypeError, "classifier_dropout must be a number, got 'x'"),
     ],
 )
 def test_a_bad_field_is_named(field, value, error, message):

@@ -93,6 +93,7 @@ DAMAGED = {
     "dtype": "floaty",
     "torch_dtype": "int8",
     "id2label": ["a"],
+    "classifier_dropout": 1.5,
     "architectures": "OSNForCausalLM",
     "problem_type": "chess",
     "return_dict": "yes",

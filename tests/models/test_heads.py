@@ -125,6 +125,7 @@ def test_the_loss_of_a_part_of_the_masked_tokens(build_head, ids):
             "multi_label_classification",
             F.binary_cross_entropy_with_logits,
         ),
+        (3, torch.tensor([[0], [2], [1]]), "single_label_classification", F.cross_entropy),
         (2, torch.randn(3, 2), "regression", F.mse_loss),
         (1, torch.randn(3), "regression", F.mse_loss),
         (1, torch.tensor([[1], [0], [2]]), "regression", F.mse_loss),
@@ -139,6 +140,7 @@ def test_problem_types(build_head, ids, num_labels, labels, problem, loss):
         out.loss.backward()
         assert model.config.problem_type == problem and model.config.num_labels == num_labels
         wanted = labels.float().reshape(3, 1) if num_labels == 1 else labels
+        wanted = labels.reshape(3) if problem == "single_label_classification" else wanted
         torch.testing.assert_close(out.loss, loss(out.logits.float(), wanted))
 
 
@@ -147,7 +149,12 @@ def test_problem_types(build_head, ids, num_labels, labels, problem, loss):
     [
         (3, torch.tensor([0, 3, 1]), None, "labels must be below num_labels = 3, or -100, got 3"),
         (3, torch.tensor([0, -1, 1]), None, "or -100, got -1"),
-        (3, torch.tensor([[0, 1, 1]] * 3), None, r"integers of shape \(3,\) .* got torch.int64 \(3, 3\)"),
+        (
+            3,
+            torch.tensor([[0, 1, 1]] * 3),
+            None,
+            r"integers .* \(3,\) or \(3, 1\) .* torch.int64 \(3, 3\)",
+        ),
         (3, torch.rand(3), None, r"numbers of shape \(3, 3\) .*'multi_label_classification', got"),
         (3, torch.rand(3), "single_label_classification", r"labels must be integers .* torch.float32 \(3,\)"),
         (2, torch.rand(3), "regression", r"labels must be numbers of shape \(3, 2\) .* \(3,\)"),
@@ -158,6 +165,7 @@ def test_bad_labels(build_head, ids, num_labels, labels, problem, message):
     model = build_head("osn", "ForSequenceClassification", num_labels=num_labels, problem_type=problem)
     with pytest.raises(ValueError, match=message):
         model(ids, labels=labels)
+    assert model.config.problem_type == problem
 
 
 def test_who_must_be_bidirectional(ids, build_head):

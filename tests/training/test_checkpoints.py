@@ -123,6 +123,7 @@ MODEL = {
     "a layer less": (config(num_hidden_layers=1), "does not fit"),
     "wide": (config(hidden_size=1 << 20, num_attention_heads=1 << 10), "does not fit"),
     "digits": (content(CONFIG, '{"model_type": "osn", "hidden_size": ' + "9" * 5000 + "}"), CONFIG),
+    "bidirectional": (config(is_causal=False), "predicts no next token"),
     "window overflow": (config(window_range=[1, 10**400]), CONFIG),
     # The config: what it may say
     "nan": (config(eps=NAN), CONFIG),

@@ -93,6 +93,7 @@ def test_settings_reach_the_config():
         (["delay=2"], "delay must be"),
         (["vocab_size=3"], "the tokenizer decides"),
         (["position=sideways"], "position must be"),
+        (["is_causal=false"], "is_causal: must be true"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

@@ -185,7 +185,7 @@ class DecoderConfig(PreTrainedConfig):
         check_foreign({**inherited, "attn_implementation": self._attn_implementation})
         check_transformers(self)
         if self.id2label is not None and all(str(x).startswith("LABEL_") for x in self.label2id or ()):
-            self.label2id = {label: number for number, label in self.id2label.items()}
+            self.label2id = {str(label): int(number) for number, label in self.id2label.items()}
         for name in ("vocab_size", "num_hidden_layers", "max_position_embeddings"):
             check_size(name, getattr(self, name))
         check_heads(self.hidden_size, self.num_attention_heads)

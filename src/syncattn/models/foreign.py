@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from syncattn.checks import check_choice, check_flag, short
+from syncattn.checks import check_choice, check_flag, check_real, short
 from syncattn.models.fields import check_size
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -117,7 +117,8 @@ def check_transformers(config: Any) -> None:
 
     Raises:
         TypeError, ValueError: dtype, num_labels, id2label, label2id, architectures, problem_type,
-            output_hidden_states, return_dict or quantization_config is not what it should be.
+            classifier_dropout, output_hidden_states, return_dict or quantization_config is not what it should
+            be.
     """
     check_dtype("dtype", config.dtype)
     for name in ("output_hidden_states", "return_dict", "output_attentions"):
@@ -129,6 +130,8 @@ def check_transformers(config: Any) -> None:
     problems = ("regression", "single_label_classification", "multi_label_classification")
     if config.problem_type is not None:
         check_choice("problem_type", config.problem_type, problems)
+    if (dropout := getattr(config, "classifier_dropout", None)) is not None:
+        check_real("classifier_dropout", dropout, "in [0, 1)", lambda x: 0 <= x < 1)
     _check_quantization(getattr(config, "quantization_config", None))
 
 
@@ -146,6 +149,8 @@ def check_labels(id2label: Any, label2id: Any, num_labels: Any) -> None:
     for label in id2label or ():
         if not str(label).isdecimal():
             raise ValueError(f"id2label must have label numbers as keys, got {short(label)}")
+    if id2label is not None and {int(label) for label in id2label} != {*range(len(id2label) or 1)}:
+        raise ValueError(f"id2label must have a name for each of 0, 1, ..., got {short([*id2label])}")
 
 
 def check_dtype(name: str, value: Any) -> None:

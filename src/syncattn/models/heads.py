@@ -128,10 +128,10 @@ class DecoderForSequenceClassification(DecoderPreTrainedModel):
 
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds, positions: as in `DecoderModel.forward`.
-            labels: by `config.problem_type`: "single_label_classification": classes (B,), integer, -100 for
-                texts that do not count; "multi_label_classification": (B, num_labels) of 0 and 1, real;
-                "regression": numbers (B, num_labels), or (B,) for one. None: regression for one label, else
-                integers are single labels and real numbers several; it is then set so, once and for all.
+            labels: by `config.problem_type`: "single_label_classification": classes (B,) or (B, 1), integer,
+                -100 for texts that do not count; "multi_label_classification": (B, num_labels) of 0 and 1,
+                real; "regression": numbers (B, num_labels), or (B,) for one. None: regression for one label,
+                else integers are single labels and real numbers several; it is then set so, once and for all.
             **kwargs: as in `DecoderModel.forward`; use_cache and past_key_values, too.
 
         Raises:
@@ -164,31 +164,30 @@ def _checked_labels(labels: Tensor, batch: int, config: DecoderConfig) -> Tensor
     """Labels of texts as the loss takes them; what kind they are is written into the configuration, as
     transformers does it."""
     classes, integer = len(config.id2label or ()), not labels.is_floating_point()
-    if config.problem_type is None:
+    problem: Any = config.problem_type
+    if problem is None:
         if classes == 1:
-            config.problem_type = "regression"
-        elif integer:
-            config.problem_type = "single_label_classification"
+            problem = "regression"
         else:
-            config.problem_type = "multi_label_classification"
-    single = config.problem_type == "single_label_classification"
-    shapes: list[tuple[int, ...]] = [(batch,)] if single else [(batch, classes)]
-    if classes == 1:  # of one number there are two ways to write it
-        shapes = [(batch,), (batch, 1)]
+            problem = "single_label_classification" if integer else "multi_label_classification"
+    single = problem == "single_label_classification"
+    shapes = [(batch,), (batch, 1)] if single or classes == 1 else [(batch, classes)]
     if tuple(labels.shape) not in shapes or (single and not integer):
         kind = "integers" if single else "numbers"
         raise ValueError(
             f"labels must be {kind} of shape {' or '.join(map(str, shapes))} with num_labels = {classes} and "
-            f"problem_type = {config.problem_type!r}, got {labels.dtype} {tuple(labels.shape)}"
+            f"problem_type = {problem!r}, got {labels.dtype} {tuple(labels.shape)}"
         )
-    if not single:
-        return labels.float().reshape(batch, classes)
-    labels = labels.reshape(batch).long()
-    known = readable((labels == -100) | ((labels >= 0) & (labels < classes)))
-    if known is not None and not known.all():
-        raise ValueError(
-            f"labels must be below num_labels = {classes}, or -100, got {int(labels[~known][0])}"
-        )
+    if single:
+        labels = labels.reshape(batch).long()
+        known = readable((labels == -100) | ((labels >= 0) & (labels < classes)))
+        if known is not None and not known.all():
+            raise ValueError(
+                f"labels must be below num_labels = {classes}, or -100, got {int(labels[~known][0])}"
+            )
+    else:
+        labels = labels.float().reshape(batch, classes)
+    config.problem_type = problem
     return labels
 
 

@@ -174,6 +174,11 @@ def load_weights(folder: str | Path) -> PreTrainedModel:
             f"{folder / 'adapter_config.json'} {NOT_OURS}: merge the adapter into the model first"
         )
     config = load_config(folder)
+    if not getattr(config, "is_causal", True):
+        raise UserError(
+            f"{folder} holds a bidirectional model (is_causal in {CONFIG}), which predicts no next token: "
+            "load it with transformers' Auto classes"
+        )
     check_weights(folder, config)
     special_tokens = _special_tokens(folder / GENERATION, config)
     try:

@@ -72,7 +72,10 @@ def make_config(
         except ValueError:
             fields[name] = value
     with config_errors():
-        return OSNConfig.paper(**fields) if paper else OSNConfig(**fields)
+        config = OSNConfig.paper(**fields) if paper else OSNConfig(**fields)
+    if not config.is_causal:
+        raise UserError("--set is_causal: must be true, since what is trained here predicts the next token")
+    return config
 
 
 def first_model(

@@ -41,7 +41,7 @@ _GROUP = {
 _VARIANT = {"name", "title", "model", "config", "training", "learning_rates", "tasks", "seeds"}
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _VARIED = {"learning_rate", "seed"}
-_CORPUS = {"vocab_size", "max_position_embeddings"}  # fields that the task decides
+_CORPUS = {"vocab_size", "max_position_embeddings", "is_causal"}  # fields that the task decides
 _DEFAULTS = {"threads": 1, "device": "cpu"}
 """One thread a run: two runs on two cores are faster than one run on both."""
 
