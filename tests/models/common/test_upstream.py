@@ -10,6 +10,7 @@ docs/models.md is made from DIFFERENT and NOT_ASKED:
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 MODELS = Path(__file__).parents[1]
@@ -310,6 +311,7 @@ def parsed(text: str) -> dict[str, list[str]]:
     return found
 
 
+@cache
 def functions(path: str) -> set[str]:
     """The names of the functions of a file under tests/models."""
     tree = ast.parse((MODELS / path).read_text(encoding="utf-8"))
