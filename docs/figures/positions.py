@@ -145,7 +145,7 @@ def save(figure: Any, name: str) -> None:
             at.spines[side].set_visible(False)
         at.tick_params(labelsize=8, colors=FAINT)
     figure.tight_layout()
-    figure.savefig(HERE / f"{name}.png", dpi=110)
+    figure.savefig(HERE / f"{name}.png", dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -6,8 +6,10 @@ differ in these alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -32,6 +34,7 @@ from syncattn.models.inputs import (
     padding,
     rising_positions,
 )
+from syncattn.models.sharing import accompany
 from syncattn.nn.block import Block
 
 
@@ -75,6 +78,17 @@ class DecoderPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers; beside the weights stand a model card and where the classes are.
+
+        See `syncattn.models.sharing`. A README.md that is there already stays.
+        """
+        if is_main_process and not Path(save_directory).is_file():
+            accompany(self, Path(save_directory))
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def _check_and_adjust_attn_implementation(
         self, attn_implementation: Any, *args: Any, **kwargs: Any
@@ -165,8 +179,9 @@ class DecoderModel(DecoderPreTrainedModel):
             past_key_values: a `DecoderCache`; this call's tokens are appended to it. A bidirectional model
                 has none.
             inputs_embeds: embeddings (B, N, D) instead of `input_ids`.
-            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training
-                and never in a bidirectional model.
+            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training,
+                while exporting (`syncattn.models.exporting` has the cache as tensors) or without
+                `config.is_causal`.
             output_attentions: also return each layer's weights (B, H, N, past + N): row-normalised, before
                 dropout.
             output_hidden_states: also return the embedding's output and each layer's; the last one is
@@ -272,7 +287,8 @@ class DecoderModel(DecoderPreTrainedModel):
         recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if given is None:
             if use_cache is None:
-                use_cache = self.config.use_cache and not self.training
+                recorded = torch.compiler.is_exporting()  # what a program returns are tensors
+                use_cache = self.config.use_cache and not self.training and not recorded
             if not use_cache or recomputed:
                 return None
             return DecoderCache(self.config)

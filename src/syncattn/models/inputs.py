@@ -115,14 +115,15 @@ def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> 
     real = _real(attention_mask)
     if past > 0:
         cached = None if cache is None else cache.states[0].mask
-        alike = real[:, :past] if cached is None else real[:, :past] == cached
+        before = real.narrow(1, 0, past)  # a slice would clamp: exported, it has a size of its own
+        alike = before if cached is None else before == cached
         rule = "attention_mask must say what past_key_values holds of the cached tokens: which are padding"
         wrong = _failing(alike, rule, wait=True)
         if wrong is not None:
             raise ValueError(f"{rule}, got another mask of {int(wrong.any(-1).sum())} sequences")
     # Without padding the faster kernels apply.
     known = _readable(real)
-    return None if known is not None and known.all() else ~real[:, past:]
+    return None if known is not None and known.all() else ~real.narrow(1, past, tokens)
 
 
 def check_positions(

@@ -136,7 +136,7 @@ class SoftmaxAttention(nn.Module):
         keys = k.shape[2]
         # SDPA's own causal mask, the fastest, takes neither another mask nor a bias, and needs a square.
         square = is_causal and tokens == keys and real is None and allowed is None
-        square = square and self.position == "rotary" and not need_weights
+        square = bool(square) and self.position == "rotary" and not need_weights  # a number, if exported
         mask = None if square else _visible(tokens, keys, real, allowed, is_causal, x.device)
         seen = None
         if mask is not None and (real is not None or allowed is not None):

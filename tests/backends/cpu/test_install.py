@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def reason_given(folder):
 
 def copied(folder):
     """The package without its kernel."""
-    ignored = shutil.ignore_patterns("__pycache__", "_kernel*")
+    ignored = shutil.ignore_patterns("__pycache__", "_kernel.*")
     return Path(shutil.copytree(PACKAGE, folder / "syncattn", ignore=ignored))
 
 
@@ -83,7 +84,8 @@ def test_without_a_compiler_the_install_works_and_says_what_it_lacks(tmp_path):
     assert not earlier.exists()
     installed = tmp_path / "installed"
     shutil.unpack_archive(wheel, installed, "zip")
-    assert "found no C++17 compiler" in reason_given(installed)
+    reason = reason_given(installed)
+    assert "found no C++17 compiler (GCC or Clang) that builds it (/bin/false returned 1)" in reason
 
 
 @pytest.fixture
@@ -114,6 +116,47 @@ def test_no_file_is_a_reason_that_names_the_command(there_is_one, reason_for, tm
     assert "found no C++17 compiler" in reason
     assert "pip install --no-cache-dir --force-reinstall --no-deps ." in reason
     assert (f"There is one now, {tmp_path / 'g++'}" if there_is_one else "Nor is there one now") in reason
+
+
+def test_on_windows_the_reason_is_windows(reason_for, tmp_path, monkeypatch):
+    """No compiler there knows the vector attributes: none is asked for."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert library._not_built() == reason_for(tmp_path / "_kernel.so")
+    assert "not for Windows" in library._not_built() and "pip" not in library._not_built()
+
+
+@needs_sources
+@pytest.mark.parametrize("platform, machine", [("linux", "linux-aarch64"), ("win32", "win-amd64")])
+def test_what_is_built_is_for_the_machine_that_it_is_built_for(platform, machine, monkeypatch):
+    """Another machine is named to Python by a variable; Windows' compiler is not even tried."""
+    pytest.importorskip("setuptools", minversion="77")
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr("sysconfig.get_platform", lambda: machine)
+    given = {}
+    monkeypatch.setattr("setuptools.setup", given.update)
+    monkeypatch.setattr("setuptools.Extension", lambda name, sources, **_: (name, sources))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    if platform == "win32":
+        assert given["ext_modules"] == []
+        return
+    ((_, sources),) = given["ext_modules"]
+    assert {Path(path).name for path in sources} == {"library.cpp", "order.cpp", "plain.cpp", "portable.cpp"}
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("readelf"), reason="needs Linux and readelf")
+def test_the_kernel_needs_no_library_newer_than_its_wheel_says():
+    """manylinux_2_28: glibc 2.28 and the C++ library of GCC 8, whatever the kernel was built on."""
+    if isinstance(library.load(), str):
+        pytest.skip(f"there is no kernel: {library.load()}")
+    shown = subprocess.run(
+        ["readelf", "-V", library._PATH], capture_output=True, text=True, check=True
+    ).stdout
+    newest = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11), "GCC": (8,)}
+    needed = re.findall(r"Name: (\w+?)_([\d.]+)\s", shown)
+    assert needed
+    for name, version in needed:
+        assert tuple(map(int, version.split("."))) <= newest[name], (name, version)
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no library", b"\x7fELF"], ids=str)

@@ -96,11 +96,16 @@ def load() -> ctypes.CDLL | str:
 
 
 def _not_built() -> str:
-    """That there is no kernel, and what to do, as this machine is now."""
+    """That there is no kernel, why, and what to do, as this machine is now."""
+    if sys.platform == "win32":
+        return "its kernel is not for Windows: its sources need the vector attributes of GCC and Clang"
+    why = _PATH.with_suffix(".txt")  # what the install wrote
+    failed = f" that builds it ({' '.join(why.read_text(encoding='utf-8').split())})" if why.exists() else ""
     compilers = os.environ.get("CXX", ""), "c++", "g++", "clang++"
     found = next((path for name in compilers if (path := shutil.which(name))), None)
     do = f"There is one now, {found}: build it with" if found else "Nor is there one now: install one, then"
-    return f"its kernel was not built: the install found no C++17 compiler (GCC or Clang). {do} {REBUILD}"
+    missing = f"the install found no C++17 compiler (GCC or Clang){failed}"
+    return f"its kernel was not built: {missing}. {do} {REBUILD}"
 
 
 def instances() -> list[str]:
