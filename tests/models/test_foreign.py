@@ -46,7 +46,6 @@ FOREIGN = {
     "use_bidirectional_attention": True,
     "add_cross_attention": True,
     "pruned_heads": {"0": [1]},
-    "chunk_size_feed_forward": 4,
     "tie_last_hidden_states": False,
     "sliding_window": 128,
     "layer_types": ["full_attention"] * 4,

@@ -52,6 +52,8 @@ class DecoderConfig(PreTrainedConfig):
         tie_word_embeddings: the output layer shares the embedding's weight.
         is_causal: each token sees those up to its own (True), or all of its text (False): a bidirectional
             model, an encoder. It has no cache and does not generate.
+        chunk_size_feed_forward: the feed-forward layers run over so many tokens at a time, which takes less
+            memory without gradients and changes nothing else; 0 for all at once.
         use_cache: whether generation keeps a `DecoderCache`; without effect where is_causal is False.
         bos_token_id, eos_token_id, pad_token_id: special tokens, below `vocab_size`, or None.
 
@@ -199,6 +201,8 @@ class DecoderConfig(PreTrainedConfig):
         if self.initializer_range is None:
             self.initializer_range = math.sqrt(0.4 / self.hidden_size)
         check_size("intermediate_size", self.intermediate_size)
+        if self.chunk_size_feed_forward not in (None, 0):
+            check_size("chunk_size_feed_forward", self.chunk_size_feed_forward)
         check_choice("hidden_act", self.hidden_act, tuple(ACT2FN))
         for name in ("hidden_dropout", "attention_dropout"):
             check_real(name, getattr(self, name), "in [0, 1)", lambda x: 0 <= x < 1)

@@ -61,6 +61,12 @@ class DecoderLayer(Block, GradientCheckpointingLayer):
         # Branches that end in the residual stream start smaller: its variance then does not grow with depth.
         for branch in (self.self_attn.out_proj, self.linear2):
             branch.initializer_scale = (2 * config.num_hidden_layers) ** -0.5  # type: ignore
+        self.chunk_size = config.chunk_size_feed_forward
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if not self.chunk_size:
+            return super()._feed_forward(x)
+        return torch.cat([Block._feed_forward(self, part) for part in x.split(self.chunk_size, dim=1)], dim=1)
 
 
 class DecoderPreTrainedModel(PreTrainedModel):

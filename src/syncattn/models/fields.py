@@ -23,6 +23,7 @@ LARGEST = {
     "num_input_channels": 2**16,
     "prediction_length": 2**24,
     "top_k": 2**31 - 1,
+    "chunk_size_feed_forward": 2**53,
     "num_labels": 2**20,  # each has a name in the configuration
     "max_position_embeddings": 2**53,  # JSON's largest exact integer; nothing is built of it
 }

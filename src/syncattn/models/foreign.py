@@ -22,7 +22,6 @@ _FOREIGN: dict[str, tuple[Any, ...]] = {
     "cross_attention_hidden_size": (None,),
     "tie_encoder_decoder": (None, False),
     "tie_last_hidden_states": (None, True),
-    "chunk_size_feed_forward": (None, 0),
     "pruned_heads": (None, {}, []),
     "sliding_window": (None,),
     "use_sliding_window": (None, False),

@@ -120,6 +120,9 @@ def measured_later() -> dict[str, Tensor]:
     return {"future_values": torch.randn(BATCH, 3, 2, generator=torch.Generator().manual_seed(2))}
 
 
+_BUILT: dict[tuple[type, int], PreTrainedModel] = {}
+
+
 class Case(NamedTuple):
     """A model class and what it is tested with."""
 
@@ -147,8 +150,14 @@ class Case(NamedTuple):
 
     def build(self, **changes: Any) -> PreTrainedModel:
         """A model in eval mode, the same at every call; `changes` are fields of the configuration."""
-        torch.manual_seed(0)
-        return self.model_class(self.make_config(**changes)).eval()
+        key = self.model_class, id(self.config)
+        if changes or key not in _BUILT:
+            torch.manual_seed(0)
+            model = self.model_class(self.make_config(**changes)).eval()
+            if changes:
+                return model
+            _BUILT[key] = model
+        return copy.deepcopy(_BUILT[key])  # calibrating takes longer than most tests do
 
 
 CASES = [

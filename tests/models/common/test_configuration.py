@@ -96,6 +96,7 @@ def test_keywords_of_every_configuration(kind):
         "bos_token_id": 6,
         "pad_token_id": 7,
         "eos_token_id": 8,
+        "chunk_size_feed_forward": 5,
     }
     config = kind(**given)
     assert config.dtype == torch.float16
@@ -103,6 +104,6 @@ def test_keywords_of_every_configuration(kind):
     assert kind(attn_implementation="eager")._attn_implementation == "eager"
     with pytest.raises(ValueError, match="attn_implementation must be left out or 'eager', got 'sdpa'"):
         kind(attn_implementation="sdpa")
-    # Where others keep the field and do nothing with it, it is refused: it would mean another computation.
-    with pytest.raises(ValueError, match="chunk_size_feed_forward must be left out or 0, got 5"):
-        kind(chunk_size_feed_forward=5)
+    for wrong in (-1, 2.5, True):
+        with pytest.raises((TypeError, ValueError), match="chunk_size_feed_forward"):
+            kind(chunk_size_feed_forward=wrong)

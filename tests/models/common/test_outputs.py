@@ -150,10 +150,21 @@ def test_there_is_no_table_of_positions(case):
 
 
 @torch.no_grad()
-def test_the_whole_feed_forward_runs_at_once(case):
-    """Chunks save memory and change nothing; they are refused by name where others ignore the field."""
-    with pytest.raises(ValueError, match="chunk_size_feed_forward must be left out or 0, got 1"):
-        case.build(chunk_size_feed_forward=1)
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_the_feed_forward_over_some_tokens_at_a_time(case, leaves, size):
+    """It runs so often, and changes nothing."""
+    whole, model = case.build(), case.build(chunk_size_feed_forward=size)
+    calls = []
+    model.base_model.layers[0].linear2.register_forward_hook(lambda *_: calls.append(1))
+    found = model(**case.inputs, output_hidden_states=True)
+    tokens = found.hidden_states[0].shape[1]
+    assert len(calls) == -(-tokens // size)
+    expected = whole(**case.inputs, output_hidden_states=True)
+    for a, b in zip(leaves(found), leaves(expected), strict=True):
+        torch.testing.assert_close(a, b, **TIGHT)
+
+
+def test_heads_cannot_be_pruned(case):
     with pytest.raises(ValueError, match="pruned_heads must be left out"):
         case.build(pruned_heads={0: [1]})
     assert not hasattr(case.model_class, "prune_heads")  # transformers 5 has none

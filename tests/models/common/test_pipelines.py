@@ -1,11 +1,12 @@
 """`pipeline(...)` for every task that there is a head for, in both precisions."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig, pipeline
 
 import syncattn.models
-from syncattn.models import OSNConfig, TransformerConfig
+from syncattn.models import OSNConfig, OSNForImageClassification, OSNImageConfig, TransformerConfig
 from syncattn.training.tokenizers import byte_tokenizer
 
 TEXTS = ["it locks", "a phase drifts and locks"]
@@ -62,3 +63,19 @@ def test_one_text_and_several(task, kind, dtype):
         assert one.keys() == same.keys() and set(one) & {"score", "scores"}
         scores = [torch.tensor(x.get("score", x.get("scores"))) for x in (one, same)]
         torch.testing.assert_close(*scores, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_images(dtype):
+    pil = pytest.importorskip("PIL.Image")
+    processors = pytest.importorskip("transformers.models.vit.image_processing_pil_vit")
+    processor = processors.ViTImageProcessorPil(size={"height": 8, "width": 8})
+    config = OSNImageConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4, num_labels=3
+    )
+    model = OSNForImageClassification(config).eval().to(dtype)
+    picture = pil.fromarray(np.full((10, 12, 3), 100, dtype=np.uint8))
+    classes = pipeline("image-classification", model, image_processor=processor)(picture)
+    assert {each["label"] for each in classes} == {"LABEL_0", "LABEL_1", "LABEL_2"}
+    features = pipeline("image-feature-extraction", model.model, image_processor=processor)(picture)
+    assert np.shape(features) == (1, 4, 16) and np.isfinite(features).all()
