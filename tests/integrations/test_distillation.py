@@ -151,7 +151,8 @@ def test_a_training_that_diverges_changes_nothing(sparse):
             "of the model's architecture, they",
         ),
         ({"original": "model"}, ValueError, "original must be another model than model"),
-        ({"folder": __file__}, OSError, "exists"),
+        ({"folder": __file__}, OSError, "folder must be one that can be written to, got"),
+        ({"data": lambda: batches(3, 2)}, ValueError, "density must be at least 0.5, that of the shortest"),
     ],
 )
 def test_wrong_arguments(sparse, change, kind, message):

@@ -36,6 +36,9 @@ from syncattn.integrations.transformers import COUPLING, NAME, register
 START = 0.6
 """The density at the start, unless more is wanted at the end."""
 
+WEAKEST = 1e-3
+"""The least coupling: each row then locks to its nearest sender, and to what is as near."""
+
 _LOWERED = 0.6  # the share of the schedule in which the density falls; the rest is spent where it is wanted
 _ATTENTION_ONLY = 0.2  # the share in which only the attentions' results are compared
 _WARMED = 0.05  # the share in which the learning rate rises
@@ -222,6 +225,14 @@ class _Run:
         self.raised = 0.0  # log of the factor on all couplings
         self.step = 0
         self.elapsed = 0.0
+        self._raise(-30.0)
+        least = self._count(self.held[0])
+        if least > options["density"]:
+            raise ValueError(
+                f"density must be at least {least:.4g}, that of the shortest reach on this data, got "
+                f"{options['density']:g}"
+            )
+        self._raise(30.0)
         self.density = self._count(self.held[0])
         for _ in range(20):  # up to the density at the start
             if self.density >= self._limit(0.0) or self.raised > 12:
@@ -283,7 +294,8 @@ class _Run:
         self.raised += by
         factor = math.exp(self.raised)
         self.model.config.ssa_coupling = [
-            [min(round(kappa * factor, 6), COUPLING) for kappa in row] for row in self.proportions
+            [min(max(round(kappa * factor, 6), WEAKEST), COUPLING) for kappa in row]
+            for row in self.proportions
         ]
 
     @torch.no_grad()
