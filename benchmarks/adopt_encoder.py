@@ -100,6 +100,11 @@ def main() -> None:
     print(result.text())
 
 
+def command() -> str:
+    """The arguments, without the folders that files are in."""
+    return " ".join(repr(Path(word).name) if "/" in word or not word else word for word in sys.argv[1:])
+
+
 def numbers(text: str) -> list[float]:
     return [float(word) for word in text.split(",") if word]
 
@@ -118,7 +123,7 @@ class Result:
         self.expected = hidden(self.own, self.test)
         self.rows: list[dict[str, Any]] = []
         self.head = {
-            "command": " ".join(["python", "benchmarks/adopt_encoder.py", *sys.argv[1:]]),
+            "command": f"python benchmarks/adopt_encoder.py {command()}",
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "versions": f"torch {torch.__version__}, syncattn {syncattn.__version__}",
             "test": f"{len(self.test)} batches of 16 texts of up to {given.tokens} tokens",

@@ -130,6 +130,15 @@ def test_a_training_that_diverges_changes_nothing(sparse):
     assert same(before, state(sparse))
 
 
+def test_a_model_that_was_not_converted_is_not_either_afterwards():
+    model, data = encoder(), batches()
+    before = model.config.to_dict(), {name: x.clone() for name, x in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="the training diverged"):
+        distil(model, encoder(), data, density=0.4, steps=4, learning_rate=1e30, progress=False)
+    assert model.config.to_dict() == before[0] and model.config._attn_implementation != "ssa"
+    assert all(torch.equal(x, before[1][name]) for name, x in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
@@ -151,7 +160,8 @@ def test_a_training_that_diverges_changes_nothing(sparse):
             "of the model's architecture, they",
         ),
         ({"original": "model"}, ValueError, "original must be another model than model"),
-        ({"folder": __file__}, OSError, "exists"),
+        ({"folder": __file__}, OSError, "folder must be one that can be written to, got"),
+        ({"data": lambda: batches(3, 2)}, ValueError, "density must be at least 0.5, that of the shortest"),
     ],
 )
 def test_wrong_arguments(sparse, change, kind, message):

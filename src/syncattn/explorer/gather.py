@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -30,6 +30,32 @@ class Heard(NamedTuple):
     phase: Tensor | None
 
 
+class Adopted(NamedTuple):
+    """A kind of model that synchronizes without layers of this library.
+
+    Attributes:
+        sizes: (heads, coordinates of a frequency) for each layer of a model, or None: it is not of this kind.
+        calls: within it, what the model's layers are called with is added to the list.
+    """
+
+    sizes: Callable[[nn.Module], list[tuple[int, int]] | None]
+    calls: Callable[[nn.Module], AbstractContextManager[list[Heard]]]
+
+
+ADOPTED: list[Adopted] = []
+"""The kinds that are known; `syncattn.integrations.transformers.register` adds its own."""
+
+
+def adopted(model: nn.Module) -> Adopted | None:
+    """The kind that a model is of; None if it has layers of this library, or neither.
+
+    Raises:
+        TypeError, ValueError: as `find_layers`, for what is no module and for weights that are not finite.
+    """
+    _check_model(model)
+    return next((kind for kind in ADOPTED if kind.sizes(model)), None)
+
+
 def find_layers(model: nn.Module) -> dict[str, SelectiveSynchronizationAttention]:
     """The model's synchronization layers by name.
 
@@ -37,8 +63,7 @@ def find_layers(model: nn.Module) -> dict[str, SelectiveSynchronizationAttention
         TypeError: model is no module.
         ValueError: it has none of them, or a parameter that is not finite.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check_model(model)
     named = model.named_modules()
     layers = {name or "layer": m for name, m in named if isinstance(m, SelectiveSynchronizationAttention)}
     if not layers:
@@ -46,9 +71,6 @@ def find_layers(model: nn.Module) -> dict[str, SelectiveSynchronizationAttention
             "model must have SelectiveSynchronizationAttention layers, as an OSN has: there is nothing to "
             f"see in {type(model).__name__}, which has none"
         )
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ValueError(f"model must have finite weights, got nan or infinity in {name}")
     return layers
 
 
@@ -66,6 +88,13 @@ def listen(model: nn.Module, inputs: Any) -> tuple[list[Heard], Tensor | None]:
     Raises:
         ValueError: the inputs are not one sequence, or a layer's senders are not its receivers.
     """
+    kind = adopted(model)
+    if kind is not None:
+        with _in_evaluation(model), torch.no_grad(), kind.calls(model) as heard:
+            output = run(model, inputs)
+        for one in heard:
+            _check_text(one.name, one.call)
+        return heard, _logits(model, output, _tokens(heard))
     layers, heard = find_layers(model), []
 
     def keep(name: str) -> Callable[..., None]:
@@ -82,12 +111,25 @@ def listen(model: nn.Module, inputs: Any) -> tuple[list[Heard], Tensor | None]:
         finally:
             for handle in hooks:
                 handle.remove()
+    return heard, _logits(model, output, _tokens(heard))
+
+
+def _tokens(heard: list[Heard]) -> int:
+    """How many tokens the layers read, all the same."""
     if not heard:
         raise ValueError("inputs must reach the model's synchronization layers, got a call that used none")
     tokens = {one.call.receive.shape[2] for one in heard}
     if len(tokens) > 1:
         raise ValueError(f"inputs must be one text for all layers, got layers of {sorted(tokens)} tokens")
-    return heard, _logits(model, output, tokens.pop())
+    return tokens.pop()
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(f"model must have finite weights, got nan or infinity in {name}")
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
@@ -156,7 +198,15 @@ def _heard(
     finally:
         if handle is not None:
             handle.remove()
-    batch, heads, tokens, _ = call.receive.shape
+    _check_text(name, call)
+    _, heads, tokens, _ = call.receive.shape
+    phase = phases[0][0, :tokens].unflatten(-1, (heads, -1)).transpose(0, 1) if phases else None
+    return Heard(name, call, layer.coupling.detach(), phase)
+
+
+def _check_text(name: str, call: Call) -> None:
+    """Raise ValueError unless a call is of one text that listens to itself, and finite."""
+    batch, _, tokens, _ = call.receive.shape
     if batch != 1 or tokens == 0:
         raise ValueError(f"inputs must be one text of at least one token, got {batch} of {tokens} in {name}")
     if call.send.shape[2] != tokens:
@@ -166,8 +216,6 @@ def _heard(
         )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in (call.receive, call.send, call.coupling)):
         raise ValueError(f"model must give finite frequencies and couplings, got others in {name}")
-    phase = phases[0][0, :tokens].unflatten(-1, (heads, -1)).transpose(0, 1) if phases else None
-    return Heard(name, call, layer.coupling.detach(), phase)
 
 
 def _logits(model: nn.Module, output: Any, tokens: int) -> Tensor | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from syncattn.explorer import payload
-from syncattn.explorer.gather import find_layers, listen, without_heads
+from syncattn.explorer.gather import adopted, find_layers, listen, without_heads
 from syncattn.explorer.payload import layer_payload, next_payload, switched_off, tokens_that_fit
 from syncattn.explorer.tables import head_table, token_table
 from syncattn.page.document import document, own_file
@@ -61,7 +61,8 @@ def explore(
     it was.
 
     Args:
-        model: any module with `SelectiveSynchronizationAttention` layers.
+        model: any module with `SelectiveSynchronizationAttention` layers, or a model of transformers with
+            `attn_implementation="ssa"`, whose heads are not switched off.
         inputs: what the model is called with: token numbers (1, N), hidden states (1, N, E), or a mapping of
             keyword arguments.
         tokens: the N tokens as text; None for what `decode` gives, or their numbers.
@@ -98,7 +99,8 @@ def explore(
         if not bool(torch.isfinite(logits).all()):
             raise ValueError("model must give finite logits on these inputs, got nan or infinity")
         after = next_payload(logits, ids, lambda token: label(decode(token)))
-        if switch_off and ids is not None and [one.name for one in heard] == list(find_layers(model)):
+        own = None if adopted(model) else list(find_layers(model))
+        if switch_off and ids is not None and [one.name for one in heard] == own:
             rises = switched_off(logits, without_heads(model, inputs, count), ids)
     found = [payload.weights(one) for one in heard]
     labels = [label(token) for token in tokens]

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from syncattn.backends import eager
-from syncattn.explorer.gather import Heard, find_layers
+from syncattn.explorer.gather import Heard, adopted, find_layers
 
 MOST_TOKENS = 512
 """Of one page: matrices of more cannot be seen on a screen, nor recomputed while a slider moves."""
@@ -27,15 +27,21 @@ def tokens_that_fit(model: nn.Module) -> int:
     Raises:
         TypeError, ValueError: as `explore`, for the model.
     """
-    return _room(find_layers(model).values())
-
-
-def _room(layers: Any) -> int:
-    numbers = 0  # of one token
+    kind = adopted(model)
+    if kind is not None:
+        numbers = sum(heads * (2 * freq_dim + 2) for heads, freq_dim in kind.sizes(model) or [])
+        return _room(numbers, model.parameters())
+    layers = find_layers(model).values()
+    numbers = 0
     for layer in layers:
         phases = 0 if layer.phase_proj is None else layer.phase_proj.out_features
         numbers += layer.num_heads * (2 * layer.freq_dim + 2) + phases
-    wide = any(parameter.dtype == torch.float64 for layer in layers for parameter in layer.parameters())
+    return _room(numbers, (parameter for layer in layers for parameter in layer.parameters()))
+
+
+def _room(numbers: int, parameters: Iterable[Tensor]) -> int:
+    """How many tokens fit that have so many numbers each."""
+    wide = any(parameter.dtype == torch.float64 for parameter in parameters)
     size = (8 if wide else 4) * 4 / 3  # base64 writes 3 bytes as 4
     return max(1, min(MOST_TOKENS, int(MOST_BYTES / (numbers * size + 400))))
 

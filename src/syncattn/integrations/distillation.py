@@ -36,6 +36,9 @@ from syncattn.integrations.transformers import COUPLING, NAME, register
 START = 0.6
 """The density at the start, unless more is wanted at the end."""
 
+WEAKEST = 1e-3
+"""The least coupling: each row then locks to its nearest sender, and to what is as near."""
+
 _LOWERED = 0.6  # the share of the schedule in which the density falls; the rest is spent where it is wanted
 _ATTENTION_ONLY = 0.2  # the share in which only the attentions' results are compared
 _WARMED = 0.05  # the share in which the learning rate rises
@@ -130,6 +133,7 @@ def distil(
         prepare(Path(folder))
         kept = read_kept(Path(folder), options, _trained(model))
 
+    had = hasattr(config, "ssa_coupling")
     before = (config._attn_implementation, getattr(config, "ssa_coupling", None))
     weights = {name: x.detach().clone() for name, x in model.state_dict().items()}
     modes = [(module, module.training) for module in model.modules()]
@@ -138,6 +142,8 @@ def distil(
     try:
         register()
         if before[1] is None:
+            if progress:
+                print("weighing the heads' couplings against each other", file=sys.stderr, flush=True)
             convert(model, batches[:: -(-len(batches) // _ALLOCATED)], density=density, output=output)
         else:
             model.set_attn_implementation(NAME)
@@ -145,7 +151,7 @@ def distil(
         run = _Run(model, teacher, batches, output, options, progress)
         if kept is not None:
             run.take(kept)
-        run.elapsed += time.perf_counter() - began
+        run.prepared = time.perf_counter() - began
         run.train(None if folder is None else Path(folder), save_seconds)
         result = run.finish()
         done = True
@@ -159,6 +165,8 @@ def distil(
             model.load_state_dict(weights)
             model.set_attn_implementation(before[0])
             config.ssa_coupling = before[1]
+            if not had:
+                del config.ssa_coupling
     if folder is not None:
         (Path(folder) / FILE).unlink(missing_ok=True)
     return result
@@ -221,7 +229,16 @@ class _Run:
         self.proportions = _as_lists(model)
         self.raised = 0.0  # log of the factor on all couplings
         self.step = 0
-        self.elapsed = 0.0
+        self.elapsed = 0.0  # seconds of training, in this call and those before
+        self.prepared = 0.0  # seconds that this call took before
+        self._raise(-30.0)
+        least = self._count(self.held[0])
+        if least > options["density"]:
+            raise ValueError(
+                f"density must be at least {least:.4g}, that of the shortest reach on this data, got "
+                f"{options['density']:g}"
+            )
+        self._raise(30.0)
         self.density = self._count(self.held[0])
         for _ in range(20):  # up to the density at the start
             if self.density >= self._limit(0.0) or self.raised > 12:
@@ -271,7 +288,7 @@ class _Run:
         """How much of the schedule is over."""
         if self.options["steps"] is not None:
             return self.step / self.options["steps"]
-        return self.elapsed / self.options["seconds"]
+        return self.elapsed / max(self.options["seconds"] - self.prepared, 1e-9)
 
     def _limit(self, share: float) -> float:
         """The density at that share of the schedule: in geometric progression."""
@@ -283,7 +300,8 @@ class _Run:
         self.raised += by
         factor = math.exp(self.raised)
         self.model.config.ssa_coupling = [
-            [min(round(kappa * factor, 6), COUPLING) for kappa in row] for row in self.proportions
+            [min(max(round(kappa * factor, 6), WEAKEST), COUPLING) for kappa in row]
+            for row in self.proportions
         ]
 
     @torch.no_grad()

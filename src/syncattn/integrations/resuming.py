@@ -65,10 +65,13 @@ def prepare(folder: Path) -> None:
     Raises:
         OSError: it cannot, or it is no folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".partial-") as probe:
-        probe.write(b"0")
-        probe.flush()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".partial-") as probe:
+            probe.write(b"0")
+            probe.flush()
+    except OSError as error:
+        raise OSError(f"folder must be one that can be written to, got {folder}: {error.strerror}") from error
 
 
 def write_kept(folder: Path, kept: Kept) -> None:

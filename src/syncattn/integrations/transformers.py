@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from syncattn.backends.call import constant_when_compiled
 from syncattn.checks import check_real, short
+from syncattn.integrations.exploring import add_to_explorer
 from syncattn.integrations.softmax import softmax_limit
 from syncattn.values import readable
 
@@ -90,10 +91,12 @@ def register() -> None:
     """Add "ssa" to transformers' attention implementations: to its attention functions and its masks.
 
     From then on, in this process, `from_pretrained(..., attn_implementation="ssa")` and
-    `model.set_attn_implementation("ssa")` take it. Calling it again changes nothing.
+    `model.set_attn_implementation("ssa")` take it, and `syncattn.explore` shows such models. Calling it again
+    changes nothing.
     """
     AttentionInterface.register(NAME, ssa_attention)
     AttentionMaskInterface.register(NAME, ssa_mask)
+    add_to_explorer(watching)
 
 
 def ssa_attention(
