@@ -1,9 +1,10 @@
 # make demo   train an OSN beside a matched Transformer on real text and write a report with pictures
 # make test   the tests
+# make docs   the documentation as a site, in build/site: search, API reference, every link checked
 # make release  sdist and wheels in dist/, checked, installed in empty environments and tested there
-# The first two set up everything they need in .venv first, from Python 3.11 or later alone.
+# All set up everything they need in .venv first, from Python 3.11 or later alone.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test release lint format clean
+.PHONY: help setup demo test docs release lint format clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -44,6 +45,14 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Anew each time: reference and navigation are made of what the modules and docs/README.md say now. Warnings are errors.
+docs: $(STAMP)
+	@$(BIN)/python -c 'import furo, myst_parser, sphinx' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt 'syncattn[docs]'
+	rm -rf build/site
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs/site -d build/site-cache . build/site
+	$(BIN)/python docs/site/check.py build/site
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

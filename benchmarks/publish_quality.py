@@ -6,6 +6,8 @@
 "..."`. What the page is made from is copied beside its pictures, so that the same page comes from
 
     python benchmarks/publish_quality.py docs/results/quality --out docs/results
+
+`--html FILE` also writes the page for the browser, as `syncattn study` does at its end.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from syncattn.training.files import disk_errors, read_json, remove_staging, stag
 from syncattn_lab.study import figures, tables
 from syncattn_lab.study.lines import LINES_FILE
 from syncattn_lab.study.records import DEFAULT, PLAN_FILE, Line, read_runs, thin
+from syncattn_lab.study.report import write_report
 from syncattn_lab.study.summary import Cell, Group, as_groups, lengths, missing, size_cells, tokens_per_step
 from syncattn_lab.study.verdicts import verdicts
 
@@ -57,9 +60,13 @@ def main() -> None:
     parser.add_argument(
         "--remarks", type=Path, help=f"default: {REMARKS_FILE} among the runs, if it is there"
     )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the page for the browser here")
     arguments = parser.parse_args()
     try:
         publish(arguments.runs, arguments.out, arguments.remarks)
+        if arguments.html is not None:
+            runs = arguments.runs
+            write_report(read_runs(runs / LINES_FILE), arguments.html, plan_keys(runs / PLAN_FILE))
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -1,7 +1,9 @@
 """Settings that every test runs under."""
 
 import contextlib
+import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,27 @@ _COMMON = {
 settings.register_profile("fixed", max_examples=60, derandomize=True, **_COMMON)
 settings.register_profile("search", max_examples=500, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+_spec = importlib.util.spec_from_file_location("chromium", Path(__file__).with_name("chromium.py"))
+_chromium = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_chromium)
+
+
+@pytest.fixture(scope="session")
+def browser_path():
+    """A Chromium on this machine; None if there is none."""
+    return _chromium.find()
+
+
+@pytest.fixture(scope="session")
+def browser(browser_path):
+    """A browser with one page, for all tests."""
+    if browser_path is None:
+        pytest.skip(f"no browser: none of {', '.join(_chromium.NAMES)} is on this machine")
+    found = _chromium.Chromium(browser_path)
+    yield found
+    found.close()
 
 
 @pytest.fixture

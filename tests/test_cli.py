@@ -90,9 +90,10 @@ def test_compare_ends_with_a_table_samples_and_a_report(text, tmp_path, monkeypa
     assert (out / "report.html").stat().st_size > 50_000
     results = json.loads((out / "results.json").read_text())
     assert results["seeds"] == [0, 1] and len(results["models"]) == 2
-    monkeypatch.setattr("syncattn.training.figures.both_pages", lambda draw: (b"", b""))  # they take seconds
+    assert f"explore: {out / 'explorer.html'}" in result.stdout.replace("\n", " ")
+    (out / "report.html").write_text("old")
     assert run(*arguments, "--quiet").exit_code == 0  # nothing is trained again, the report is written anew
-    assert (out / "report.html").stat().st_size < 50_000
+    assert (out / "report.html").stat().st_size > 50_000 and (out / "explorer.html").is_file()
 
 
 @pytest.mark.parametrize(

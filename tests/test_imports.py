@@ -10,7 +10,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parents[1] / "src"
 
 LEVELS = (
-    ("checks", "values", "special_functions", "option", "starting", "terminal"),
+    ("checks", "values", "special_functions", "option", "starting", "terminal", "page"),
     ("margin",),
     ("locking", "order_parameter"),
     ("backends",),

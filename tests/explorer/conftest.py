@@ -1,39 +1,22 @@
-"""A JavaScript engine for the page's arithmetic, a browser for the page, and a small layer to look at."""
+"""A JavaScript engine for the page's arithmetic, and a small layer to look at."""
 
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
 import torch
 
 from syncattn.nn import SelectiveSynchronizationAttention
 
-_spec = importlib.util.spec_from_file_location("chromium", Path(__file__).with_name("chromium.py"))
-chromium = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(chromium)
-
 
 @pytest.fixture(scope="session")
-def browser():
-    """A browser with one page, for all tests."""
-    path = chromium.find()
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(chromium.NAMES)} is on this machine")
-    found = chromium.Chromium(path)
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="session")
-def javascript(tmp_path_factory, request):
+def javascript(tmp_path_factory, request, browser_path):
     """Runs `script`, in which `A` is the arithmetic and `data` what is given; what it leaves in `result`."""
     node = shutil.which("node")
-    if node is None and chromium.find() is None:
+    if node is None and browser_path is None:
         pytest.skip("no JavaScript engine: neither node nor Chromium is on this machine")
     arithmetic = (files("syncattn.explorer") / "arithmetic.js").read_text(encoding="utf-8")
     # NaN, which JSON has not, becomes null

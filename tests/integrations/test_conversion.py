@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from syncattn.integrations.conversion import convert, every_token, mean_pooled
+from syncattn.integrations.conversion import Conversion, convert, every_token, mean_pooled
 from syncattn.integrations.transformers import register
 
 logging.set_verbosity_error()
@@ -112,6 +112,27 @@ def convert_to(model, data, kappa, before):
     return locked / total, cosine
 
 
+def test_projections_fitted_again_are_measured_where_they_were_not_fitted(tmp_path):
+    torch.manual_seed(0)
+    model, data = encoder().eval(), batches(12)
+    only, before = copy.deepcopy(model), outputs(model, data[3::4])
+    plain = convert(only, data, density=0.35)
+    done = convert(model, data, density=0.35, refit=True)
+    assert done.mean_density <= 0.35 and len(done.refitted) == 2 and plain.refitted == ()
+    assert all(after < before for before, after in done.refitted)
+    cosine = torch.cosine_similarity(outputs(model, data[3::4]), before, dim=-1)
+    assert cosine.mean().item() == pytest.approx(done.cosine, abs=1e-6) and done.cosine > plain.cosine
+    assert "when fitted again" in str(done)
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, attn_implementation="ssa")
+    assert torch.equal(outputs(again, data), outputs(model, data))
+
+
+def test_heads_that_are_softmax_still_are_told():
+    done = Conversion([[1.0, 1e5]], [[0.5, 0.995]], 0.9, 0.8)
+    assert done.kept == [(0, 1)] and str(done).endswith("kept as softmax: layer 0 head 1")
+
+
 def test_it_is_kept_by_saving(tmp_path):
     model, data = encoder(), batches()
     model.embeddings.eval()
@@ -161,6 +182,9 @@ def converted():
         (encoder, batches, {"density": 0.001}, ValueError, r"density must be at least 0\.\d+, .* got 0.001"),
         (gptj, batches, {"density": 0.5}, ValueError, "GPTJModel: its attention is not called through"),
         (xlnet, batches, {"density": 0.5}, ValueError, "XLNetModel: its attention is not called through"),
+        (encoder, lambda: batches(1), {"density": 0.5, "refit": True}, ValueError, "at least 2 batches with"),
+        (encoder, batches, {"density": 0.5, "refit": 1}, TypeError, "refit must be True or False, got 1"),
+        (encoder, batches, {"density": 0.001, "refit": True}, ValueError, "density must be at least"),
         (converted, batches, {"density": 0.5}, ValueError, "model is converted already"),
         (lambda: torch.nn.Linear(2, 2), batches, {"density": 0.5}, TypeError, "of transformers, got Linear"),
         (
@@ -180,6 +204,8 @@ def converted():
 def test_what_fails_leaves_the_model_as_it_was(model, data, options, kind, message):
     model = model()
     before = state(model) if hasattr(model, "config") else None
+    weights = copy.deepcopy(model.state_dict())
     with pytest.raises(kind, match=message):
         convert(model, data(), **options)
     assert before is None or state(model) == before
+    assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())

@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from syncattn import models
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig, TransformerForCausalLM
+from syncattn.models.decoder import DecoderModel
 from syncattn.nn import calibrate
 
 logging.disable_progress_bar()
@@ -105,3 +107,47 @@ def mask(ids: torch.Tensor) -> torch.Tensor:
 def build_model():
     """A copy of the model of a name, which a test may change."""
     return lambda name: copy.deepcopy(build(name))
+
+
+@cache
+def build_encoder(name: str) -> DecoderModel:
+    """The bidirectional base model with the weights of the causal model of this name; shared, too."""
+    causal = build(name)
+    config = copy.deepcopy(causal.config)
+    config.is_causal = False
+    encoder = type(causal.model)(config).eval()
+    encoder.load_state_dict(causal.model.state_dict())
+    if name in OSN and name != "osn paper":
+        calibrate(encoder, torch.randint(1, 40, (2, 24), generator=torch.Generator().manual_seed(3)))
+    return encoder
+
+
+@pytest.fixture(params=list(CONFIGS))
+def encoder(request: pytest.FixtureRequest) -> DecoderModel:
+    """Every kind of model in turn, bidirectional and without a head."""
+    return build_encoder(request.param)
+
+
+@pytest.fixture(params=["osn", "osn paper", "alibi delay"])
+def typical_encoder(request: pytest.FixtureRequest) -> DecoderModel:
+    """One bidirectional model of each attention."""
+    return build_encoder(request.param)
+
+
+@pytest.fixture
+def build_head():
+    """A model with a head, of its own: `build_head(name, "ForMaskedLM", is_causal=False, **fields)`, with the
+    weights of the model of that name."""
+
+    def made(name: str, task: str, is_causal: bool = False, **fields):
+        base = build(name).model if is_causal else build_encoder(name)
+        config = copy.deepcopy(base.config)
+        for field, value in fields.items():
+            setattr(config, field, value)
+        kind = getattr(models, ("Transformer" if name in TRANSFORMERS else "OSN") + task)
+        torch.manual_seed(0)
+        head = kind(config).eval()
+        head.model.load_state_dict(base.state_dict())
+        return head
+
+    return made

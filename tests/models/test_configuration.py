@@ -115,3 +115,11 @@ def test_a_field_assigned_later_is_checked_when_the_model_is_built():
     config.num_attention_heads = 7
     with pytest.raises(ValueError, match="num_attention_heads = 7"):
         OSNForCausalLM(config)
+
+
+def test_names_of_labels_alone_say_their_numbers_too():
+    """Pipelines read both."""
+    made = OSNConfig(id2label={0: "no", 1: "yes", 2: "perhaps"})
+    assert made.num_labels == 3 and made.label2id == {"no": 0, "yes": 1, "perhaps": 2}
+    assert OSNConfig(num_labels=2).label2id == {"LABEL_0": 0, "LABEL_1": 1}
+    assert OSNConfig(id2label={0: "a", 1: "b"}, label2id={"a": 0, "B": 1}).label2id == {"a": 0, "B": 1}

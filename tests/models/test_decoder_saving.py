@@ -22,9 +22,11 @@ def folder(typical, tmp_path):
 def test_a_saved_model_comes_back_exactly(model, ids, tmp_path):
     model.save_pretrained(tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == {
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "syncattn_models.py",
     }
     torch.manual_seed(123)  # what loading draws by the way must not matter
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -41,7 +41,6 @@ def test_a_newer_versions_config_loads_with_one_warning(tmp_path):
 
 
 FOREIGN = {
-    "is_causal": False,
     "is_decoder": False,
     "is_encoder_decoder": True,
     "use_bidirectional_attention": True,
@@ -76,8 +75,8 @@ def test_fields_that_would_make_it_another_model_are_refused_by_name(config, tmp
             with pytest.raises(ValueError, match=message):
                 AutoConfig.from_pretrained(tmp_path, **{name: value})
     later = config()
-    later.is_causal = False
-    with pytest.raises(ValueError, match="is_causal must be left out or True, got False"):
+    later.is_decoder = False
+    with pytest.raises(ValueError, match="is_decoder must be left out or True, got False"):
         later.check()
 
 

@@ -64,6 +64,15 @@ def test_nothing_in_the_way(kind, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_older_exporter_is_refused(monkeypatch):
+    """It takes the lengths that it sees for constants, so that others fail in the runtime."""
+    module, arguments, _ = example("model", 2, 9)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    with pytest.raises(ValueError, match=r"the lengths that it sees.*dynamo=True"):
+        torch.jit.trace(module.eval(), arguments)
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["operator", "layer", "layer, window", "model"])
 def test_onnxruntime_computes_the_same(kind, tmp_path):
     for needed in ("onnx", "onnxscript", "onnxruntime"):

@@ -1,31 +1,26 @@
 """Comparisons: matched, resumable run by run, reported in full."""
 
-import base64
 import json
-import re
 import signal
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 import torch
 
 import syncattn.training.compare as compare_module
+from syncattn.models import OSNConfig, count_parameters
 from syncattn.training import once
 from syncattn.training.compare import compare, contenders, mean_and_spread, prompt_from, sentence_from
 from syncattn.training.data import Corpus
 from syncattn.training.errors import Interrupted, UserError
 from syncattn.training.loop import Loop
-from syncattn.training.options import Sampling
-from syncattn.training.report import render, table_rows, write_report
+from syncattn.training.options import Sampling, TrainingOptions
+from syncattn.training.report import render, table_rows
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, corpus, tokenizer):
     """Both baselines, two seeds, and two learning rates."""
-    from syncattn.models import OSNConfig
-    from syncattn.training.options import TrainingOptions
-
     config = OSNConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     options = TrainingOptions(
         context=16, batch_size=4, steps=4, eval_tokens=64, final_eval_tokens=128, device="cpu", threads=1
@@ -47,6 +42,40 @@ def test_entrants_have_equally_many_parameters(finished):
     counts = [model["parameters"] for model in results["models"]]
     assert max(counts) / min(counts) < 1.01
     assert [model["name"] for model in results["models"]] == ["osn", "alibi", "rotary"]
+
+
+def test_transformers_get_what_the_osn_has_and_leave_it_as_it_was():
+    def made(**given):
+        config = OSNConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=2)
+        return contenders(config, ("rotary",), (0.01,), **given)
+
+    osn, other = made()
+    assert (other.config.delay, other.config.token_shift) == (osn.config.delay, osn.config.token_shift)
+    assert other.title == "Transformer, rotary, delay, token shift"
+    same, plain = made(baseline_delay=0.0, baseline_token_shift=False)
+    assert plain.title == "Transformer, rotary"
+    assert (plain.config.delay, plain.config.token_shift) == (0.0, False)
+    assert same.config.to_dict() == osn.config.to_dict()
+    counts = [count_parameters(one.config) for one in (osn, other, plain)]
+    assert max(counts) / min(counts) < 1.01
+
+
+def test_the_osn_can_be_explored(finished):
+    _, _, out, results = finished
+    assert results["explorer"] == "explorer.html"
+    page = (out / "explorer.html").read_text()
+    assert "The OSN of this comparison reads validation text" in page and len(page) < 5e6
+
+
+def test_an_osn_that_cannot_be_shown_costs_no_results(finished, corpus, tokenizer, monkeypatch, copied):
+    def refuse(*args, **kwargs):
+        raise UserError("the model cannot be shown")
+
+    out = copied(finished[2])
+    monkeypatch.setattr(compare_module, "explore_text", refuse)
+    results = again(finished, corpus, tokenizer, out=out)
+    assert results["explorer"] is None and (out / "results.json").is_file()
+    assert "explorer.html" not in render(results)
 
 
 def test_all_see_the_same_data_and_budget(finished):
@@ -148,7 +177,7 @@ def test_an_interrupted_comparison_goes_on(finished, corpus, tokenizer, tmp_path
         assert a["validation_loss"] == b["validation_loss"] and a["sample"] == b["sample"]
 
 
-def test_a_learning_rate_that_diverges_loses(finished, corpus, tokenizer, tmp_path, no_pictures):
+def test_a_learning_rate_that_diverges_loses(finished, corpus, tokenizer, tmp_path):
     entrants, options, _, _ = finished
     both = [replace(entrant, learning_rates=(1e30, 0.01)) for entrant in entrants[:2]]
     results = compare(both, corpus, tokenizer, tmp_path / "out", options, sampling=Sampling(8))
@@ -177,7 +206,10 @@ def test_everything_is_checked_before_anything_is_trained(finished, corpus, toke
     entrants, options, _, _ = finished
     baseline = replace(entrants[2], learning_rates=(-1.0,))
     cases = [
-        ("Transformer, rotary: learning_rate must be", {"entrants": [entrants[0], baseline]}),
+        (
+            "Transformer, rotary, delay, token shift: learning_rate must be",
+            {"entrants": [entrants[0], baseline]},
+        ),
         ("OSN: seed must be from 0", {"seeds": (0, -1)}),
         ("the prompt is empty", {"prompt": ""}),
         ("shorter than the context", {"corpus": Corpus("abc", "", "", ("x",))}),
@@ -194,57 +226,6 @@ def test_everything_is_checked_before_anything_is_trained(finished, corpus, toke
 def test_near_learning_rates_have_runs_of_their_own(finished):
     keys = {compare_module._key(finished[0][0], rate, 0) for rate in (0.01, 0.0100000001)}
     assert keys == {"osn-lr0.01-seed0", "osn-lr0.0100000001-seed0"}
-
-
-class Page(HTMLParser):
-    """Collects tags, and complains about those that do not match."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.links, self.tags = [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.links += [value for name, value in attributes if name in ("src", "href", "srcset")]
-        if tag not in ("meta", "img", "source", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Drawing takes seconds; one test looks at the pictures."""
-    monkeypatch.setattr("syncattn.training.figures.both_pages", lambda draw: (b"light", b"dark"))
-
-
-def test_the_report_needs_nothing_else(finished, tmp_path):
-    _, _, _, results = finished
-    results = {**results, "models": results["models"][:2]}
-    write_report(results, tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
-    parser = Page()
-    parser.feed(page)
-    assert not parser.open and "script" not in parser.tags
-    assert parser.links and all(link.startswith("data:image/png;base64,") for link in parser.links)
-    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
-    for link in parser.links:
-        assert base64.b64decode(link.partition(",")[2]).startswith(b"\x89PNG")
-    # loss, density, and two layers of two models, each for a light and a dark page
-    assert len(parser.links) == 2 * (1 + 1 + 2 * 2)
-    for cell in (cell for row in table_rows(results["models"]) for cell in row):
-        assert cell in page
-    assert results["command"].split()[0] in page and results["data"]["sha256"][:16] in page
-
-
-def test_text_from_outside_is_escaped(finished, no_pictures):
-    _, _, _, results = finished
-    evil = "<script>alert('&')</script>"
-    results = {**results, "prompt": evil, "sentence": evil, "command": evil}
-    results["models"] = [{**model, "sample": evil, "title": evil} for model in results["models"]]
-    page = render(results)
-    assert "<script>" not in page and "&lt;script&gt;" in page
 
 
 def test_one_seed_has_no_spread(finished):

@@ -27,8 +27,10 @@ def test_a_run_leaves_a_model_that_the_auto_classes_load(finished, corpus):
     record, out = finished
     names = {path.name for path in out.iterdir()} - {"logs", "generation_config.json"}
     assert names == {
+        "README.md",
         "config.json",
         "model.safetensors",
+        "syncattn_models.py",
         "tokenizer.json",
         "tokenizer_config.json",
         "training.json",

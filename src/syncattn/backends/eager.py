@@ -80,4 +80,12 @@ def _nearest_k(detuning: Tensor, allowed: Tensor, k: int) -> Tensor:
     return torch.zeros_like(detuning, dtype=torch.bool).scatter(-1, order[..., :k], True)
 
 
-BACKEND = Backend(run=run)
+def _refuses(call: Call) -> str | None:
+    if torch.jit.is_tracing() and exports_to_onnx():
+        return (
+            "the older exporter to ONNX records the lengths that it sees: call torch.onnx.export(dynamo=True)"
+        )
+    return None
+
+
+BACKEND = Backend(run=run, refuses=_refuses)

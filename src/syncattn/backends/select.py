@@ -137,8 +137,8 @@ def select(call: Call, backend: str | None = None) -> Explanation:
         else:
             preferred = f"not asked for (backend={backend!r})" if backend else f"{chosen} is preferred"
             reasons[name] = reason or preferred
-    if chosen is None:
-        raise BackendError(f"backend={backend!r} cannot take this call: {reasons[str(backend)]}")
+    if chosen is None:  # what nobody takes, eager does not
+        raise BackendError(f"backend={backend!r} cannot take this call: {reasons[backend or 'eager']}")
     return Explanation(chosen, reasons)
 
 

@@ -32,8 +32,11 @@ class Comparison:
 
     out: Path | None = option(None, "A folder for all runs and the report.")
     baseline: str = option("rotary", "The Transformer's position: 'alibi', 'rotary' or 'both'.")
-    baseline_delay: float = option(
-        0.0, "Fraction of the Transformer's heads that read the key of the token before."
+    baseline_delay: float | None = option(
+        None, "Fraction of the Transformer's heads that read the key of the token before.", shown="the OSN's"
+    )
+    baseline_token_shift: bool | None = option(
+        None, "Whether the Transformer mixes tokens with the one before.", shown="the OSN's"
     )
     seeds: str = option("0", "Seeds, as a list: 0,1,2.")
     learning_rate: float = option(6e-3, "Peak learning rate of all models.", flag="--lr")
@@ -90,7 +93,9 @@ def compare_command(
     corpus = noting_unknown(corpus, tokenizer, console)
     config = config_of(model, tokenizer, options.context)
     results = compare(
-        contenders(config, names, rates, own_rates, comparison.baseline_delay),
+        contenders(
+            config, names, rates, own_rates, comparison.baseline_delay, comparison.baseline_token_shift
+        ),
         corpus,
         tokenizer,
         out,

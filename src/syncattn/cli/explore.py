@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from syncattn.cli.options import command
 from syncattn.option import argument, option
 from syncattn.starting import loading
 from syncattn.training.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _MOST_CHARACTERS = 100_000
 """Read of a text at most: no page shows more."""
@@ -22,7 +19,11 @@ _MOST_CHARACTERS = 100_000
 class Task:
     """Which model reads what, and where the page goes."""
 
-    folder: Path = argument(MISSING, "A folder that `syncattn train` wrote.", metavar="MODEL")
+    folder: Path = argument(
+        MISSING,
+        "A folder that `syncattn train` wrote, or the name of a model that comes with the package.",
+        metavar="MODEL",
+    )
     text: Path = option(MISSING, "The file to read.", metavar="FILE")
     out: Path = option(Path("explore.html"), "The page.", metavar="PAGE")
     max_tokens: int = option(256, "Show this many tokens of the text at most.")
@@ -42,35 +43,29 @@ def explore_command(task: Task) -> None:
     if task.out.exists() and not task.overwrite:
         raise UserError(f"{task.out} is there already: give another --out, or --overwrite")
     with loading():
-        from syncattn.explorer import explore, tokens_that_fit
         from syncattn.training.checkpoints import load_model
+        from syncattn.training.explored import explore_text
         from syncattn.training.files import disk_errors, write_text
         from syncattn.training.settings import quiet
 
     text = _read(task.text)
     with quiet():
         model, tokenizer = load_model(task.folder)
-        try:
-            ids = _tokens_of(tokenizer, text, task.text)
-            shown = ids[:, : min(task.max_tokens, tokens_that_fit(model))]
-            page = explore(
-                model,
-                shown.to(model.device),
-                decode=lambda token: str(tokenizer.decode([token])),
-                title=f"{task.folder.name or task.folder} reads {task.text.name}",
-                note=_note(shown.shape[1], ids.shape[1], whole=len(text) < _MOST_CHARACTERS),
-                switch_off=task.switch_off,
-                history=_history(task.folder),
-            )
-        except UserError:
-            raise
-        except ValueError as error:  # of a model or a text that cannot be shown
-            raise UserError(str(error)) from error
+        page, left_out = explore_text(
+            model,
+            tokenizer,
+            text,
+            title=f"{task.folder.name or task.folder} reads {task.text.name}",
+            max_tokens=task.max_tokens,
+            whole=len(text) < _MOST_CHARACTERS,
+            switch_off=task.switch_off,
+            history=_history(task.folder),
+        )
     with disk_errors(f"cannot write {task.out}"):
         task.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(task.out, page.html)
-    if cut := _note(page.tokens, ids.shape[1], whole=len(text) < _MOST_CHARACTERS):
-        print(cut)
+    if left_out:
+        print(left_out)
     print(f"{page.tokens} tokens, {len(page.html.encode()) / 1e6:.1f} MB: {task.out}; open it in a browser")
 
 
@@ -88,22 +83,6 @@ def _read(path: Path) -> str:
     return text
 
 
-def _tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, path: Path) -> Any:
-    """The text as (1, tokens) int64."""
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"].long()
-    if ids.numel() == 0:
-        raise UserError(f"{path} has no tokens: there is nothing to read")
-    return ids
-
-
-def _note(shown: int, tokens: int, whole: bool) -> str:
-    """What is left out, in words; empty if nothing is."""
-    if shown == tokens and whole:
-        return ""
-    of = f"{'' if whole else 'more than '}{tokens:,}"
-    return f"The text is too long for a page: its first {shown:,} tokens of {of} are shown."
-
-
 def _history(folder: Path) -> list[Any]:
     """The densities that the run recorded as it went; none where there is no record."""
     from syncattn.training.files import read_object
@@ -113,4 +92,4 @@ def _history(folder: Path) -> list[Any]:
         return []
     entries = read_object(path).get("history")
     found = entries if isinstance(entries, list) else []
-    return [one for one in found if isinstance(one, dict) and one.get("density") and "step" in one]
+    return [one for one in found if isinstance(one, dict)]

@@ -18,7 +18,9 @@ from syncattn.training.options import Sampling
 class Task:
     """Which model goes on from what."""
 
-    folder: Path = argument(MISSING, "A folder that `syncattn train` wrote.")
+    folder: Path = argument(
+        MISSING, "A folder that `syncattn train` wrote, or the name of a model that comes with the package."
+    )
     prompt: str = option(MISSING, "What to go on from.")
 
 

@@ -46,6 +46,10 @@ def show_comparison(results: dict[str, Any], report: Path) -> None:
     console.rule(style="dim")
     show_table("loss in nats per token, lower is better", table_rows(results["models"]), console)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    if results.get("explorer"):
+        console.print(
+            f"the OSN, to explore: {report.parent / results['explorer']}", highlight=False, soft_wrap=True
+        )
 
 
 def show_table(title: str, rows: list[list[str]], console: Any) -> None:

@@ -91,6 +91,9 @@ def _begun_from(init_from: Path | None, out: Path, calibrate: bool, written: Wri
         _SHAPE | ({"calibrate"} if calibrate else set()),
         "--init-from takes the model as it is",
     )
+    from syncattn.training.checkpoints import model_folder
+
+    init_from = model_folder(init_from)
     if not init_from.is_dir():
         raise UserError(f"--init-from must be the folder of a model, got {str(init_from)!r}")
     if init_from.resolve() == out.resolve():
@@ -122,7 +125,9 @@ def _train(
         tokenizer = tokenizer_of(text, corpus, options.context)
         config: PreTrainedConfig = config_of(model, tokenizer, options.context)
     else:
-        config, tokenizer = model_of(start.init_from, text, options.context, written)
+        config, tokenizer = model_of(
+            Path(options.init_from or start.init_from), text, options.context, written
+        )
         if "context" not in written and (length := getattr(config, "max_position_embeddings", None)):
             options = training_options(make, budget, written, context=length)
         say(console, [f"weights, shape and tokenizer of {start.init_from}; context {options.context}"])

@@ -60,8 +60,8 @@ def listen(model: nn.Module, inputs: Any) -> tuple[list[Heard], Tensor | None]:
         inputs: what it is called with: a tensor, or a mapping of keyword arguments.
 
     Returns:
-        The layers' calls in the order they were made; and the output's `logits` (N, V), None if there are
-        none.
+        The layers' calls in the order they were made; and the output's `logits` (N, V) of next tokens, None
+        if there are none.
 
     Raises:
         ValueError: the inputs are not one sequence, or a layer's senders are not its receivers.
@@ -87,7 +87,7 @@ def listen(model: nn.Module, inputs: Any) -> tuple[list[Heard], Tensor | None]:
     tokens = {one.call.receive.shape[2] for one in heard}
     if len(tokens) > 1:
         raise ValueError(f"inputs must be one text for all layers, got layers of {sorted(tokens)} tokens")
-    return heard, _logits(output, tokens.pop())
+    return heard, _logits(model, output, tokens.pop())
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
@@ -106,7 +106,7 @@ def without_heads(model: nn.Module, inputs: Any, tokens: int) -> list[Tensor]:
             for head in range(layer.num_heads):
                 handle = layer.out_proj.register_forward_pre_hook(_silence(head, layer.head_dim))
                 try:
-                    logits = _logits(run(model, inputs), tokens)
+                    logits = _logits(model, run(model, inputs), tokens)
                 finally:
                     handle.remove()
                 assert logits is not None
@@ -168,8 +168,13 @@ def _heard(
     return Heard(name, call, layer.coupling.detach(), phase)
 
 
-def _logits(output: Any, tokens: int) -> Tensor | None:
-    logits = getattr(output, "logits", None)
+def _logits(model: nn.Module, output: Any, tokens: int) -> Tensor | None:
+    """The output's logits of next tokens; not those of tokens' classes, nor a bidirectional model's."""
+    logits, config = getattr(output, "logits", None), getattr(model, "config", None)
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != (1, tokens):
+        return None
+    if not getattr(config, "is_causal", True):
+        return None
+    if getattr(config, "vocab_size", logits.shape[2]) != logits.shape[2]:
         return None
     return logits[0].float()

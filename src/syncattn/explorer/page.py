@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +14,9 @@ from syncattn.explorer import payload
 from syncattn.explorer.gather import find_layers, listen, without_heads
 from syncattn.explorer.payload import layer_payload, next_payload, switched_off, tokens_that_fit
 from syncattn.explorer.tables import head_table, token_table
+from syncattn.page.document import document, own_file
 
-_SCRIPTS = ("arithmetic", "drawing", "pictures", "page")
+_OWN = "syncattn.explorer"
 _VISIBLE = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d"}
 
 
@@ -130,26 +129,13 @@ def _token_numbers(inputs: Tensor | Mapping[str, Any], count: int) -> list[int] 
 
 
 def _render(title: str, note: str, data: dict[str, Any], tables: str) -> str:
-    scripts = {"{{" + name + "}}": _own_file(f"{name}.js") for name in _SCRIPTS}
-    # Within a script element nothing ends it but "</", and nothing of JSON needs that sign as it is.
-    written = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace(
-        "<", "\\u003c"
+    arithmetic, pictures, page = (own_file(_OWN, f"{name}.js") for name in ("arithmetic", "pictures", "page"))
+    before, after = own_file(_OWN, "body.html").split("{{tables}}")
+    return document(
+        title,
+        before + tables + after,
+        note=note,
+        style=[own_file(_OWN, "page.css")],
+        scripts=[arithmetic, own_file("syncattn.page", "drawing.js"), pictures, page],
+        data=data,
     )
-    filled = {
-        "{{title}}": escape(title),
-        "{{note}}": f'<p class="notice">{escape(note)}</p>' if note else "",
-        "{{style}}": _own_file("page.css"),
-        "{{tables}}": tables,
-        "{{data}}": written,
-        **scripts,
-    }
-    pieces = _own_file("page.html").split("{{")
-    page = [pieces[0]]  # one pass: what is filled in is not read again
-    for piece in pieces[1:]:
-        name, rest = piece.split("}}", 1)
-        page += [filled["{{" + name + "}}"], rest]
-    return "".join(page)
-
-
-def _own_file(name: str) -> str:
-    return (files("syncattn.explorer") / name).read_text(encoding="utf-8")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from torch import Tensor
 
 from syncattn.backends import eager
 from syncattn.explorer.gather import Heard
+from syncattn.page.tables import table
 
 
 def head_table(heard: Sequence[Heard], found: Sequence[tuple[Tensor, Tensor]]) -> str:
@@ -64,13 +64,3 @@ def token_table(
     header = ["", "token", *(f"layer {n} listens most to" for n in range(1, len(found) + 1))]
     header += ["likeliest next"] if after is not None else []
     return table("Every token: its strongest partner (the mean weight over the layer's heads)", header, rows)
-
-
-def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table in a box that scrolls sideways by itself."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>"
-    )

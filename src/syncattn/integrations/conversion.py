@@ -9,16 +9,38 @@ among all choices it takes the one that changes least for its density, and then 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from syncattn.checks import check_real, short
+from syncattn.checks import check_flag, check_real, short
+from syncattn.integrations.measuring import (
+    Conversion,
+    Output,
+    batches_of,
+    below_highest,
+    every_token,
+    mean_pooled,
+    measure,
+    outputs_of,
+    set_couplings,
+)
+from syncattn.integrations.projections import (
+    Projections,
+    Weights,
+    find_projections,
+    refit_projections,
+    results_of,
+    set_weights,
+    weights_of,
+)
 from syncattn.integrations.softmax import BANDWIDTH, coupling_of_reach
-from syncattn.integrations.transformers import COUPLING, NAME, AttentionCall, register, watching
+from syncattn.integrations.transformers import NAME, AttentionCall, register, watching
 from syncattn.margin import margin_of
+
+__all__ = ["Conversion", "convert", "every_token", "mean_pooled"]
 
 REACHES = tuple(20.0 * 0.75**step for step in range(19))
 """The ladder, in units of the scores, from kappa 1.4e5 to a reach of .11."""
@@ -26,61 +48,9 @@ REACHES = tuple(20.0 * 0.75**step for step in range(19))
 PROBES = 4
 """Random directions of the output along which a head's effect is measured, for each batch."""
 
-_SHORTEST = (
-    4  # senders that a row of the data may attend to, in the mean: of fewer, there is nothing to spare
-)
-
-Output = Callable[[Any, Mapping[str, Tensor]], Tensor]
-
-
-class Conversion(NamedTuple):
-    """What `convert` did, measured on its data.
-
-    Attributes:
-        coupling: kappa of each layer's heads, as the model's configuration has it now.
-        density: the share of the allowed pairs that lock, of each layer's heads.
-        cosine: the mean cosine between the outputs before and after.
-        worst: the smallest.
-    """
-
-    coupling: list[list[float]]
-    density: list[list[float]]
-    cosine: float
-    worst: float
-
-    @property
-    def mean_density(self) -> float:
-        """The mean over all heads."""
-        rows = [number for row in self.density for number in row]
-        return sum(rows) / len(rows)
-
-    def __str__(self) -> str:
-        lines = [
-            f"mean density {self.mean_density:.3f}, cosine {self.cosine:.5f} (smallest {self.worst:.5f})",
-            "layer  density of each head",
-        ]
-        for layer, row in enumerate(self.density):
-            lines.append(f"{layer:5d}  " + " ".join(f"{number:.2f}" for number in row))
-        return "\n".join(lines)
-
-
-def mean_pooled(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """A sentence's embedding: the mean of its real tokens' last hidden states, (B, E)."""
-    hidden = outputs[0]
-    mask = batch.get("attention_mask")
-    if mask is None:
-        return hidden.mean(1)
-    real = mask[..., None].to(hidden.dtype)
-    return (hidden * real).sum(1) / real.sum(1).clamp(min=1)
-
-
-def every_token(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """The first output of a model, hidden states or logits, of the real tokens: (tokens, E)."""
-    hidden = outputs[0]
-    mask = batch.get("attention_mask")
-    if mask is None or mask.shape != hidden.shape[:2]:
-        return hidden.flatten(0, -2)
-    return hidden[mask.bool()]
+_SHORTEST = 4  # senders that a row may attend to, in the mean: of fewer, there is nothing to spare
+_LOOKED_AT = 8  # batches that the heads' effects are found on: they need thirty times a forward pass
+_TRIED = 48  # choices for all heads, from dense to sparse, that the search halves when it fits again
 
 
 class _Heads:
@@ -95,7 +65,7 @@ class _Heads:
     def add(self, call: AttentionCall, out: Tensor, slopes: Sequence[Tensor]) -> None:
         """A batch's call, its result and the slopes of the output along each probe by it."""
         layer: Any = call.module.layer_idx
-        below, allowed = _below(call)
+        below, allowed = below_highest(call)
         heads = call.query.shape[1]
         value = call.value.to(below.dtype).repeat_interleave(heads // call.value.shape[1], 1)
         locked, change = [], []
@@ -122,11 +92,13 @@ def convert(
     density: float | None = None,
     error: float | None = None,
     output: Output = mean_pooled,
+    refit: bool = False,
 ) -> Conversion:
     """Make a pretrained model's attention sparse: its own weights, SSA, and a coupling for every head.
 
     The model then has `attn_implementation="ssa"` and `config.ssa_coupling`, which `save_pretrained` keeps.
-    It takes about as long as 30 forward passes over the data, and a batch's weights of one layer in memory.
+    It takes about as long as 30 forward passes over the data, and a batch's weights of one layer in memory;
+    with `refit`, as long as 10 more passes for each layer.
 
     Args:
         model: of transformers, with its own attention or "ssa" without couplings; one whose attention modules
@@ -137,9 +109,12 @@ def convert(
         error: the wanted error, in (0, 1): 1 less the mean cosine of the outputs. Exactly one of the two.
         output: makes the rows (..., E) that are compared of the model's outputs and the batch: `mean_pooled`
             for a sentence encoder, `every_token` for hidden states and logits.
+        refit: also fit the projection behind each attention again, in closed form, to what the original's
+            gave: its weights change then. Every fourth batch, or the last of fewer, is not fitted to, and all
+            that is told is measured on those. It wants many texts: below a thousand of them, more is better.
 
     Returns:
-        What was done, measured on the data.
+        What was done, measured on the data, or on what of it was held out.
 
     Raises:
         TypeError, ValueError: an argument is wrong, the model cannot be served or is converted already, or no
@@ -149,6 +124,7 @@ def convert(
         raise ValueError(f"exactly one of density and error must be given, got {density!r} and {error!r}")
     name, wanted = ("density", density) if error is None else ("error", error)
     check_real(name, wanted, "between 0 and 1", lambda x: 0 < x < 1)
+    check_flag("refit", refit)
     config = getattr(model, "config", None)
     if not hasattr(model, "set_attn_implementation") or config is None:
         raise TypeError(f"model must be a model of transformers, got {type(model).__name__}")
@@ -156,10 +132,14 @@ def convert(
         raise ValueError(
             "model is converted already: its configuration has ssa_coupling. Set that to None first"
         )
-    batches = _batches(data, model)
+    batches = batches_of(data, model)
+    if refit and len(batches) < 2:
+        raise ValueError("data must hold at least 2 batches with refit=True, one is held out, got 1")
 
     before, modes = config._attn_implementation, [(module, module.training) for module in model.modules()]
     had = hasattr(config, "ssa_coupling")
+    projections: Projections = {}
+    own: Weights = {}
     done = False
     try:
         model.eval()
@@ -169,14 +149,18 @@ def convert(
             raise ValueError(
                 f"{type(model).__name__}: its attention is not called through the AttentionInterface"
             )
-        reference = _outputs(model, batches, output)
-        result = _search(model, batches, output, reference, name, float(wanted))  # type: ignore[arg-type]
-        config.ssa_coupling = result.coupling
+        heads = _heads(model, batches[:: -(-len(batches) // _LOOKED_AT)], output)
+        if refit:
+            projections = find_projections(model, batches[0])
+            own = weights_of(projections)
+        search = _Search(model, batches, output, projections, own)
+        result = search.find(_choices(heads), name, float(wanted))  # type: ignore[arg-type]
         done = True
     finally:
         for module, training in modes:
             module.training = training
         if not done:
+            set_weights(projections, own)
             model.set_attn_implementation(before)
             if had:
                 config.ssa_coupling = None
@@ -185,52 +169,64 @@ def convert(
     return result
 
 
-def _batches(data: Any, model: nn.Module) -> list[dict[str, Any]]:
-    batches = list(data) if isinstance(data, Iterable) and not isinstance(data, Mapping) else None
-    if batches is None or not all(isinstance(batch, Mapping) for batch in batches):
-        raise TypeError(f"data must be batches, each a dictionary of a call's arguments, got {short(data)}")
-    if not batches:
-        raise ValueError("data must hold at least one batch, got none")
-    device = next(model.parameters()).device
-    return [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()} for batch in batches]
+class _Search:
+    """What a model does at one choice of couplings after another, with its projections fitted again if any
+    are given: measured on all batches, or on those that are held out."""
 
+    def __init__(
+        self,
+        model: Any,
+        batches: list[dict[str, Any]],
+        output: Output,
+        projections: Projections,
+        own: Weights,
+    ) -> None:
+        self.model, self.batches, self.output = model, batches, output
+        self.projections, self.own = projections, own
+        numbers = range(len(batches))
+        self.held = set(numbers[3::4] or numbers[-1:]) if projections else set(numbers)
+        self.measured_on = [batches[number] for number in sorted(self.held)]
+        self.reference = outputs_of(model, self.measured_on, output)
+        self.wanted = results_of(model, batches, projections) if projections else []
 
-@torch.no_grad()
-def _outputs(model: nn.Module, batches: list[dict[str, Any]], output: Output) -> Tensor:
-    rows = torch.cat([output(model(**batch), batch).flatten(0, -2).double() for batch in batches])
-    if not rows.isfinite().all():
-        raise ValueError("model gives outputs that are not finite for this data")
-    return rows
+    def measured(self, coupling: dict[int, list[float]]) -> tuple[Conversion, Weights]:
+        """What the model does with these couplings, which it then has, and its projections' weights."""
+        set_couplings(self.model, coupling)
+        set_weights(self.projections, self.own)
+        errors: tuple[tuple[float, float], ...] = ()
+        if self.projections:
+            errors = refit_projections(self.model, self.batches, self.held, self.projections, self.wanted)
+        found = measure(self.model, self.measured_on, self.output, self.reference)
+        return found._replace(refitted=errors), weights_of(self.projections)
 
-
-def _search(
-    model: Any, batches: list[dict[str, Any]], output: Output, reference: Tensor, name: str, wanted: float
-) -> Conversion:
-    """The sparsest couplings within an error, or those of least error within a density, by bisection of the
-    choices that change least for their density."""
-    choices = _choices(_heads(model, batches, output))
-
-    def measured(at: int) -> Conversion:
-        return _measure(model, batches, output, reference, choices[at])
-
-    low, high = 0, len(choices) - 1  # from dense to sparse
-    best = measured(high if name == "density" else low)
-    found = best.mean_density if name == "density" else 1 - best.cosine
-    if found > wanted:
-        extreme = "shortest" if name == "density" else "longest"
-        raise ValueError(
-            f"{name} must be at least {found:.4g}, that of the {extreme} reach on this data, got {wanted:g}"
-        )
-    while low < high:
-        middle = (low + high) // 2 if name == "density" else (low + high + 1) // 2
-        tried = measured(middle)
-        if name == "density":
-            low, high = (low, middle) if tried.mean_density <= wanted else (middle + 1, high)
-            best = tried if tried.mean_density <= wanted else best
-        else:
-            low, high = (middle, high) if 1 - tried.cosine <= wanted else (low, middle - 1)
-            best = tried if 1 - tried.cosine <= wanted else best
-    return best
+    def find(self, choices: list[dict[int, list[float]]], name: str, wanted: float) -> Conversion:
+        """The sparsest couplings within an error, or those of least error within a density, by bisection of
+        the choices that change least for their density. The model then has them, and their weights."""
+        if self.projections and len(choices) > _TRIED:
+            last = len(choices) - 1
+            choices = [choices[round(step * last / (_TRIED - 1))] for step in range(_TRIED)]
+        low, high = 0, len(choices) - 1  # from dense to sparse
+        best = self.measured(choices[high if name == "density" else low])
+        found = best[0].mean_density if name == "density" else 1 - best[0].cosine
+        if found > wanted:
+            extreme = "shortest" if name == "density" else "longest"
+            raise ValueError(
+                f"{name} must be at least {found:.4g}, that of the {extreme} reach on this data, got "
+                f"{wanted:g}"
+            )
+        while low < high:
+            middle = (low + high) // 2 if name == "density" else (low + high + 1) // 2
+            tried = self.measured(choices[middle])
+            if name == "density":
+                fits = tried[0].mean_density <= wanted
+                low, high = (low, middle) if fits else (middle + 1, high)
+            else:
+                fits = 1 - tried[0].cosine <= wanted
+                low, high = (middle, high) if fits else (low, middle - 1)
+            best = tried if fits else best
+        set_weights(self.projections, best[1])
+        self.model.config.ssa_coupling = best[0].coupling
+        return best[0]
 
 
 def _heads(model: Any, batches: list[dict[str, Any]], output: Output) -> _Heads:
@@ -295,51 +291,3 @@ def _choices(heads: _Heads) -> list[dict[int, list[float]]]:
         {layer: [round(coupling_of_reach(REACHES[rung]), 4) for rung in row] for layer, row in rungs.items()}
         for rungs in found
     ]
-
-
-def _measure(
-    model: Any,
-    batches: list[dict[str, Any]],
-    output: Output,
-    reference: Tensor,
-    coupling: dict[int, list[float]],
-) -> Conversion:
-    """What the model does with these couplings, which it then has."""
-    count = max(coupling) + 1
-    heads = len(next(iter(coupling.values())))
-    model.config.ssa_coupling = [coupling.get(layer, [COUPLING] * heads) for layer in range(count)]
-    locked: dict[int, Tensor] = {}
-    allowed_pairs: dict[int, float] = {}
-
-    def watch(call: AttentionCall, out: Tensor) -> Tensor:
-        if getattr(call.module, "config", None) is model.config:
-            layer: Any = call.module.layer_idx
-            below, allowed = _below(call)
-            kappa = call.coupling.to(below)[None, :, None, None]
-            margin = margin_of(2 * below, kappa, torch.full_like(kappa, BANDWIDTH))
-            locked[layer] = locked.get(layer, 0) + ((margin > 0) & allowed).sum((0, 2, 3)).double().cpu()
-            allowed_pairs[layer] = allowed_pairs.get(layer, 0) + allowed.expand_as(below)[:, 0].sum().item()
-        return out
-
-    with watching(watch):
-        cosine = torch.cosine_similarity(_outputs(model, batches, output), reference, dim=-1)
-    density = [
-        (locked[layer] / allowed_pairs[layer]).tolist() if layer in locked else [] for layer in range(count)
-    ]
-    return Conversion(model.config.ssa_coupling, density, cosine.mean().item(), cosine.min().item())
-
-
-def _below(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """How far each score is below its row's highest, (B, H, N, M) float32 at least, and what is allowed."""
-    heads, (queries, keys) = call.query.shape[1], (call.query.shape[2], call.key.shape[2])
-    dtype = torch.promote_types(call.query.dtype, torch.float32)
-    key = call.key.to(dtype).repeat_interleave(heads // call.key.shape[1], 1)
-    score = (call.query.to(dtype) * call.scaling) @ key.mT
-    allowed = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=score.device)
-    if call.mask is not None:
-        allowed = allowed & call.mask
-    if call.is_causal:
-        allowed = allowed.tril(keys - queries)
-    score = score.masked_fill(~allowed, -torch.inf)
-    highest = score.amax(-1, keepdim=True)
-    return (highest - score).masked_fill(~allowed | highest.isinf(), 0.0), allowed

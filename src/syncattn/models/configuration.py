@@ -50,13 +50,15 @@ class DecoderConfig(PreTrainedConfig):
             are relative and have no table, so a longer text is allowed.
         norm_first: LayerNorm before each branch (True) or after each residual sum (False).
         tie_word_embeddings: the output layer shares the embedding's weight.
-        use_cache: whether generation keeps a `DecoderCache`.
+        is_causal: each token sees those up to its own (True), or all of its text (False): a bidirectional
+            model, an encoder. It has no cache and does not generate.
+        use_cache: whether generation keeps a `DecoderCache`; without effect where is_causal is False.
         bos_token_id, eos_token_id, pad_token_id: special tokens, below `vocab_size`, or None.
 
     Raises:
         ValueError: a field is out of range; the message names it, what was given and what is expected. Sizes
             have upper bounds, too, far above any model's. Or a field of another model would make this one
-            another (is_causal=False, a sliding window, rope_theta, fewer key-value heads, ...).
+            another (a sliding window, rope_theta, fewer key-value heads, ...).
         TypeError: a field has the wrong type, or is one of another kind of model here, or an unknown field
             resembles a known one (a likely typo).
 
@@ -82,6 +84,7 @@ class DecoderConfig(PreTrainedConfig):
     max_position_embeddings: int = 1024
     norm_first: bool = True
     tie_word_embeddings: bool = True
+    is_causal: bool = True
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -101,6 +104,7 @@ class DecoderConfig(PreTrainedConfig):
             warnings.warn(sentence, UserWarning, stacklevel=3)
         # What has no public name is transformers' own, and means something to other versions of it.
         dropped = {*foreign(kwargs), *(name for name in strangers if name.startswith("_"))}
+        dropped -= {"attn_implementation"}  # "eager" at most, which transformers reads again from the field
         kwargs = {name: value for name, value in kwargs.items() if name not in dropped}
         head_dim = kwargs.pop("head_dim", None)
         for name, stored in self.stored_as.items():
@@ -178,6 +182,8 @@ class DecoderConfig(PreTrainedConfig):
         inherited = {name: value for name, value in vars(self).items() if name not in self.own_fields()}
         check_foreign({**inherited, "attn_implementation": self._attn_implementation})
         check_transformers(self)
+        if self.id2label is not None and all(str(x).startswith("LABEL_") for x in self.label2id or ()):
+            self.label2id = {str(label): int(number) for number, label in self.id2label.items()}
         for name in ("vocab_size", "num_hidden_layers", "max_position_embeddings"):
             check_size(name, getattr(self, name))
         check_heads(self.hidden_size, self.num_attention_heads)
@@ -186,7 +192,7 @@ class DecoderConfig(PreTrainedConfig):
                 f"num_key_value_heads must be num_attention_heads = {self.num_attention_heads} or left out: "
                 f"heads are not grouped here, got {short(self.num_key_value_heads)}"
             )
-        for name in ("gated", "norm_first", "tie_word_embeddings", "use_cache"):
+        for name in ("gated", "norm_first", "tie_word_embeddings", "is_causal", "use_cache"):
             check_flag(name, getattr(self, name))
         if self.intermediate_size is None:
             self.intermediate_size = self.hidden_size * 8 // 3 if self.gated else 4 * self.hidden_size

@@ -6,7 +6,10 @@ differ in these alone.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -21,14 +24,17 @@ from transformers.utils import can_return_tuple
 
 from syncattn.models.cache import DecoderCache
 from syncattn.models.configuration import DecoderConfig
+from syncattn.models.foreign import check_foreign
 from syncattn.models.inputs import (
     check_embeddings,
     check_ids,
     check_keywords,
     check_positions,
+    kept_states,
     padding,
     rising_positions,
 )
+from syncattn.models.sharing import accompany
 from syncattn.nn.block import Block
 
 
@@ -67,6 +73,24 @@ class DecoderPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers; beside the weights stand a model card and where the classes are.
+
+        See `syncattn.models.sharing`. A README.md that is there already stays.
+        """
+        if is_main_process and not Path(save_directory).is_file():
+            accompany(self, Path(save_directory))
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Where a model is asked for another implementation of attention: refused, saying whom to ask."""
+        check_foreign({"attn_implementation": attn_implementation})
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one submodule; transformers calls this for each, children first.
@@ -87,7 +111,9 @@ class DecoderPreTrainedModel(PreTrainedModel):
 
 
 class DecoderModel(DecoderPreTrainedModel):
-    """Token embedding, a stack of causal blocks and a final LayerNorm: hidden states, no output layer.
+    """Token embedding, a stack of blocks and a final LayerNorm: hidden states, no output layer.
+
+    With `config.is_causal` each token sees those up to its own, without it all real ones of its text.
 
     The layers number each sequence's tokens from its first real one, unless they are given positions: by
     `position_ids`, or, real numbers and on several axes, by `positions`.
@@ -104,12 +130,16 @@ class DecoderModel(DecoderPreTrainedModel):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         config.check()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = self.make_embedding()
         self.embed_dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(self._make_layer() for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def make_embedding(self) -> nn.Module:
+        """What makes tokens of the model's input: of token ids here, of patches or measurements elsewhere."""
+        return nn.Embedding(self.config.vocab_size, self.config.hidden_size)
 
     def _make_layer(self) -> DecoderLayer:
         sizes = self.config.hidden_size, self.config.num_attention_heads, self.config.attention_dropout
@@ -126,7 +156,7 @@ class DecoderModel(DecoderPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | Sequence[int] | None = None,
         *,
         positions: Tensor | None = None,
         **kwargs: Any,
@@ -140,18 +170,22 @@ class DecoderModel(DecoderPreTrainedModel):
             position_ids: integers (B or 1, N), where the tokens stand on the one axis of a text. They may
                 start anywhere and have gaps, but must rise (`syncattn.models.inputs.rising_positions`).
                 Padding may have any.
-            past_key_values: a `DecoderCache`; this call's tokens are appended to it.
+            past_key_values: a `DecoderCache`; this call's tokens are appended to it. A bidirectional model
+                has none.
             inputs_embeds: embeddings (B, N, D) instead of `input_ids`.
-            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training.
+            use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training,
+                while exporting (`syncattn.models.exporting` has the cache as tensors) or without
+                `config.is_causal`.
             output_attentions: also return each layer's weights (B, H, N, past + N): row-normalised, before
                 dropout.
             output_hidden_states: also return the embedding's output and each layer's; the last one is
-                normalised.
+                normalised. A list of indices: those, and None in the others' places.
             positions: real numbers (B or 1, N, A) in place of position_ids, in any order: see the attention
                 layer's `forward`.
             return_dict: False returns a tuple.
             **kwargs: passed by, as in transformers' own models, except that keywords which describe several
-                texts packed into one row are refused (`cu_seq_lens_q`, `seq_idx`, ...), and is_causal=False.
+                texts packed into one row are refused (`cu_seq_lens_q`, `seq_idx`, ...), and another is_causal
+                than the configuration's.
 
         A batch of no sequences (B = 0) gives empty results.
 
@@ -159,11 +193,13 @@ class DecoderModel(DecoderPreTrainedModel):
             ValueError: both or none of `input_ids` and `inputs_embeds`; no tokens (N = 0), or ids that are
                 none; a mask of another shape, of other values than 0 and 1, or one that disagrees with the
                 padding in the cache; position_ids that restart, or beside `positions`; positions that the
-                layers refuse; a refused keyword; a cache of other sizes, or any in training with
-                checkpointing and gradients.
+                layers refuse; a refused keyword; a cache of other sizes, any in training with checkpointing
+                and gradients, or any, and use_cache=True, in a bidirectional model; an index of no hidden
+                state.
             TypeError: `past_key_values` is not a `DecoderCache`; a mask or positions that are no tensor.
         """
-        check_keywords(kwargs, is_causal=True)
+        is_causal = self.config.is_causal
+        check_keywords(kwargs, is_causal)
         if (input_ids is None) == (inputs_embeds is None):
             given = "neither" if input_ids is None else "both"
             raise ValueError(f"one of input_ids and inputs_embeds must be given, got {given}")
@@ -180,25 +216,27 @@ class DecoderModel(DecoderPreTrainedModel):
             output_attentions = bool(self.config.output_attentions)
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
+        kept = kept_states(output_hidden_states, len(self.layers) + 1)
 
         hidden = self.embed_dropout(inputs_embeds)  # (B, N, D)
-        all_hidden: tuple[Tensor, ...] = ()
+        all_hidden: tuple[Tensor | None, ...] = ()
         all_weights: tuple[Tensor, ...] = ()
         states = [None] * len(self.layers) if cache is None else cache.states
         with nullcontext() if cache is None else cache.all_or_nothing():
             for layer, state in zip(self.layers, states):
-                if output_hidden_states:
-                    all_hidden += (hidden,)
-                options = {"is_causal": True, "state": state, "need_weights": output_attentions}
+                if kept:
+                    all_hidden += (hidden if len(all_hidden) in kept else None,)
+                options = {"is_causal": is_causal, "state": state, "need_weights": output_attentions}
                 hidden = layer(hidden, None, is_padding, **options, positions=positions)
                 if output_attentions:
                     hidden, weights = hidden
                     all_weights += (weights,)  # (B, H, N, past + N)
             hidden = self.norm(hidden)
+        all_hidden += (hidden if len(self.layers) in kept else None,)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=cache,
-            hidden_states=(*all_hidden, hidden) if output_hidden_states else None,
+            hidden_states=all_hidden if kept else None,  # type: ignore[arg-type]
             attentions=all_weights if output_attentions else None,
         )
 
@@ -230,11 +268,21 @@ class DecoderModel(DecoderPreTrainedModel):
         return False
 
     def _cache(self, given: Cache | None, use_cache: bool | None, batch: int) -> DecoderCache | None:
+        if not self.config.is_causal:
+            for name, value in (("past_key_values", given), ("use_cache", use_cache or None)):
+                if value is not None:
+                    kind = value if isinstance(value, bool) else type(value).__name__
+                    raise ValueError(
+                        f"{name} must be left out with is_causal=False, got {kind}: a bidirectional model "
+                        "has no cache, since a token that comes changes what the earlier ones give"
+                    )
+            return None
         # Without gradients, as in generate(), checkpointing recomputes nothing.
         recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if given is None:
             if use_cache is None:
-                use_cache = self.config.use_cache and not self.training
+                recorded = torch.compiler.is_exporting()  # what a program returns are tensors
+                use_cache = self.config.use_cache and not self.training and not recorded
             if not use_cache or recomputed:
                 return None
             return DecoderCache(self.config)
@@ -265,6 +313,10 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
 
     Args:
         config: sizes and options.
+
+    Raises:
+        ValueError: the configuration is a bidirectional model's, or inconsistent.
+        TypeError: the configuration is inconsistent.
     """
 
     model_class: ClassVar[type[DecoderModel]]
@@ -274,6 +326,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
+        self._check_causal()
         self.loss_type = "ForCausalLM"
         self.model = self.model_class(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -310,6 +363,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         Raises:
             TypeError, ValueError: as `DecoderModel.forward`.
         """
+        self._check_causal()  # the configuration may have been changed since
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         outputs = self.model(*inputs, return_dict=True, positions=positions, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -324,6 +378,13 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _check_causal(self) -> None:
+        if not self.config.is_causal:
+            raise ValueError(
+                f"is_causal must be True for {type(self).__name__}, got False: it predicts and generates the "
+                "token after, which a bidirectional model sees. Masked language modelling is for those"
+            )
 
     def _prepare_cache_for_generation(
         self,

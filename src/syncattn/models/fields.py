@@ -17,6 +17,11 @@ LARGEST = {
     "freq_dim": 2**16,
     "phase_dim": 2**16,
     "axes": 2**10,
+    "image_size": 2**20,
+    "patch_size": 2**16,
+    "num_channels": 2**16,
+    "num_input_channels": 2**16,
+    "prediction_length": 2**24,
     "top_k": 2**31 - 1,
     "num_labels": 2**20,  # each has a name in the configuration
     "max_position_embeddings": 2**53,  # JSON's largest exact integer; nothing is built of it

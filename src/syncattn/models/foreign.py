@@ -15,7 +15,6 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 # Fields of other models that change what a model computes, and the values under which nothing changes here.
 _FOREIGN: dict[str, tuple[Any, ...]] = {
-    "is_causal": (None, True),
     "is_decoder": (None, True),
     "is_encoder_decoder": (None, False),
     "use_bidirectional_attention": (None, False),
@@ -44,6 +43,7 @@ _COMMON = frozenset(
     (
         *("model_type", "auto_map", "tokenizer_class", "quantization_config", "transformers_weights"),
         *("num_labels", "torch_dtype", "name_or_path", "output_attentions", "experts_implementation"),
+        "gradient_checkpointing",  # an old way to switch it on, which models still obey
         *("classifier_dropout", "token_classification_bias"),  # its heads
         *("head_dim", "num_key_value_heads"),  # sizes that follow from ours: `DecoderConfig` compares them
         *("_name_or_path", "_commit_hash", "_experts_implementation", "_attn_implementation_autoset"),
@@ -62,6 +62,8 @@ def check_foreign(given: Mapping[str, Any]) -> None:
         if given[name] not in _FOREIGN[name]:
             choice = "".join(f" or {value!r}" for value in _FOREIGN[name] if value is not None)
             reason = "it would change what the model computes, and has no counterpart here"
+            if name in ("is_decoder", "use_bidirectional_attention"):
+                reason = "is_causal=False is what makes a model bidirectional here"
             if "implementation" in name:
                 reason = "syncattn.use_backend chooses what attention runs on"
             raise ValueError(f"{name} must be left out{choice}, got {short(given[name])}: {reason}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,22 @@ def check_keywords(given: Mapping[str, Any], is_causal: bool) -> None:
         raise ValueError(f"is_causal must be {is_causal} or left out, got {given['is_causal']!r}")
 
 
+def kept_states(asked: bool | Sequence[int], states: int) -> set[int]:
+    """Which of a model's hidden states are returned: all, none, or those at the indices asked for.
+
+    Raises:
+        ValueError: there is no state of an index.
+    """
+    if not isinstance(asked, Sequence):
+        return set(range(states)) if asked else set()
+    for index in asked:
+        if not -states <= index < states:
+            raise ValueError(
+                f"output_hidden_states must hold indices from {-states} to {states - 1}, got {index!r}"
+            )
+    return {index % states for index in asked}
+
+
 def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> Tensor | None:
     """The new tokens' part of `attention_mask` as a key padding mask: True = padding, (B, N).
 
@@ -99,14 +115,15 @@ def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> 
     real = _real(attention_mask)
     if past > 0:
         cached = None if cache is None else cache.states[0].mask
-        alike = real[:, :past] if cached is None else real[:, :past] == cached
+        before = real.narrow(1, 0, past)  # a slice would clamp: exported, it has a size of its own
+        alike = before if cached is None else before == cached
         rule = "attention_mask must say what past_key_values holds of the cached tokens: which are padding"
         wrong = _failing(alike, rule, wait=True)
         if wrong is not None:
             raise ValueError(f"{rule}, got another mask of {int(wrong.any(-1).sum())} sequences")
     # Without padding the faster kernels apply.
     known = _readable(real)
-    return None if known is not None and known.all() else ~real[:, past:]
+    return None if known is not None and known.all() else ~real.narrow(1, past, tokens)
 
 
 def check_positions(

@@ -1,4 +1,4 @@
-"""Oscillatory Synchronization Network: its configuration, and causal language models of it."""
+"""Oscillatory Synchronization Network: its configuration, its base and causal language models of it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class OSNConfig(DecoderConfig):
     Args:
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, gated, hidden_act,
             hidden_dropout, attention_dropout, layer_norm_eps, initializer_range, max_position_embeddings,
-            norm_first, tie_word_embeddings, use_cache, bos_token_id, eos_token_id, pad_token_id: as in
-            `syncattn.models.DecoderConfig`. Whatever initializer_range is, frequencies, bandwidths, couplings
-            and slopes keep the layer's calibrated start.
+            norm_first, tie_word_embeddings, is_causal, use_cache, bos_token_id, eos_token_id, pad_token_id:
+            as in `syncattn.models.DecoderConfig`. Whatever initializer_range is, frequencies, bandwidths,
+            couplings and slopes keep the layer's calibrated start.
         freq_dim, phase_dim, directed, position, window_range, delay, detuning, token_shift, self_coupling,
             frame, power, edge, eps, top_k, order_parameter, density_range, sharpness, parametrisation,
             freq_bias, axes, helix_scales, value_rotation: as in
@@ -139,9 +139,11 @@ class OSNPreTrainedModel(DecoderPreTrainedModel):
 
 
 class OSNModel(OSNPreTrainedModel, DecoderModel):
-    """Token embedding, a stack of causal OSN blocks and a final LayerNorm: hidden states, no output layer.
+    """Token embedding, a stack of OSN blocks and a final LayerNorm: hidden states, no output layer.
 
-    There is no table of positions: position is in the frequencies.
+    There is no table of positions: position is in the frequencies. With is_causal=False every token sees all
+    of its text, and the order parameter is one number for all of it; delay and token shift still look at the
+    token before.
 
     Args:
         config: sizes and options.

@@ -15,7 +15,10 @@ _Other = TypeVar("_Other", bound=DecoderConfig)
 
 
 def count_parameters(config: DecoderConfig) -> int:
-    """Parameters of a causal language model with this config, shared ones counted once; allocates none."""
+    """Parameters of a language model with this config, causal or masked, shared ones counted once; allocates
+    none."""
+    config = copy.deepcopy(config)
+    config.is_causal = True  # the two have the same
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())

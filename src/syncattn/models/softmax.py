@@ -136,7 +136,7 @@ class SoftmaxAttention(nn.Module):
         keys = k.shape[2]
         # SDPA's own causal mask, the fastest, takes neither another mask nor a bias, and needs a square.
         square = is_causal and tokens == keys and real is None and allowed is None
-        square = square and self.position == "rotary" and not need_weights
+        square = bool(square) and self.position == "rotary" and not need_weights  # a number, if exported
         mask = None if square else _visible(tokens, keys, real, allowed, is_causal, x.device)
         seen = None
         if mask is not None and (real is not None or allowed is not None):
@@ -234,14 +234,13 @@ class SoftmaxAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Values (B, H, N, d), and the weights (B, H, N, M) if they are wanted; rows not `seen` are 0."""
         dropout_p = self.dropout if self.training else 0.0
-        weights = None
         if need_weights:
             weights = _softmax_weights(q, k, mask)
-            out = F.dropout(weights, dropout_p).to(v.dtype) @ v
+            # What is returned is what the values are summed with, so that it gets the loss's gradient.
             weights = weights if seen is None else weights * seen
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=is_causal)
-        return (out if seen is None else out * seen), weights
+            return F.dropout(weights, dropout_p).to(v.dtype) @ v, weights
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=is_causal)
+        return (out if seen is None else out * seen), None
 
 
 def _visible(

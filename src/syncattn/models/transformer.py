@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+from transformers import initialization as init
+
 from syncattn.models.configuration import DecoderConfig
 from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
 from syncattn.models.softmax import SoftmaxAttention, check_options
+from syncattn.nn.frequency import delayed_heads
 
 
 class TransformerConfig(DecoderConfig):
@@ -13,8 +18,8 @@ class TransformerConfig(DecoderConfig):
     Args:
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, gated, hidden_act,
             hidden_dropout, attention_dropout, layer_norm_eps, initializer_range, max_position_embeddings,
-            norm_first, tie_word_embeddings, use_cache, bos_token_id, eos_token_id, pad_token_id: as in
-            `syncattn.models.DecoderConfig`.
+            norm_first, tie_word_embeddings, is_causal, use_cache, bos_token_id, eos_token_id, pad_token_id:
+            as in `syncattn.models.DecoderConfig`.
         position: "rotary" (queries and keys turn with position) or "alibi" (a penalty linear in distance).
         delay: fraction of the heads that read the key of the token before, as an OSN's delayed heads do.
         token_shift: queries and keys, and values, are made of mixtures with the token before, as an OSN's
@@ -42,9 +47,19 @@ class TransformerPreTrainedModel(DecoderPreTrainedModel):
     config: TransformerConfig
     config_class = TransformerConfig
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one submodule, and what an attention layer holds besides its linear layers."""
+        super()._init_weights(module)
+        if isinstance(module, SoftmaxAttention):
+            if module.shift is not None:
+                init.zeros_(module.shift)
+            # of a module made on the meta device and emptied since, this holds anything
+            init.copy_(module.delayed, delayed_heads(module.num_heads, module.delay, module.delayed.device))
+
 
 class TransformerModel(TransformerPreTrainedModel, DecoderModel):
-    """Token embedding, a stack of causal softmax blocks and a final LayerNorm, without an output layer.
+    """Token embedding, a stack of softmax blocks and a final LayerNorm, without an output layer.
 
     Args:
         config: sizes and options.

@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from syncattn.models import DecoderConfig
+from syncattn.models import DecoderConfig, pretrained
+from syncattn.models.sharing import CLASSES
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.training.errors import UserError
 from syncattn.training.files import (
@@ -134,13 +135,23 @@ def load_config(folder: Path) -> PreTrainedConfig:
         raise damaged(path, error) from error
 
 
+def model_folder(given: str | Path) -> Path:
+    """The folder of a model, which may be given as the name of one that comes with the package."""
+    path = Path(given).expanduser()
+    return pretrained.folder(str(given)) if not path.exists() and str(given) in pretrained.names() else path
+
+
 def load_model(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trained model, in evaluation mode, and its tokeniser, from a folder that training wrote.
+
+    Args:
+        folder: or the name of a model that comes with the package (`syncattn.models.pretrained`).
 
     Raises:
         UserError: what `load_weights` raises, or no tokeniser, or one of other tokens.
     """
-    model, folder = load_weights(folder), Path(folder).expanduser()
+    folder = model_folder(folder)
+    model = load_weights(folder)
     tokenizer = load_tokenizer(folder)
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= model.config.vocab_size:
@@ -161,9 +172,13 @@ def load_weights(folder: str | Path) -> PreTrainedModel:
         UserError: no such folder, a file is missing, truncated or corrupted, the weights are not this
             config's or are no working model's.
     """
-    folder = Path(folder).expanduser()
+    folder = model_folder(folder)
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}: expected one that `syncattn train --out` wrote")
+        shipped = ", ".join(map(repr, pretrained.names()))
+        raise UserError(
+            f"no folder {folder}: expected one that `syncattn train --out` wrote, or a model that comes with "
+            f"the package ({shipped})"
+        )
     if not (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir():
         raise UserError(
             f"training in {folder} is not finished: go on with `syncattn train --resume "
@@ -276,6 +291,8 @@ def _check_fields(path: Path, fields: dict[str, Any], config_class: type[PreTrai
     if issubclass(config_class, DecoderConfig):
         own |= {config_class.stored_as.get(name, name) for name in config_class.own_fields()}
     for name, value in fields.items():
+        if name == "auto_map" and _is_ours(value):  # names what is known here, and is not looked at
+            continue
         if value is not None and _OTHER_CODE.fullmatch(name):
             raise UserError(
                 f"{path}: {name} must not be there, got {value!r}: no other code is loaded or called"
@@ -289,6 +306,13 @@ def _check_fields(path: Path, fields: dict[str, Any], config_class: type[PreTrai
             raise UserError(f"{path}: {name} must be true or false, got {fields[name]!r}")
     if (dtype := fields.get("dtype")) is not None and dtype not in _DTYPES:
         raise UserError(f"{path}: dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+
+
+def _is_ours(auto_map: Any) -> bool:
+    """Whether the code that a config names is what is written beside every model here."""
+    return isinstance(auto_map, dict) and all(
+        isinstance(name, str) and re.fullmatch(rf"{CLASSES}\.[A-Za-z]+", name) for name in auto_map.values()
+    )
 
 
 def _special_tokens(path: Path, config: PreTrainedConfig) -> GenerationConfig:

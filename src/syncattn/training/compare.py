@@ -16,12 +16,20 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from syncattn.models import DecoderConfig, OSNConfig, TransformerConfig, count_parameters, match_parameters
+from syncattn.models import (
+    DecoderConfig,
+    OSNConfig,
+    TransformerConfig,
+    count_parameters,
+    fit_parameters,
+    match_parameters,
+)
 from syncattn.training.checkpoints import load_model
 from syncattn.training.data import Corpus, encode_corpus
 from syncattn.training.environment import command, machine, versions
 from syncattn.training.errors import Diverged, UserError
-from syncattn.training.files import check_output, prepare_output, write_json
+from syncattn.training.explored import explore_text
+from syncattn.training.files import check_output, prepare_output, write_json, write_text
 from syncattn.training.generate import encode_prompt, generate
 from syncattn.training.lock import locked
 from syncattn.training.once import train_once
@@ -35,10 +43,15 @@ RUNS = "runs"
 COMPARE_FILE = "compare.json"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
+EXPLORER_FILE = "explorer.html"
 BASELINES = ("alibi", "rotary")
 
 _SENTENCE = range(24, 41)
 _PROMPT = 120
+_READ = 256
+"""Tokens of the validation text on the explorer's page."""
+_MOST_SWITCHED = 64
+"""Heads up to which the model also runs without each of them, which takes as many runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +69,17 @@ def contenders(
     baselines: Sequence[str],
     learning_rates: Sequence[float],
     baseline_learning_rates: Sequence[float] | None = None,
-    baseline_delay: float = 0.0,
+    baseline_delay: float | None = None,
+    baseline_token_shift: bool | None = None,
 ) -> list[Contender]:
     """The OSN that `config` describes and softmax Transformers with as many parameters, within 1 %.
 
     Args:
         baselines: "alibi", "rotary" or both.
         learning_rates: tried for the OSN, and for the Transformers too unless they have their own.
-        baseline_delay: fraction of the Transformers' heads that read the key of the token before.
+        baseline_delay: fraction of the Transformers' heads that read the key of the token before; None for
+            the OSN's, so that what is compared is the attention.
+        baseline_token_shift: whether the Transformers mix tokens with the one before; None for the OSN's.
 
     Raises:
         UserError: an unknown or missing baseline, or no learning rate.
@@ -76,15 +92,19 @@ def contenders(
     others = tuple(dict.fromkeys(baseline_learning_rates or rates))
     if not rates:
         raise UserError("no learning rate given")
+    delay = config.delay if baseline_delay is None else baseline_delay
+    shift = config.token_shift if baseline_token_shift is None else baseline_token_shift
+    extras = (", delay" if delay else "") + (", token shift" if shift else "")
     found: list[Contender] = []
     for name in dict.fromkeys(baselines):
-        # Position costs a Transformer no parameters, so the OSN that matches it is the same each time.
         with config_errors():
-            other = TransformerConfig.of_sizes(config, position=name, delay=baseline_delay)
-            osn, matched = match_parameters(config, other)
+            # All are as large as the plain Transformer: the OSN stays the same whatever that is given.
+            osn, plain = match_parameters(config, TransformerConfig.of_sizes(config, position=name))
+            other = TransformerConfig.of_sizes(config, position=name, delay=delay, token_shift=shift)
+            matched = fit_parameters(other, count_parameters(plain))
         if not found:
             found.append(Contender("osn", "OSN", osn, rates))
-        title = f"Transformer, {'ALiBi' if name == 'alibi' else name}" + (", delay" if baseline_delay else "")
+        title = f"Transformer, {'ALiBi' if name == 'alibi' else name}{extras}"
         found.append(Contender(name, title, matched, others))
     return found
 
@@ -108,7 +128,8 @@ def compare(
     with the lowest validation loss. Each run has a folder of its own in `out/runs`; a comparison that was
     interrupted goes on where it stopped when it is started again with the same arguments, and runs that are
     already there with equal settings are not repeated. At the end `out/results.json` has every number
-    (`report.write_report` makes pictures of them).
+    (`report.write_report` makes a page of them), and `out/explorer.html` shows the OSN of the first seed
+    reading validation text.
 
     Args:
         options: for all runs; `learning_rate` and `seed` come from the entrants and from `seeds`.
@@ -162,8 +183,34 @@ def compare(
                 summary["weights"], results["labels"] = sentence_weights(
                     model, own_tokenizer, results["sentence"]
                 )
+        results["explorer"] = _explore(comparison, results)
         write_json(comparison.out / RESULTS_FILE, results)
         return results
+
+
+def _explore(comparison: _Comparison, results: dict[str, Any]) -> str | None:
+    """Write the explorer's page of the OSN that was trained with the first seed; its name, None if there is
+    no such page, which the console is told."""
+    osn = results["models"][0]
+    text = prompt_from(comparison.corpus.validation, _READ * 16)  # no token is longer in the mean
+    try:
+        with quiet():
+            model, tokenizer = load_model(comparison.out / osn["folder"])
+            page, _ = explore_text(
+                model,
+                tokenizer,
+                text,
+                title="The OSN of this comparison reads validation text",
+                max_tokens=min(_READ, comparison.options.context),
+                switch_off=sum(len(layer) for layer in osn["weights"]) <= _MOST_SWITCHED,
+                history=osn["runs"][0]["history"],
+            )
+    except UserError as error:
+        if comparison.console is not None:
+            comparison.console.print(f"no page of the explorer: {error}", highlight=False)
+        return None
+    write_text(comparison.out / EXPLORER_FILE, page.html)
+    return EXPLORER_FILE
 
 
 _Run = Callable[[Contender, float, int], Record | None]
@@ -292,10 +339,10 @@ def sentence_from(text: str) -> str:
     return text[middle : middle + max(_SENTENCE)]
 
 
-def prompt_from(text: str) -> str:
+def prompt_from(text: str, characters: int = _PROMPT) -> str:
     """The lines after the middle of a text, 120 characters of them, to be continued."""
     start = text.find("\n", len(text) // 2) + 1
-    return text[start : start + _PROMPT] or text[:_PROMPT]
+    return text[start : start + characters] or text[:characters]
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -310,7 +357,7 @@ def _prepare(out: Path, entrants: Sequence[Contender], options: TrainingOptions,
         check_output(out, overwrite=overwrite)
     if overwrite and known:
         shutil.rmtree(out / RUNS, ignore_errors=True)
-        for name in (RESULTS_FILE, REPORT_FILE):
+        for name in (RESULTS_FILE, REPORT_FILE, EXPLORER_FILE):
             (out / name).unlink(missing_ok=True)
     largest = max(count_parameters(entrant.config) for entrant in entrants)
     prepare_output(out, 12 * 4 * largest + 10_000_000, overwrite=True)

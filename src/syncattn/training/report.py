@@ -1,42 +1,22 @@
-"""A comparison as one HTML page that needs nothing else: no network, no scripts, pictures inside."""
+"""A comparison as one HTML page that needs nothing else: no network and no other file."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable
+import json
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from syncattn.training import figures
+from syncattn.page import MOST_BYTES, Cell, Chart, Line, Weights, chart, download, report, sentence, table
+from syncattn.page.heads import share
+from syncattn.page.tables import mark
+from syncattn.training.curves import TOKENS, density_charts, loss_lines, loss_span, training_lines
+from syncattn.training.figures import COLOURS
 from syncattn.training.files import write_text
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #26292e; --soft: #5c636e; --line: #d9dce1; --paper: #fff;
-  --back: #f5f6f8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #d6d9de; --soft: #9aa1ab; --line: #343941; --paper: #1b1e23; --back: #131519; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 1000px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-p { margin: .4rem 0; max-width: 75ch; } .soft { color: var(--soft); }
-.card { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: .8rem;
-  margin: .8rem 0; overflow-x: auto; }
-.card img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .4rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-tr:last-child td { border-bottom: 0; }
-.mark { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
-pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace; }
-pre .prompt { color: var(--soft); }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: .8rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0; font-size: .93rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-"""
+_MOST_HEADS = 48
+"""Of a model, whose weights are on the page."""
 
 
 def write_report(results: dict[str, Any], path: Path) -> None:
@@ -47,59 +27,60 @@ def write_report(results: dict[str, Any], path: Path) -> None:
 def render(results: dict[str, Any]) -> str:
     """The page's HTML."""
     models = results["models"]
-    osn = models[0]
-    per_step = results["options"]["batch_size"] * results["options"]["context"]
-    first_seed = results["seeds"][0]
+    losses = loss_chart(results)
+    layers = density_charts(models[0]["runs"][0]["history"], _per_step(results))
+    weights, left_out = _weights(results)
     parts = [
-        "<h1>Synchronization and softmax, side by side</h1>",
         f'<p class="soft">{escape(_what_was_compared(results))}</p>',
         "<h2>Result</h2>",
-        f'<div class="card">{_table(models)}</div>',
+        f'<div class="card">{table("Loss in nats per token", *_table(models), sorts=True)}</div>',
         f'<p class="soft">{escape(_reading(results))}</p>',
         _grid(results),
         "<h2>Loss</h2>",
-        _picture(
-            lambda page: figures.loss_curves(models, per_step, page), "Loss of every run against tokens read"
-        ),
+        chart(losses, 0),
     ]
-    if any("density" in entry for entry in osn["runs"][0]["history"]):
+    if layers:
         parts += [
             "<h2>Density during training</h2>",
             "<p>How many of the tokens that a head may attend to lock with the one that listens. The others "
-            "have weight exactly 0. Measured on the same validation windows each time; seed "
-            f"{first_seed}.</p>",
-            _picture(
-                lambda page: figures.densities(osn["runs"][0], per_step, page),
-                "Density of each head, per layer",
-            ),
+            "have weight exactly 0. Measured on the same validation windows each time; OSN, seed "
+            f"{results['seeds'][0]}.</p>",
+            '<div class="cards">',
+            *(chart(layer, place) for place, layer in enumerate(layers, 1)),
+            "</div>",
         ]
     parts += [
-        "<h2>Who listens to whom</h2>",
-        "<p>The weights of every head on a line of the validation text, "
-        f"<code>{escape(results['sentence'])}</code>: each row is a token that listens, and its columns are "
-        "the tokens it reads. Grey inside the triangle is an exact zero; the percentage is the share of the "
-        "triangle that is not.</p>",
-    ]
-    for model in models:
-        parts.append(f"<h3>{_mark(model)}{escape(model['title'])}</h3>")
-        for number, layer in enumerate(model["weights"], 1):
-            parts.append(f'<p class="soft">layer {number}</p>')
-            parts.append(_matrices(layer, results["labels"], model, number))
-    parts += [
+        "<h2>A sentence to explore</h2>",
+        f"<p>A line of the validation text, <code>{escape(results['sentence'])}</code>, and the weights of "
+        "every head on it. Point at a token, or go from one to the next with the arrow keys, to see whom it "
+        "listens to; a click or Enter holds it. A click on a head shows that one. In the matrices a row "
+        "listens and its columns are whom it hears; grey is an exact zero, the colour is the weight's square "
+        "root. "
+        f"{escape(left_out)}</p>",
+        _to_the_explorer(results),
+        f"<p>{escape(short_sentences(results))}</p>" if models[0]["density"] is not None else "",
+        sentence(weights, 0),
         "<h2>Text</h2>",
-        f"<p>The same beginning (grey, from the validation text), continued; seed {first_seed}.</p>",
+        f"<p>The same beginning (grey, from the validation text), continued; seed {results['seeds'][0]}.</p>",
+        '<div class="cards">' + "".join(_sample(model, results["prompt"]) for model in models) + "</div>",
+        "<h2>What was run</h2>",
+        f'<div class="card">{_facts(results)}</div>',
     ]
-    parts.append(
-        '<div class="pair">' + "".join(_sample(model, results["prompt"]) for model in models) + "</div>"
-    )
-    parts += ["<h2>What was run</h2>", f'<div class="card">{_facts(results)}</div>']
     body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<title>syncattn "
-        f"compare</title>\n<style>{_STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
-    )
+
+    def page(record: str) -> str:
+        return report(
+            "Synchronization and softmax, side by side",
+            f"{body}\n<p>{record}</p>",
+            charts=[losses.data, *(layer.data for layer in layers)],
+            sentences=[weights.data],
+        )
+
+    link = "Download every number of this page and of all runs (results.json)"
+    whole = page(download("results.json", json.dumps(results, allow_nan=False), link))
+    if len(whole.encode()) <= MOST_BYTES:
+        return whole
+    return page("Every number is in results.json beside this page: they are too many for one page.")
 
 
 def table_rows(models: list[dict[str, Any]]) -> list[list[str]]:
@@ -122,6 +103,60 @@ def table_rows(models: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def loss_chart(results: dict[str, Any]) -> Chart:
+    """Every model's losses against tokens read; with several seeds their mean and a band."""
+    pale: list[Line] = []
+    lines: list[Line] = []
+    for model in results["models"]:
+        histories = [run["history"] for run in model["runs"]]
+        colour = COLOURS[model["name"]]
+        pale += training_lines(model["title"], histories, _per_step(results), colour)
+        lines += loss_lines(model["title"], histories, _per_step(results), colour)
+    ends = "; ".join(f"{line.name} from {line.y[0]:.3f} to {line.y[-1]:.3f}" for line in lines if line.y)
+    several = len(results["seeds"]) > 1
+    how = "mean of the seeds, with a band from the lowest to the highest" if several else "points"
+    return Chart(
+        f"Validation loss ({how}) and, pale, training loss",
+        f"Validation loss against tokens read: {ends}.",
+        TOKENS,
+        "loss, nats per token",
+        pale + lines,
+        loss_span(pale + lines),
+    )
+
+
+def short_sentences(results: dict[str, Any]) -> str:
+    """Why an OSN's densities on the sentence are larger than those in the table, with both numbers."""
+    osn = results["models"][0]
+    heads = [share(head, _hears_itself(osn)) for layer in osn["weights"] for head in layer]
+    size, context = len(results["labels"]), results["options"]["context"]
+    low, high = min(density for density, _ in heads), max(density for density, _ in heads)
+    partners = "" if osn.get("partners") is None else f", of which it locks with {osn['partners']:.1f}"
+    nearest = ", and every token locks with the one nearest to it" * (_frame(osn) == "nearest")
+    return (
+        f"On this sentence the OSN's heads lock {100 * low:.0f} to {100 * high:.0f} % of the pairs, and the "
+        f"table says {osn['density']:.2f}. Both are right. The table counts whole windows of {context} "
+        f"tokens, in which a token may listen to {(context - 1) / 2:.0f} others on average{partners}. In "
+        f"{size} tokens it may listen to {(size - 1) / 2:.0f} on average and locks with "
+        f"{fmean(n for _, n in heads):.1f}. "
+        f"Whom a token locks with is mostly near it, however long the text is{nearest}: so the shorter the "
+        "text, the larger their share of it."
+    )
+
+
+def _per_step(results: dict[str, Any]) -> int:
+    return int(results["options"]["batch_size"] * results["options"]["context"])
+
+
+def _hears_itself(model: dict[str, Any]) -> bool:
+    """Softmax does; an OSN if its config says so."""
+    return model["density"] is None or bool(model["runs"][0]["config"].get("self_coupling", False))
+
+
+def _frame(model: dict[str, Any]) -> str:
+    return str(model["runs"][0]["config"].get("frame", "nearest"))
+
+
 def _partners(model: dict[str, Any]) -> str:
     """How many senders a receiver locks with; nothing of a run of an earlier version."""
     if model["density"] is None:
@@ -133,20 +168,38 @@ def _loss(mean: float, spread: float | None) -> str:
     return f"{mean:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
 
 
-def _table(models: list[dict[str, Any]]) -> str:
+def _table(models: list[dict[str, Any]]) -> tuple[list[str], list[list[str | Cell]]]:
     header, *rows = table_rows(models)
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = ""
-    for model, cells in zip(models, rows, strict=True):
-        first, *others = map(escape, cells)
-        body += (
-            f"<tr><td>{_mark(model)}{first}</td>" + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
-        )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    marked: list[list[str | Cell]] = []
+    for model, (title, *others) in zip(models, rows, strict=True):
+        marked.append([Cell(title, mark=COLOURS[model["name"]]), *others])
+    return header, marked
 
 
-def _mark(model: dict[str, Any]) -> str:
-    return f'<span class="mark" style="background:{figures.COLOURS[model["name"]]}"></span>'
+def _weights(results: dict[str, Any]) -> tuple[Weights, str]:
+    """What of the weights is on the page, and what is not, in words."""
+    models = results["models"]
+    heads = max(len(layer) for model in models for layer in model["weights"])
+    layers = max(1, _MOST_HEADS // heads)
+    most = max(len(model["weights"]) for model in models)
+    return Weights(
+        results["labels"],
+        [model["title"] for model in models],
+        [COLOURS[model["name"]] for model in models],
+        [model["weights"][:layers] for model in models],
+        [_hears_itself(model) for model in models],
+    ), ("" if most <= layers else f"Shown: the first {layers} of {most} layers.")
+
+
+def _to_the_explorer(results: dict[str, Any]) -> str:
+    """The way to the explorer's page; a comparison of an earlier version has none."""
+    name = results.get("explorer")
+    if not name:
+        return ""
+    return (
+        f'<p>More of the validation text is in <a href="{escape(name, quote=True)}">{escape(name)}</a>, '
+        "beside this page: the OSN reads it there while two sliders change coupling and bandwidth.</p>"
+    )
 
 
 def _what_was_compared(results: dict[str, Any]) -> str:
@@ -170,51 +223,31 @@ def _reading(results: dict[str, Any]) -> str:
         f"{run['validation_tokens']:,} tokens of validation text and {run['test_tokens']:,} of test text "
         "that no model was trained on. Density: mean over layers and heads of the fraction of earlier tokens "
         "that lock, at the end. Tokens per second: training steps alone, on the machine below; the time of a "
-        "run includes evaluation and checkpoints."
+        "run includes evaluation and checkpoints. A click on a column's name sorts by it."
     )
 
 
 def _grid(results: dict[str, Any]) -> str:
-    if not results["learning_rate_grid"]:
+    tried = results["learning_rate_grid"]
+    if not tried:
         return ""
-    rows = ""
+    rows: list[list[str | Cell]] = []
     for model in results["models"]:
-        tried = results["learning_rate_grid"].get(model["name"], [])
-        cells = "; ".join(
-            f"{entry['learning_rate']:g}: "
-            + ("diverged" if entry["validation_loss"] is None else f"{entry['validation_loss']:.3f}")
-            for entry in tried
-        )
-        rows += f"<dt>{escape(model['title'])}</dt><dd>{escape(cells)}</dd>"
-    return (
-        f"<h3>Learning rates tried</h3><p>Validation loss with seed {results['seeds'][0]}; the lowest was "
-        "chosen "
-        f'for each model.</p><div class="card"><dl>{rows}</dl></div>'
-    )
-
-
-def _matrices(layer: list[list[list[float]]], labels: list[str], model: dict[str, Any], number: int) -> str:
-    colour = figures.COLOURS[model["name"]]
-    return _picture(
-        lambda page: figures.weight_matrices(layer, labels, colour, page),
-        f"{model['title']}, weights of layer {number}",
-    )
-
-
-def _picture(draw: Callable[[str], bytes], description: str) -> str:
-    light, dark = (
-        "data:image/png;base64," + base64.b64encode(png).decode("ascii") for png in figures.both_pages(draw)
-    )
-    return (
-        f'<div class="card"><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(description, quote=True)}"></picture></div>'
-    )
+        for entry in tried.get(model["name"], []):
+            loss = entry["validation_loss"]
+            chosen = "yes" if entry["learning_rate"] == model["learning_rate"] else "no"
+            shown = "diverged" if loss is None else f"{loss:.3f}"
+            title = Cell(model["title"], mark=COLOURS[model["name"]])
+            rows.append([title, f"{entry['learning_rate']:g}", shown, chosen])
+    header = ["model", "learning rate", "validation loss", "chosen"]
+    caption = f"Validation loss with seed {results['seeds'][0]}; the lowest was chosen for each model"
+    return f'<h3>Learning rates tried</h3><div class="card">{table(caption, header, rows, sorts=True)}</div>'
 
 
 def _sample(model: dict[str, Any], prompt: str) -> str:
     return (
-        f'<div><h3>{_mark(model)}{escape(model["title"])}</h3><div class="card"><pre><span class="prompt">'
-        f"{escape(prompt)}</span>{escape(model['sample'])}</pre></div></div>"
+        f'<div class="card"><h3>{mark(COLOURS[model["name"]])}{escape(model["title"])}</h3>'
+        f'<pre><span class="prompt">{escape(prompt)}</span>{escape(model["sample"])}</pre></div>'
     )
 
 

@@ -101,7 +101,7 @@ def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
     """The fields as a model's folder stores them, as JSON; equal descriptions are equal models."""
     fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
     # filled in when a model is built
-    for name in ("transformers_version", "architectures", "dtype", "use_cache"):
+    for name in ("transformers_version", "architectures", "dtype", "use_cache", "auto_map"):
         fields.pop(name, None)
     return fields
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import syncattn.models  # noqa: F401  registers the models with the Auto classes
+from syncattn.models.sharing import CARD, accompany, is_foreign
+from syncattn.training.card import sections
 from syncattn.training.checkpoints import (
     check_checkpoint,
     check_weights,
@@ -242,9 +244,12 @@ def _result(fitted: Fitted, windows: Windows) -> Result:
 def _write(out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> None:
     """Write the final files, and remove what the run could have gone on from."""
     with disk_errors(f"cannot write the model to {out}"), staged(out, last=RESULT_FILE) as folder:
+        accompany(model, folder, *sections(record))
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / RESULT_FILE, record.to_json())
+        if is_foreign(out / CARD):  # what somebody wrote there stays
+            (folder / CARD).unlink()
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     (out / RUN_FILE).unlink(missing_ok=True)
 

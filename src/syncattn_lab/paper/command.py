@@ -113,17 +113,19 @@ def work(
         )
         return 130
     _show(found, console)
-    console.print(f"{out}/claims.md and the figures in {out}", highlight=False, soft_wrap=True)
+    where = f"{out}/report.html, {out}/claims.md, and the figures in {out}"
+    console.print(where, highlight=False, soft_wrap=True)
     return 0 if all(claim.shown for claims in found.values() for claim in claims) else 1
 
 
 def remove_earlier(out: Path) -> None:
     """Remove the files that an earlier run wrote, and no others."""
     from syncattn_lab.paper.ledger import LEDGER_FILE
+    from syncattn_lab.paper.report import REPORT_FILE
     from syncattn_lab.paper.run import CLAIMS_FILE, RECORD_FILE, files_of
     from syncattn_lab.paper.sections import NAMES, section
 
-    for name in (RECORD_FILE, CLAIMS_FILE, LEDGER_FILE):
+    for name in (RECORD_FILE, CLAIMS_FILE, LEDGER_FILE, REPORT_FILE):
         (out / name).unlink(missing_ok=True)
     for name in NAMES:
         for file in files_of(section(name)):  # numbers first: without them it counts as not measured

@@ -18,6 +18,7 @@ from syncattn.training.errors import UserError
 from syncattn.training.files import read_json, staged, write_json, write_text
 from syncattn_lab.paper.judge import Claim
 from syncattn_lab.paper.ledger import LEDGER_FILE, ledger
+from syncattn_lab.paper.report import REPORT_FILE, render
 from syncattn_lab.paper.section import Extent, Section
 from syncattn_lab.paper.sections import NAMES, section
 
@@ -98,7 +99,7 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def write_ledger(out: Path) -> dict[str, list[Claim]]:
-    """Judge all sections whose numbers are in `out`, and write the ledger; every section's claims."""
+    """Judge all sections whose numbers are in `out`, and write the ledger and the page; all claims."""
     found: dict[str, list[Claim]] = {}
     for name in NAMES:
         path = out / f"{name}.json"
@@ -112,7 +113,9 @@ def write_ledger(out: Path) -> dict[str, list[Claim]]:
         for claim in claims
     ]
     write_json(out / CLAIMS_FILE, {"claims": flat})
-    write_text(out / LEDGER_FILE, ledger(found, _about(read_json(out / RECORD_FILE))))
+    about = _about(read_json(out / RECORD_FILE))
+    write_text(out / LEDGER_FILE, ledger(found, about))
+    write_text(out / REPORT_FILE, render(out, found, about))
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from syncattn.page import Chart
 from syncattn_lab.paper.judge import Claim
 
 Numbers = dict[str, Any]
@@ -55,6 +56,7 @@ class Section(NamedTuple):
         table: lines of Markdown made from the numbers, if the section has a table.
         threads: of PyTorch, while measuring. With one the numbers do not depend on the cores, nor the
             time on who else uses them; None for as many as PyTorch takes.
+        charts: curves for the page in the browser, made from the numbers; None without any.
     """
 
     name: str
@@ -64,3 +66,4 @@ class Section(NamedTuple):
     drawings: tuple[Drawing, ...] = ()
     table: Callable[[Numbers], str] | None = None
     threads: int | None = 1
+    charts: Callable[[Numbers], list[Chart]] | None = None

@@ -42,10 +42,10 @@ class Task:
 
 @command
 def study_command(task: Task) -> None:
-    """Train the many small models of a plan; each leaves one JSON line, from which the report is made.
+    """Train the many small models of a plan; each leaves one JSON line, from which report.html is made.
 
     Ctrl-C stops; the same command goes on where it stopped. Started several times at once with the same
-    --out, the processes share the runs. benchmarks/publish_quality.py makes the report.
+    --out, the processes share the runs. benchmarks/publish_quality.py makes pages of Markdown.
     """
     with loading(quiet=task.quiet):
         from rich.console import Console
@@ -67,12 +67,33 @@ def study_command(task: Task) -> None:
         status = share(task.workers)
         if status:
             raise typer.Exit(status)
+        show_report(task.out)
         return
 
     def tell(line: dict[str, Any]) -> None:
         console.print(sentence(line), highlight=False, soft_wrap=True)
 
     work(chosen, task.out, task.data, None if task.quiet else console, tell)
+    show_report(task.out, quiet=task.quiet)
+
+
+def show_report(out: Path, quiet: bool = False) -> None:
+    """Write the page of all runs in a study's folder, if there is one yet, and unless quiet say where it is.
+
+    Raises:
+        UserError: a line of the study is malformed, or the page cannot be written.
+    """
+    from syncattn.training.files import read_json
+    from syncattn_lab.study.lines import LINES_FILE
+    from syncattn_lab.study.records import PLAN_FILE, read_runs
+    from syncattn_lab.study.report import REPORT_FILE, write_report
+
+    if not (out / LINES_FILE).is_file():
+        return
+    keys = [entry["key"] for entry in read_json(out / PLAN_FILE)]
+    write_report(read_runs(out / LINES_FILE), out / REPORT_FILE, keys)
+    if not quiet:
+        print(f"report: {out / REPORT_FILE}")
 
 
 def prepare(plan: Plan, out: Path, data: Path | None) -> None:

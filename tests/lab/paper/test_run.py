@@ -84,7 +84,12 @@ def test_files_of_a_section(two, tmp_path):
     found = running.run(Extent(quick=True, seed=3), tmp_path, ("one",))
     assert list(found) == ["one"]
     expected = {"one.json", "one.md", "figure-one.png", "figure-one.svg", "figure-one.pdf"}
-    assert {path.name for path in tmp_path.iterdir()} == expected | {"paper.json", "claims.json", "claims.md"}
+    assert {path.name for path in tmp_path.iterdir()} == expected | {
+        "paper.json",
+        "claims.json",
+        "claims.md",
+        "report.html",
+    }
     data = json.loads((tmp_path / "one.json").read_text())
     assert data["numbers"] == {"value": 0.25, "size": 2, "seed": 3}
     record = json.loads((tmp_path / "paper.json").read_text())
@@ -120,7 +125,8 @@ def test_an_interrupted_section_leaves_nothing_of_itself(monkeypatch, tmp_path):
         running.run(Extent(), tmp_path, running.NAMES)
     names = {path.name for path in tmp_path.iterdir()}
     pictures = {"figure-one.png", "figure-one.svg", "figure-one.pdf"}
-    assert names == {"paper.json", "one.json", "one.md", "claims.json", "claims.md"} | pictures
+    written = {"paper.json", "one.json", "one.md", "claims.json", "claims.md", "report.html"}
+    assert names == written | pictures
     assert "one-claim" in (tmp_path / "claims.md").read_text()
 
 

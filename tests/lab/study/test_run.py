@@ -164,6 +164,8 @@ def test_the_command(tmp_path, folder):
     assert len(json.loads((tmp_path / "out" / "plan.json").read_text())) == 2
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0 and "validation" not in again.output
+    page = tmp_path / "out" / "report.html"
+    assert f"report: {page}" in again.output.replace("\n", "") and "plan is complete" in page.read_text()
 
 
 def test_what_the_command_refuses(tmp_path, folder):

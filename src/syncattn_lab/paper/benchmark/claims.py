@@ -6,7 +6,7 @@ from typing import Any
 
 from syncattn.bench.timing import ratios, spread
 from syncattn_lab.paper import judge
-from syncattn_lab.paper.benchmark.figure import draw, table
+from syncattn_lab.paper.benchmark.figure import charts, draw, table
 from syncattn_lab.paper.benchmark.measure import (
     _AGREEMENT,
     ALONE,
@@ -203,4 +203,5 @@ SECTION = Section(
     (Drawing("figure-3-benchmark", "Throughput, latency and peak memory against N", draw),),
     table,
     threads=None,
+    charts=charts,
 )

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from syncattn.bench.timing import ratios
+from syncattn.page import Chart, Line
 from syncattn_lab.paper.section import Numbers
 
 # name in the numbers: (label, colour, marker, line style)
@@ -78,6 +79,33 @@ def _of(rows: Sequence[Numbers], value: Callable[[Numbers, str], float]) -> Line
         there = [row for row in rows if name in row["contenders"]]
         found[name] = ([row["tokens"] for row in there], [value(row, name) for row in there])
     return found
+
+
+def charts(numbers: Numbers) -> list[Chart]:
+    """The same for the page in the browser: throughput and, over the Transformer's, time and peak memory."""
+    rows = numbers["rows"]
+    throughput = _of(rows, lambda row, name: row["tokens"] * row["batch"] / _seconds(row, name) / 1000)
+    found = [
+        _chart("Throughput", "thousand tokens/s", throughput),
+        _chart("Time of a batch over the Transformer's", "ratio", _of(rows, _over_transformer)),
+    ]
+    if "no_memory" not in numbers:
+        base = {row["tokens"]: row["contenders"]["transformer"]["peak_mib"] for row in rows}
+        peak = _of(rows, lambda row, name: row["contenders"][name]["peak_mib"] / base[row["tokens"]])
+        found.append(_chart("Peak memory over the Transformer's", "ratio", peak))
+    return found
+
+
+def _chart(title: str, unit: str, found: Lines) -> Chart:
+    lines = [
+        Line(label, *found[name], (colour, colour), dashed=style != "-")
+        for name, (label, colour, _, style) in CONTENDERS.items()
+        if found[name][0]
+    ]
+    ends = "; ".join(f"{line.name} {line.y[-1]:.2f}" for line in lines)
+    at = max(line.x[-1] for line in lines)
+    says = f"{title}, {unit}, at {at:,} tokens: {ends}."
+    return Chart(title, says, "tokens of a sequence, N", unit, lines, digits=2, log=True)
 
 
 def _lines(axes: Axes, tokens: list[int], lines: Lines, title: str) -> None:

@@ -15,6 +15,13 @@ QUIET = "--disable-background-networking --disable-component-update --disable-sy
 QUIET += " --disable-features=IsolateSandboxedIframes"
 
 
+# What reaches beyond the window, unless it is in a box that scrolls or in a picture.
+OUTSIDE = """[...document.querySelectorAll("body *")].filter((e) => e.offsetParent
+  && !e.closest((innerWidth < 640 ? ".wide:not(.whole)" : ".wide") + ", .image, .plot, svg, canvas")
+  && e.getBoundingClientRect().right > innerWidth + 0.5)
+  .map((e) => e.id || e.className || e.tagName)"""
+
+
 def find():
     """The browser's path, None if there is none, or no pipe of the kind that it is spoken to through."""
     return next(filter(None, map(shutil.which, NAMES)), None) if os.name == "posix" else None
@@ -102,8 +109,8 @@ class Chromium:
         kind = answer.get("method", "")
         if kind in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
             self.console.append(params)
-        elif kind == "Network.requestWillBeSent":
-            self.requests.append(params["request"]["url"])
+        elif kind == "Network.requestWillBeSent" and not params["request"]["url"].startswith("data:"):
+            self.requests.append(params["request"]["url"])  # what is asked for and not in the page itself
         self.events.append(kind)
         return answer
 
@@ -134,6 +141,30 @@ class Chromium:
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"])
         return result["result"].get("value")
+
+    def key(self, name):
+        """Press a key of this name, such as ArrowLeft."""
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=name)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=name)
+
+    def point(self, selector, across=0.5, down=0.5):
+        """Move the pointer over the first element that the selector finds, as far across and down it."""
+        x, y = self.run(
+            f"e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center'}}); "
+            f"r = e.getBoundingClientRect(); [r.x + r.width * {across}, r.y + r.height * {down}]"
+        )
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        return x, y
+
+    def check(self, path, width, scheme):
+        """Open a page and all that is folded in it: it is silent, asks for nothing, fits on the screen."""
+        self.open(path, width=width, scheme=scheme)
+        assert self.run("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+        assert self.run("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+        assert self.run(OUTSIDE) == []
+        self.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert self.run(OUTSIDE) == []
+        assert self.requests == [f"file://{path}"] and self.console == []
 
     def text(self, name):
         """What stands in the element of this id."""

@@ -1,0 +1,100 @@
+"""Cached decoding as a function of tensors alone, which is all that ONNX and other exporters know."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from syncattn.models.cache import DecoderCache
+from syncattn.models.decoder import DecoderForCausalLM
+
+# What a layer's state holds besides the tokens' mask and number, which attention_mask says for all layers.
+_OF_A_LAYER = ("send", "value", "phase_sum", "last_input", "last_emitted")
+_GROWING = ("send", "value")  # with the tokens: (B, H, P, m) and (B, H, P, d)
+
+
+class CachedStep(nn.Module):
+    """One step of a causal language model's cached decoding, from tensors to tensors.
+
+    A `DecoderCache` holds Python objects, which no exporter can record. Here the past is a list of tensors,
+    given and returned: `start` makes one without tokens, `names` says what is what. A step takes one token
+    or many, so that one program reads the prompt and generates.
+
+    Args:
+        model: in evaluation mode; it is used, not copied.
+
+    Raises:
+        TypeError: model is no causal language model of `syncattn.models`.
+        ValueError: it is in training mode, is bidirectional, or needs positions on several axes.
+
+    Example:
+        >>> step = CachedStep(model.eval())
+        >>> past = step.start(batch=1)
+        >>> logits, past = step(prompt, torch.ones_like(prompt), past)
+    """
+
+    def __init__(self, model: DecoderForCausalLM) -> None:
+        super().__init__()
+        if not isinstance(model, DecoderForCausalLM):
+            raise TypeError(
+                "model must be a causal language model of syncattn.models (OSNForCausalLM, "
+                f"TransformerForCausalLM), got {type(model).__name__}"
+            )
+        if model.training:
+            raise ValueError("model must be in evaluation mode, got one in training: call model.eval()")
+        if getattr(model.config, "axes", 1) > 1:
+            raise ValueError(
+                f"model must have axes=1, got axes={model.config.axes}: a step counts its tokens, and says "
+                "nothing of other positions"
+            )
+        self.model = model
+        self._fields: tuple[str, ...] = ()
+        self.start(1)  # which fields this kind of model has
+
+    @property
+    def names(self) -> list[str]:
+        """What the tensors of a past are, in order: "0.send" is what the first layer's tokens emit."""
+        return [f"{i}.{field}" for i in range(len(self.model.model.layers)) for field in self._fields]
+
+    @torch.no_grad()
+    def start(self, batch: int) -> list[Tensor]:
+        """The past of so many sequences before their first token, on the model's device."""
+        cache = DecoderCache(self.model.config)
+        # After one token of padding, which nobody sees, all that does not grow is as it is at the start.
+        nothing = torch.zeros(batch, 1, dtype=torch.int64, device=self.model.device)
+        self.model(nothing, nothing, past_key_values=cache)
+        self._fields = tuple(name for name in _OF_A_LAYER if getattr(cache.states[0], name) is not None)
+        past = []
+        for state in cache.states:
+            for name in self._fields:
+                held = getattr(state, name)
+                past.append((held[:, :, :0] if name in _GROWING else held).clone())
+        return past
+
+    def dynamic_shapes(self) -> tuple[dict, dict, list[dict]]:
+        """The dynamic_shapes of `torch.onnx.export` and `torch.export.export`: of `forward`'s arguments,
+        the sequences B, the new tokens N, and the past ones P are free."""
+        free = torch.export.Dim.DYNAMIC
+        past = [{0: free, 2: free} if n.endswith(_GROWING) else {0: free} for n in self.names]
+        return {0: free, 1: free}, {0: free, 1: free}, past
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, N, vocab_size) of the new tokens' successors, and the past with these tokens in it.
+
+        Args:
+            input_ids: the new tokens (B, N), int64.
+            attention_mask: (B, P + N), 1 for real tokens, 0 for padding, those of the past too: always as it
+                was given when they came.
+            past: from `start` or the step before, in the order of `names`; P tokens.
+        """
+        cache = DecoderCache(self.model.config)
+        real = attention_mask.narrow(1, 0, past[0].shape[2]) == 1  # a slice would clamp its end, of any size
+        per_layer = len(self._fields)
+        for i, state in enumerate(cache.states):
+            for name, held in zip(self._fields, past[i * per_layer :], strict=False):
+                setattr(state, name, held)
+            state.mask, state.count = real, real.sum(-1, keepdim=True)
+        logits = self.model(input_ids, attention_mask, past_key_values=cache).logits
+        return logits, [getattr(state, name) for state in cache.states for name in self._fields]
