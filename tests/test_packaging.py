@@ -123,7 +123,10 @@ def test_the_metadata_are_those_that_the_index_reads(built):
     said = Parser().parsestr((built[0] / "src/syncattn.egg-info/PKG-INFO").read_text(encoding="utf-8"))
     assert said["Version"] == syncattn.__version__ and said["Description-Content-Type"] == "text/markdown"
     assert len(said.get_all("Project-URL")) == len(PROJECT["urls"])
-    assert said["License-Expression"] == "Apache-2.0" and said.get_all("License-File") == ["LICENSE"]
+    assert (
+        said["License-Expression"] == "Apache-2.0"
+        and said.get_all("License-File") == PROJECT["license-files"]
+    )
     assert [x for x in said.get_all("Requires-Dist") if ";" not in x] == PROJECT["dependencies"]
 
 
