@@ -123,7 +123,10 @@ def test_the_metadata_are_those_that_the_index_reads(built):
     said = Parser().parsestr((built[0] / "src/syncattn.egg-info/PKG-INFO").read_text(encoding="utf-8"))
     assert said["Version"] == syncattn.__version__ and said["Description-Content-Type"] == "text/markdown"
     assert len(said.get_all("Project-URL")) == len(PROJECT["urls"])
-    assert said["License-Expression"] == "Apache-2.0" and said.get_all("License-File") == ["LICENSE"]
+    assert (
+        said["License-Expression"] == "Apache-2.0"
+        and said.get_all("License-File") == PROJECT["license-files"]
+    )
     assert [x for x in said.get_all("Requires-Dist") if ";" not in x] == PROJECT["dependencies"]
 
 
@@ -139,3 +142,21 @@ def test_a_wheel_has_the_package_and_its_data_and_not_the_kernel_s_sources(built
     want = {name.removeprefix("src/") for name in kept if name.startswith("src/")}
     assert names == {name for name in want if not name.startswith(kernel)}
     assert {"syncattn/py.typed", "syncattn/explorer/page.js", "syncattn_lab/py.typed"} <= names
+
+
+@pytest.mark.skipif(not (ROOT / ".github").exists(), reason="installed without the workflows")
+def test_the_workflows_try_what_the_classifiers_promise_and_need_no_secret():
+    yaml = pytest.importorskip("yaml")
+    files = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    jobs = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"] for path in files}
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert "secrets." not in text and re.search(
+            r"^permissions:\n  contents: read$", text, re.MULTILINE
+        ), path
+        assert all(re.fullmatch(r"[\w/-]+@v\d+", name) for name in re.findall(r"uses: (.*)", text)), path
+    matrix = jobs["tests"]["tests"]["strategy"]["matrix"]
+    assert [f"Programming Language :: Python :: {x}" for x in matrix["python"]] == [
+        x for x in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", x)
+    ]
+    assert {name.split("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}

@@ -1,9 +1,11 @@
 // The kernel's own test: random problems of odd sizes with every option, on every instance that this machine runs,
 // against the definition in double precision and plain loops. Tensors lie on the heap at their exact sizes and are
 // filled with NaN before they are written, so that sanitizers see what goes too far. No torch, no Python.
+// kernel_test [CASES [INSTANCE [FILE]]]: one instance alone; FILE gets all that it computed, as doubles.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <limits>
 #include <string>
@@ -331,7 +333,7 @@ bool counts(Case& c, const char* instance) {
     return false;
 }
 
-bool passes(Case& c, const Answer& want, const char* instance, int number) {
+bool passes(Case& c, const Answer& want, const char* instance, int number, FILE* file) {
     vector<double> bits[2];
     bool good = true;
     for (int run = 0; run < 2; ++run) {
@@ -348,6 +350,7 @@ bool passes(Case& c, const Answer& want, const char* instance, int number) {
     good &= close("send", c.grad_send, want.send) & close("value", c.grad_value, want.value);
     good &= close("coupling", c.grad_coupling, want.coupling) & close("bandwidth", c.grad_bandwidth, want.bandwidth);
     good &= counts(c, instance);
+    if (file && fwrite(bits[0].data(), sizeof(double), bits[0].size(), file) != bits[0].size()) good = false;
     if (bits[0] != bits[1]) {
         printf("  one thread and three give different bits\n");
         good = false;
@@ -366,14 +369,21 @@ bool passes(Case& c, const Answer& want, const char* instance, int number) {
 
 int main(int count, char** arguments) {
     const int cases = count > 1 ? atoi(arguments[1]) : 60;
-    int failures = 0;
+    const char* only = count > 2 ? arguments[2] : nullptr;
+    FILE* file = count > 3 ? fopen(arguments[3], "wb") : nullptr;
+    int failures = count > 3 && !file, runs = 0;
     for (int number = 0; number < cases; ++number) {
         Random random{(uint64_t)number * 977 + 1};
         Case c;
         make(c, random, number);
         const Answer want = define(c);
-        for (int k = 0; syncattn_instance(k); ++k) failures += !passes(c, want, syncattn_instance(k), number);
+        for (int k = 0; const char* name = syncattn_instance(k); ++k) {
+            if (only && strcmp(only, name)) continue;
+            failures += !passes(c, want, name, number, file);
+            ++runs;
+        }
     }
-    printf("%d cases, %d failures\n", cases, failures);
-    return failures ? 1 : 0;
+    if (file && fclose(file)) ++failures;
+    printf("%d cases, %d failures, %d runs\n", cases, failures, runs);
+    return failures || !runs ? 1 : 0;
 }
