@@ -219,12 +219,10 @@ def _check_text(name: str, call: Call) -> None:
 
 
 def _logits(model: nn.Module, output: Any, tokens: int) -> Tensor | None:
-    """The output's logits of next tokens; not those of tokens' classes, nor a bidirectional model's."""
-    logits, config = getattr(output, "logits", None), getattr(model, "config", None)
+    """The output's logits of next tokens: of a model of transformers that generates, or of any other kind."""
+    logits, generates = getattr(output, "logits", None), getattr(model, "can_generate", None)
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != (1, tokens):
         return None
-    if not getattr(config, "is_causal", True):
-        return None
-    if getattr(config, "vocab_size", logits.shape[2]) != logits.shape[2]:
+    if generates is not None and not generates():  # of masked tokens, or of tokens' classes
         return None
     return logits[0].float()
