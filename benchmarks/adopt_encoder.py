@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--densities", default="0.25", help="densities to convert to; none if empty")
     parser.add_argument("--distil", default="0.1", help="densities to distil to; none if empty")
     parser.add_argument("--seconds", type=float, default=600.0, help="of each distillation")
-    parser.add_argument("--learning-rate", type=float, default=3e-4, help="of each distillation")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of each distillation")
     parser.add_argument("--tokens", type=int, default=128, help="texts are cut there")
     parser.add_argument("--batches", type=int, default=4, help="of 16 texts, to convert on")
     parser.add_argument("--more", type=int, default=40, help="of 16 texts, to fit again on")

@@ -56,7 +56,7 @@ def distil(
     seconds: float | None = None,
     steps: int | None = None,
     output: Output = mean_pooled,
-    learning_rate: float = 3e-4,
+    learning_rate: float = 1e-4,
     seed: int = 0,
     folder: str | Path | None = None,
     save_seconds: float = 60.0,
