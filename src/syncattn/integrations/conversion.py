@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from syncattn.checks import check_flag, check_real, short
+from syncattn.integrations.field_fitting import fit_fields, results_of_heads
 from syncattn.integrations.measuring import (
+    SETTINGS,
     Conversion,
     Output,
     batches_of,
@@ -25,6 +27,7 @@ from syncattn.integrations.measuring import (
     mean_pooled,
     measure,
     outputs_of,
+    restore,
     set_couplings,
 )
 from syncattn.integrations.projections import (
@@ -93,6 +96,7 @@ def convert(
     error: float | None = None,
     output: Output = mean_pooled,
     refit: bool = False,
+    field: bool = False,
 ) -> Conversion:
     """Make a pretrained model's attention sparse: its own weights, SSA, and a coupling for every head.
 
@@ -112,6 +116,9 @@ def convert(
         refit: also fit the projection behind each attention again, in closed form, to what the original's
             gave: its weights change then. Every fourth batch, or the last of fewer, is not fitted to, and all
             that is told is measured on those. It wants many texts: below a thousand of them, more is better.
+        field: also give each head a share of the mean of its text's values in the place of what it cuts off
+            (`config.ssa_field`, syncattn.integrations.field), fitted in closed form before the projections.
+            For encoders alone. Batches are held out as for `refit`.
 
     Returns:
         What was done, measured on the data, or on what of it was held out.
@@ -125,19 +132,22 @@ def convert(
     name, wanted = ("density", density) if error is None else ("error", error)
     check_real(name, wanted, "between 0 and 1", lambda x: 0 < x < 1)
     check_flag("refit", refit)
+    check_flag("field", field)
     config = getattr(model, "config", None)
     if not hasattr(model, "set_attn_implementation") or config is None:
         raise TypeError(f"model must be a model of transformers, got {type(model).__name__}")
-    if getattr(config, "ssa_coupling", None) is not None:
-        raise ValueError(
-            "model is converted already: its configuration has ssa_coupling. Set that to None first"
-        )
+    for setting in SETTINGS:
+        if getattr(config, setting, None) is not None:
+            raise ValueError(
+                f"model is converted already: its configuration has {setting}. Set that to None first"
+            )
     batches = batches_of(data, model)
-    if refit and len(batches) < 2:
-        raise ValueError("data must hold at least 2 batches with refit=True, one is held out, got 1")
+    if (refit or field) and len(batches) < 2:
+        name = "refit" if refit else "field"
+        raise ValueError(f"data must hold at least 2 batches with {name}=True, one is held out, got 1")
 
     before, modes = config._attn_implementation, [(module, module.training) for module in model.modules()]
-    had = hasattr(config, "ssa_coupling")
+    had = [name for name in SETTINGS if hasattr(config, name)]
     projections: Projections = {}
     own: Weights = {}
     done = False
@@ -153,7 +163,7 @@ def convert(
         if refit:
             projections = find_projections(model, batches[0])
             own = weights_of(projections)
-        search = _Search(model, batches, output, projections, own)
+        search = _Search(model, batches, output, projections, own, field)
         result = search.find(_choices(heads), name, float(wanted))  # type: ignore[arg-type]
         done = True
     finally:
@@ -162,10 +172,7 @@ def convert(
         if not done:
             set_weights(projections, own)
             model.set_attn_implementation(before)
-            if had:
-                config.ssa_coupling = None
-            elif hasattr(config, "ssa_coupling"):
-                del config.ssa_coupling
+            restore(config, dict.fromkeys(had))
     return result
 
 
@@ -180,19 +187,24 @@ class _Search:
         output: Output,
         projections: Projections,
         own: Weights,
+        field: bool,
     ) -> None:
         self.model, self.batches, self.output = model, batches, output
         self.projections, self.own = projections, own
         numbers = range(len(batches))
-        self.held = set(numbers[3::4] or numbers[-1:]) if projections else set(numbers)
+        self.held = set(numbers[3::4] or numbers[-1:]) if projections or field else set(numbers)
         self.measured_on = [batches[number] for number in sorted(self.held)]
+        self.fitted_to = [batches[number] for number in numbers if number not in self.held]
         self.reference = outputs_of(model, self.measured_on, output)
         self.wanted = results_of(model, batches, projections) if projections else []
+        self.heads = results_of_heads(model, self.fitted_to) if field else []
 
     def measured(self, coupling: dict[int, list[float]]) -> tuple[Conversion, Weights]:
         """What the model does with these couplings, which it then has, and its projections' weights."""
         set_couplings(self.model, coupling)
         set_weights(self.projections, self.own)
+        if self.heads:
+            fit_fields(self.model, self.fitted_to, self.heads, max(coupling) + 1)
         errors: tuple[tuple[float, float], ...] = ()
         if self.projections:
             errors = refit_projections(self.model, self.batches, self.held, self.projections, self.wanted)
@@ -226,6 +238,8 @@ class _Search:
             best = tried if fits else best
         set_weights(self.projections, best[1])
         self.model.config.ssa_coupling = best[0].coupling
+        if self.heads:
+            self.model.config.ssa_field = best[0].field
         return best[0]
 
 
@@ -251,7 +265,8 @@ def _heads(model: Any, batches: list[dict[str, Any]], output: Output) -> _Heads:
         slopes = []
         for number in range(PROBES):
             direction = torch.randn(rows.shape, generator=generator, dtype=rows.dtype).to(rows.device)
-            loss = (rows * direction).sum()
+            with torch.enable_grad():
+                loss = (rows * direction).sum()
             slopes.append(torch.autograd.grad(loss, probes, retain_graph=number + 1 < PROBES))
         with torch.no_grad():
             for at, (call, out) in enumerate(calls):
