@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from syncattn.checks import check_flag, check_real, short
+from syncattn.integrations.field import mean_value
 from syncattn.integrations.field_fitting import fit_fields, results_of_heads
 from syncattn.integrations.measuring import (
     SETTINGS,
@@ -57,11 +58,19 @@ _TRIED = 48  # choices for all heads, from dense to sparse, that the search halv
 
 
 class _Heads:
-    """What a model's heads would do at each reach: sums over batches, (layers, heads, reaches) float64."""
+    """What a model's heads would do at each reach: sums over batches, (heads, reaches) float64 by layer.
 
-    def __init__(self) -> None:
+    Attributes:
+        locked: how many pairs lock.
+        effect: of what the output would change by, e, and would gain from a whole field, g: the sums of e^2,
+            of e g, and of g^2, one after the other.
+        allowed, rows: how many pairs and rows there are.
+    """
+
+    def __init__(self, field: bool) -> None:
+        self.field = field
         self.locked: dict[int, Tensor] = {}
-        self.change: dict[int, Tensor] = {}
+        self.effect: dict[int, Tensor] = {}
         self.allowed: dict[int, float] = {}
         self.rows: dict[int, int] = {}
 
@@ -71,21 +80,38 @@ class _Heads:
         below, allowed = below_highest(call)
         heads = call.query.shape[1]
         value = call.value.to(below.dtype).repeat_interleave(heads // call.value.shape[1], 1)
-        locked, change = [], []
+        mean, _ = mean_value(value, call.mask) if self.field else (value, None)
+        locked, effects = [], []
         for reach in REACHES:
             kappa = torch.full_like(below[0, 0, 0, 0], coupling_of_reach(reach))
             margin = margin_of(2 * below, kappa, torch.full_like(kappa, BANDWIDTH))
             weight = margin.clamp(min=0).masked_fill(~allowed, 0.0)
             locked.append((weight > 0).sum((0, 2, 3)).double().cpu())
             weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-30)
-            difference = weight @ value - out
-            effect = torch.stack([(slope * difference).sum((2, 3)) for slope in slopes])  # (probes, B, H)
-            change.append(effect.double().square().sum((0, 1)).cpu())
+            given = weight @ value
+            change = _along(slopes, given - out)
+            gain = _along(slopes, mean - given) if self.field else torch.zeros_like(change)
+            products = torch.stack((change * change, change * gain, gain * gain))
+            effects.append(products.sum((1, 2)).cpu())
         none = torch.zeros(heads, len(REACHES), dtype=torch.float64, device="cpu")
         self.locked[layer] = self.locked.get(layer, none) + torch.stack(locked, -1)
-        self.change[layer] = self.change.get(layer, none) + torch.stack(change, -1)
+        self.effect[layer] = self.effect.get(layer, none) + torch.stack(effects, -1)
         self.allowed[layer] = self.allowed.get(layer, 0.0) + allowed.expand_as(below)[:, 0].sum().item()
         self.rows[layer] = self.rows.get(layer, 0) + below.shape[0] * below.shape[2]
+
+    @property
+    def change(self) -> dict[int, Tensor]:
+        """The square of what the output would change by, with the share of the field that makes it least."""
+        found = {}
+        for layer, (square, mixed, gain) in self.effect.items():
+            share = (-mixed / gain.clamp(min=1e-30)).clamp(0, 1)
+            found[layer] = square + 2 * share * mixed + share * share * gain
+        return found
+
+
+def _along(slopes: Sequence[Tensor], difference: Tensor) -> Tensor:
+    """How the output moves along each probe, to first order: (probes, B, H) float64."""
+    return torch.stack([(slope * difference).sum((2, 3)) for slope in slopes]).double()
 
 
 def convert(
@@ -159,7 +185,7 @@ def convert(
             raise ValueError(
                 f"{type(model).__name__}: its attention is not called through the AttentionInterface"
             )
-        heads = _heads(model, batches[:: -(-len(batches) // _LOOKED_AT)], output)
+        heads = _heads(model, batches[:: -(-len(batches) // _LOOKED_AT)], output, field)
         if refit:
             projections = find_projections(model, batches[0])
             own = weights_of(projections)
@@ -243,9 +269,9 @@ class _Search:
         return best[0]
 
 
-def _heads(model: Any, batches: list[dict[str, Any]], output: Output) -> _Heads:
+def _heads(model: Any, batches: list[dict[str, Any]], output: Output, field: bool) -> _Heads:
     """What every head would do, to first order: from the slopes of the outputs by the heads' results."""
-    heads = _Heads()
+    heads = _Heads(field)
     generator = torch.Generator("cpu").manual_seed(0)
     for batch in batches:
         calls: list[tuple[AttentionCall, Tensor]] = []
@@ -292,7 +318,7 @@ def _choices(heads: _Heads) -> list[dict[int, list[float]]]:
     density and price times change is least."""
     layers = sorted(heads.locked)
     density = {layer: heads.locked[layer] / heads.allowed[layer] for layer in layers}
-    change = heads.change
+    change = heads.change  # a property: worked out once
     scale = max(change[layer].max().item() for layer in layers) or 1.0
     found: list[dict[int, list[int]]] = []
     for step in range(240):
