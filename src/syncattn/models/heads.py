@@ -14,10 +14,10 @@ from transformers.utils import can_return_tuple
 
 from syncattn.models.configuration import DecoderConfig
 from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel
+from syncattn.models.inputs import checked_labels
 from syncattn.models.osn import OSNModel, OSNPreTrainedModel
 from syncattn.models.pooling import last_pooling, mean_pooling
 from syncattn.models.transformer import TransformerModel, TransformerPreTrainedModel
-from syncattn.values import readable
 
 
 class DecoderForMaskedLM(DecoderPreTrainedModel):
@@ -136,7 +136,7 @@ class DecoderForSequenceClassification(DecoderPreTrainedModel):
 
         Raises:
             ValueError: labels have another shape, or a class that there is not; as `DecoderModel.forward`.
-            TypeError: as `DecoderModel.forward`.
+            TypeError: labels are no tensor; as `DecoderModel.forward`.
         """
         inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "positions": positions}
         outputs = self.model(input_ids, attention_mask, return_dict=True, **inputs, **kwargs)
@@ -147,7 +147,7 @@ class DecoderForSequenceClassification(DecoderPreTrainedModel):
         logits = self.score(self.dropout(pool(hidden, attention_mask)))
         loss = None
         if labels is not None:
-            labels = _checked_labels(labels, len(logits), self.config)
+            labels = checked_labels(labels, len(logits), self.config)
             loss = self.loss_function(
                 logits=logits, labels=labels, pooled_logits=logits.float(), config=self.config
             )
@@ -158,37 +158,6 @@ class DecoderForSequenceClassification(DecoderPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def _checked_labels(labels: Tensor, batch: int, config: DecoderConfig) -> Tensor:
-    """Labels of texts as the loss takes them; what kind they are is written into the configuration, as
-    transformers does it."""
-    classes, integer = len(config.id2label or ()), not labels.is_floating_point()
-    problem: Any = config.problem_type
-    if problem is None:
-        if classes == 1:
-            problem = "regression"
-        else:
-            problem = "single_label_classification" if integer else "multi_label_classification"
-    single = problem == "single_label_classification"
-    shapes = [(batch,), (batch, 1)] if single or classes == 1 else [(batch, classes)]
-    if tuple(labels.shape) not in shapes or (single and not integer):
-        kind = "integers" if single else "numbers"
-        raise ValueError(
-            f"labels must be {kind} of shape {' or '.join(map(str, shapes))} with num_labels = {classes} and "
-            f"problem_type = {problem!r}, got {labels.dtype} {tuple(labels.shape)}"
-        )
-    if single:
-        labels = labels.reshape(batch).long()
-        known = readable((labels == -100) | ((labels >= 0) & (labels < classes)))
-        if known is not None and not known.all():
-            raise ValueError(
-                f"labels must be below num_labels = {classes}, or -100, got {int(labels[~known][0])}"
-            )
-    else:
-        labels = labels.float().reshape(batch, classes)
-    config.problem_type = problem
-    return labels
 
 
 class OSNForMaskedLM(OSNPreTrainedModel, DecoderForMaskedLM):

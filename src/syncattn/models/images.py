@@ -13,6 +13,7 @@ from transformers.utils import can_return_tuple
 from syncattn.checks import short
 from syncattn.models.decoder import DecoderModel
 from syncattn.models.fields import check_size
+from syncattn.models.inputs import checked_labels
 from syncattn.models.osn import OSNConfig, OSNModel, OSNPreTrainedModel
 from syncattn.models.pooling import mean_pooling
 
@@ -233,18 +234,20 @@ class OSNForImageClassification(OSNPreTrainedModel):
 
         Args:
             pixel_values, attention_mask, positions: as in `OSNImageModel.forward`.
-            labels: classes (B,), integers; for config.problem_type "multi_label_classification" or
-                "regression" numbers (B, num_labels).
+            labels: by config.problem_type, as in `DecoderForSequenceClassification.forward`: classes (B,),
+                integers, or numbers (B, num_labels).
             **kwargs: as in `OSNImageModel.forward`, output_attentions and return_dict among them.
 
         Raises:
-            TypeError, ValueError: as `OSNImageModel.forward`.
+            TypeError, ValueError: labels are no tensor, have another shape, or a class that there is not; as
+                `OSNImageModel.forward`.
         """
         outputs = self.model(pixel_values, attention_mask, positions=positions, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels, logits, self.config)
+            labels = checked_labels(labels, len(logits), self.config)
+            loss = self.loss_function(labels, logits.float(), self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
