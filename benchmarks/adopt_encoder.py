@@ -27,12 +27,19 @@ from transformers import AutoModel, AutoTokenizer
 import syncattn
 from syncattn.integrations.conversion import convert, mean_pooled
 from syncattn.integrations.distillation import distil
+from syncattn.integrations.measuring import counting
 from syncattn.integrations.transformers import register
 
 HEADS = (
     "| | largest error of hidden states | mean cosine of texts | smallest | density | by layer | seconds |",
     "| --- | --- | --- | --- | --- | --- | --- |",
 )
+WAYS: dict[str, dict[str, bool]] = {
+    "converted": {},
+    "fitted again": {"refit": True},
+    "field": {"field": True},
+    "field and fitted again": {"field": True, "refit": True},
+}
 TIMES = ("| tokens | of | ssa / sdpa | quartiles |", "| --- | --- | --- | --- |")
 
 
@@ -47,6 +54,8 @@ def main() -> None:
     parser.add_argument("--cosines", default="0.995", help="mean cosines to convert for; none if empty")
     parser.add_argument("--densities", default="0.25", help="densities to convert to; none if empty")
     parser.add_argument("--distil", default="0.1", help="densities to distil to; none if empty")
+    parser.add_argument("--ways", default=",".join(WAYS), help="of conversion; none if empty")
+    parser.add_argument("--distil-with-field", action="store_true", help="from a conversion with a field")
     parser.add_argument("--seconds", type=float, default=600.0, help="of each distillation")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="of each distillation")
     parser.add_argument("--tokens", type=int, default=128, help="texts are cut there")
@@ -76,15 +85,16 @@ def main() -> None:
         result.add(f"kappa {kappa:g}", model, 0.0)
     wanted = [{"error": 1 - cosine} for cosine in numbers(given.cosines)]
     wanted += [{"density": density} for density in numbers(given.densities)]
-    for refit in (False, True):
-        for target in wanted:
+    for way, options in WAYS.items():
+        for target in wanted if way in given.ways.split(",") else ():
             (name, number), start = next(iter(target.items())), time.perf_counter()
             model = sparse(given.model)
-            report = convert(model, more if refit else few, refit=refit, **target)
-            name = f"{'fitted again' if refit else 'converted'}, {name} {number:.3g}"
-            result.add(name, model, time.perf_counter() - start, report)
+            report = convert(model, more if options.get("refit") else few, **options, **target)
+            result.add(f"{way}, {name} {number:.3g}", model, time.perf_counter() - start, report)
     for density in numbers(given.distil):
         start, model = time.perf_counter(), sparse(given.model)
+        if given.distil_with_field:
+            convert(model, few, density=density, field=True)
         report = distil(
             model,
             given.model,
@@ -93,7 +103,12 @@ def main() -> None:
             seconds=given.seconds,
             learning_rate=given.learning_rate,
         )
-        result.add(f"distilled, density {density:g}", model, time.perf_counter() - start, report)
+        result.add(
+            f"distilled{' with field' * given.distil_with_field}, density {density:g}",
+            model,
+            time.perf_counter() - start,
+            report,
+        )
         if given.save:
             model.save_pretrained(given.save / f"density-{density:g}")
             tokenizer.save_pretrained(given.save / f"density-{density:g}")
@@ -181,16 +196,16 @@ def hidden(model: Any, data: list[dict[str, Tensor]]) -> list[Tensor]:
 @torch.no_grad()
 def measured(model: Any, data: list[dict[str, Tensor]], expected: list[Tensor]) -> dict[str, Any]:
     """How far a model is from what is expected, and how densely its heads lock."""
-    error, cosines, locked, allowed = 0.0, [], 0.0, 0.0
+    error, cosines = 0.0, []
     for batch, own in zip(data, expected):
-        out = model(**batch, output_attentions=True)
+        out = model(**batch)
         mask = batch["attention_mask"]
         error = max(error, ((out[0] - own) * mask[..., None]).abs().max().item())
         cosines.append(torch.cosine_similarity(mean_pooled(out, batch), mean_pooled([own], batch), dim=-1))
-        seen = mask[:, None, None].bool()
-        locked = locked + torch.stack([(w > 0).float().sum((0, 2, 3)) for w in out.attentions])
-        allowed += seen.expand(-1, 1, mask.shape[1], -1).sum().item()
-    cosine, heads = torch.cat(cosines), locked / allowed
+    with counting(model) as counts:
+        for batch in data:
+            model(**batch)
+    cosine, heads = torch.cat(cosines), torch.stack(list(counts.density().values()))
     return {
         "error": error,
         "cosine": cosine.mean().item(),

@@ -54,7 +54,7 @@ def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
     assert all(result["status"] == "measured" and result["errors"]["out"] < 0.02 for result in flexed)
     assert all(entry["contenders"]["triton"]["status"] == "measured" for entry in entries)
     models = json.loads((out / "training.json").read_text())["models"]
-    assert [model["title"] for model in models[2:]] == ["OSN", "Transformer, rotary"]
+    assert [model["title"] for model in models[2:]] == ["OSN", "Transformer, rotary, delay, token shift"]
     assert all(model["tokens_per_second"] > 0 and model["test_loss"] > 0 for model in models)
     assert models[2]["options"]["backend"] == "triton"
     summary = json.loads((out / "summary.json").read_text())

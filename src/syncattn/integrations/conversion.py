@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from syncattn.checks import check_flag, check_real, short
+from syncattn.integrations.field import mean_value
+from syncattn.integrations.field_fitting import fit_fields, results_of_heads
 from syncattn.integrations.measuring import (
+    SETTINGS,
     Conversion,
     Output,
     batches_of,
@@ -25,6 +28,7 @@ from syncattn.integrations.measuring import (
     mean_pooled,
     measure,
     outputs_of,
+    restore,
     set_couplings,
 )
 from syncattn.integrations.projections import (
@@ -54,11 +58,19 @@ _TRIED = 48  # choices for all heads, from dense to sparse, that the search halv
 
 
 class _Heads:
-    """What a model's heads would do at each reach: sums over batches, (layers, heads, reaches) float64."""
+    """What a model's heads would do at each reach: sums over batches, (heads, reaches) float64 by layer.
 
-    def __init__(self) -> None:
+    Attributes:
+        locked: how many pairs lock.
+        effect: of what the output would change by, e, and would gain from a whole field, g: the sums of e^2,
+            of e g, and of g^2, one after the other.
+        allowed, rows: how many pairs and rows there are.
+    """
+
+    def __init__(self, field: bool) -> None:
+        self.field = field
         self.locked: dict[int, Tensor] = {}
-        self.change: dict[int, Tensor] = {}
+        self.effect: dict[int, Tensor] = {}
         self.allowed: dict[int, float] = {}
         self.rows: dict[int, int] = {}
 
@@ -68,21 +80,38 @@ class _Heads:
         below, allowed = below_highest(call)
         heads = call.query.shape[1]
         value = call.value.to(below.dtype).repeat_interleave(heads // call.value.shape[1], 1)
-        locked, change = [], []
+        mean, _ = mean_value(value, call.mask) if self.field else (value, None)
+        locked, effects = [], []
         for reach in REACHES:
             kappa = torch.full_like(below[0, 0, 0, 0], coupling_of_reach(reach))
             margin = margin_of(2 * below, kappa, torch.full_like(kappa, BANDWIDTH))
             weight = margin.clamp(min=0).masked_fill(~allowed, 0.0)
             locked.append((weight > 0).sum((0, 2, 3)).double().cpu())
             weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-30)
-            difference = weight @ value - out
-            effect = torch.stack([(slope * difference).sum((2, 3)) for slope in slopes])  # (probes, B, H)
-            change.append(effect.double().square().sum((0, 1)).cpu())
+            given = weight @ value
+            change = _along(slopes, given - out)
+            gain = _along(slopes, mean - given) if self.field else torch.zeros_like(change)
+            products = torch.stack((change * change, change * gain, gain * gain))
+            effects.append(products.sum((1, 2)).cpu())
         none = torch.zeros(heads, len(REACHES), dtype=torch.float64, device="cpu")
         self.locked[layer] = self.locked.get(layer, none) + torch.stack(locked, -1)
-        self.change[layer] = self.change.get(layer, none) + torch.stack(change, -1)
+        self.effect[layer] = self.effect.get(layer, none) + torch.stack(effects, -1)
         self.allowed[layer] = self.allowed.get(layer, 0.0) + allowed.expand_as(below)[:, 0].sum().item()
         self.rows[layer] = self.rows.get(layer, 0) + below.shape[0] * below.shape[2]
+
+    @property
+    def change(self) -> dict[int, Tensor]:
+        """The square of what the output would change by, with the share of the field that makes it least."""
+        found = {}
+        for layer, (square, mixed, gain) in self.effect.items():
+            share = (-mixed / gain.clamp(min=1e-30)).clamp(0, 1)
+            found[layer] = square + 2 * share * mixed + share * share * gain
+        return found
+
+
+def _along(slopes: Sequence[Tensor], difference: Tensor) -> Tensor:
+    """How the output moves along each probe, to first order: (probes, B, H) float64."""
+    return torch.stack([(slope * difference).sum((2, 3)) for slope in slopes]).double()
 
 
 def convert(
@@ -93,6 +122,7 @@ def convert(
     error: float | None = None,
     output: Output = mean_pooled,
     refit: bool = False,
+    field: bool = False,
 ) -> Conversion:
     """Make a pretrained model's attention sparse: its own weights, SSA, and a coupling for every head.
 
@@ -112,6 +142,9 @@ def convert(
         refit: also fit the projection behind each attention again, in closed form, to what the original's
             gave: its weights change then. Every fourth batch, or the last of fewer, is not fitted to, and all
             that is told is measured on those. It wants many texts: below a thousand of them, more is better.
+        field: also give each head a share of the mean of its text's values in the place of what it cuts off
+            (`config.ssa_field`, syncattn.integrations.field), fitted in closed form before the projections.
+            For encoders alone. Batches are held out as for `refit`.
 
     Returns:
         What was done, measured on the data, or on what of it was held out.
@@ -125,19 +158,22 @@ def convert(
     name, wanted = ("density", density) if error is None else ("error", error)
     check_real(name, wanted, "between 0 and 1", lambda x: 0 < x < 1)
     check_flag("refit", refit)
+    check_flag("field", field)
     config = getattr(model, "config", None)
     if not hasattr(model, "set_attn_implementation") or config is None:
         raise TypeError(f"model must be a model of transformers, got {type(model).__name__}")
-    if getattr(config, "ssa_coupling", None) is not None:
-        raise ValueError(
-            "model is converted already: its configuration has ssa_coupling. Set that to None first"
-        )
+    for setting in SETTINGS:
+        if getattr(config, setting, None) is not None:
+            raise ValueError(
+                f"model is converted already: its configuration has {setting}. Set that to None first"
+            )
     batches = batches_of(data, model)
-    if refit and len(batches) < 2:
-        raise ValueError("data must hold at least 2 batches with refit=True, one is held out, got 1")
+    if (refit or field) and len(batches) < 2:
+        name = "refit" if refit else "field"
+        raise ValueError(f"data must hold at least 2 batches with {name}=True, one is held out, got 1")
 
     before, modes = config._attn_implementation, [(module, module.training) for module in model.modules()]
-    had = hasattr(config, "ssa_coupling")
+    had = [name for name in SETTINGS if hasattr(config, name)]
     projections: Projections = {}
     own: Weights = {}
     done = False
@@ -149,11 +185,11 @@ def convert(
             raise ValueError(
                 f"{type(model).__name__}: its attention is not called through the AttentionInterface"
             )
-        heads = _heads(model, batches[:: -(-len(batches) // _LOOKED_AT)], output)
+        heads = _heads(model, batches[:: -(-len(batches) // _LOOKED_AT)], output, field)
         if refit:
             projections = find_projections(model, batches[0])
             own = weights_of(projections)
-        search = _Search(model, batches, output, projections, own)
+        search = _Search(model, batches, output, projections, own, field)
         result = search.find(_choices(heads), name, float(wanted))  # type: ignore[arg-type]
         done = True
     finally:
@@ -162,10 +198,7 @@ def convert(
         if not done:
             set_weights(projections, own)
             model.set_attn_implementation(before)
-            if had:
-                config.ssa_coupling = None
-            elif hasattr(config, "ssa_coupling"):
-                del config.ssa_coupling
+            restore(config, dict.fromkeys(had))
     return result
 
 
@@ -180,19 +213,24 @@ class _Search:
         output: Output,
         projections: Projections,
         own: Weights,
+        field: bool,
     ) -> None:
         self.model, self.batches, self.output = model, batches, output
         self.projections, self.own = projections, own
         numbers = range(len(batches))
-        self.held = set(numbers[3::4] or numbers[-1:]) if projections else set(numbers)
+        self.held = set(numbers[3::4] or numbers[-1:]) if projections or field else set(numbers)
         self.measured_on = [batches[number] for number in sorted(self.held)]
+        self.fitted_to = [batches[number] for number in numbers if number not in self.held]
         self.reference = outputs_of(model, self.measured_on, output)
         self.wanted = results_of(model, batches, projections) if projections else []
+        self.heads = results_of_heads(model, self.fitted_to) if field else []
 
     def measured(self, coupling: dict[int, list[float]]) -> tuple[Conversion, Weights]:
         """What the model does with these couplings, which it then has, and its projections' weights."""
         set_couplings(self.model, coupling)
         set_weights(self.projections, self.own)
+        if self.heads:
+            fit_fields(self.model, self.fitted_to, self.heads, max(coupling) + 1)
         errors: tuple[tuple[float, float], ...] = ()
         if self.projections:
             errors = refit_projections(self.model, self.batches, self.held, self.projections, self.wanted)
@@ -226,12 +264,14 @@ class _Search:
             best = tried if fits else best
         set_weights(self.projections, best[1])
         self.model.config.ssa_coupling = best[0].coupling
+        if self.heads:
+            self.model.config.ssa_field = best[0].field
         return best[0]
 
 
-def _heads(model: Any, batches: list[dict[str, Any]], output: Output) -> _Heads:
+def _heads(model: Any, batches: list[dict[str, Any]], output: Output, field: bool) -> _Heads:
     """What every head would do, to first order: from the slopes of the outputs by the heads' results."""
-    heads = _Heads()
+    heads = _Heads(field)
     generator = torch.Generator("cpu").manual_seed(0)
     for batch in batches:
         calls: list[tuple[AttentionCall, Tensor]] = []
@@ -251,7 +291,8 @@ def _heads(model: Any, batches: list[dict[str, Any]], output: Output) -> _Heads:
         slopes = []
         for number in range(PROBES):
             direction = torch.randn(rows.shape, generator=generator, dtype=rows.dtype).to(rows.device)
-            loss = (rows * direction).sum()
+            with torch.enable_grad():
+                loss = (rows * direction).sum()
             slopes.append(torch.autograd.grad(loss, probes, retain_graph=number + 1 < PROBES))
         with torch.no_grad():
             for at, (call, out) in enumerate(calls):
@@ -277,7 +318,7 @@ def _choices(heads: _Heads) -> list[dict[int, list[float]]]:
     density and price times change is least."""
     layers = sorted(heads.locked)
     density = {layer: heads.locked[layer] / heads.allowed[layer] for layer in layers}
-    change = heads.change
+    change = heads.change  # a property: worked out once
     scale = max(change[layer].max().item() for layer in layers) or 1.0
     found: list[dict[int, list[int]]] = []
     for step in range(240):

@@ -19,6 +19,9 @@ from syncattn.margin import margin_of
 
 Output = Callable[[Any, Mapping[str, Tensor]], Tensor]
 
+SETTINGS = ("ssa_coupling", "ssa_field")
+"""The fields of a configuration that a conversion sets."""
+
 KEPT = 0.99
 """From this density on a head is told of as softmax: nothing to speak of is cut off."""
 
@@ -33,6 +36,7 @@ class Conversion(NamedTuple):
         worst: the smallest.
         refitted: (before, after) for each layer whose projection was fitted again, in their order: the error
             on batches it was not fitted to, the mean square of what is missing by that of what is wanted.
+        field: the share of the field in what each layer's heads give; None if there is none.
     """
 
     coupling: list[list[float]]
@@ -40,6 +44,7 @@ class Conversion(NamedTuple):
     cosine: float
     worst: float
     refitted: tuple[tuple[float, float], ...] = ()
+    field: list[list[float]] | None = None
 
     @property
     def mean_density(self) -> float:
@@ -62,6 +67,8 @@ class Conversion(NamedTuple):
             lines.append(f"{layer:5d}  " + " ".join(f"{number:.2f}" for number in row))
         for layer, (before, after) in enumerate(self.refitted):
             lines.append(f"{layer:5d}  error of the attention {before:.4f}, {after:.4f} when fitted again")
+        for layer, row in enumerate(self.field or ()):
+            lines.append(f"{layer:5d}  share of the field " + " ".join(f"{number:.2f}" for number in row))
         if self.kept:
             lines.append("kept as softmax: " + ", ".join(f"layer {x} head {y}" for x, y in self.kept))
         return "\n".join(lines)
@@ -104,6 +111,15 @@ def outputs_of(model: nn.Module, batches: list[dict[str, Any]], output: Output) 
     return rows
 
 
+def restore(config: Any, settings: Mapping[str, Any]) -> None:
+    """Give a configuration back what it had of `SETTINGS`."""
+    for name in SETTINGS:
+        if name in settings:
+            setattr(config, name, settings[name])
+        elif hasattr(config, name):
+            delattr(config, name)
+
+
 def set_couplings(model: Any, coupling: Mapping[int, list[float]]) -> None:
     """Give a model's layers these couplings, and those between that have none softmax's."""
     heads = len(next(iter(coupling.values())))
@@ -121,7 +137,10 @@ def measure(model: Any, batches: list[dict[str, Any]], output: Output, reference
         cosine = torch.cosine_similarity(outputs_of(model, batches, output), reference, dim=-1)
     found = counts.density()
     density = [found[layer].tolist() if layer in found else [] for layer in range(max(found) + 1)]
-    return Conversion(model.config.ssa_coupling, density, cosine.mean().item(), cosine.min().item())
+    config = model.config
+    field = getattr(config, "ssa_field", None)
+    mean, worst = cosine.mean().item(), cosine.min().item()
+    return Conversion(config.ssa_coupling, density, mean, worst, field=field)
 
 
 class Counts:

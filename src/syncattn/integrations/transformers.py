@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from syncattn.backends.call import constant_when_compiled
 from syncattn.checks import check_real, short
 from syncattn.integrations.exploring import add_to_explorer
+from syncattn.integrations.field import add_field
 from syncattn.integrations.softmax import softmax_limit
 from syncattn.values import readable
 
@@ -113,7 +114,8 @@ def ssa_attention(
     """What a model of transformers calls in the place of its own attention: see `register`.
 
     Args:
-        module: the attention module. `module.config.ssa_coupling` is its coupling: see `coupling_of`.
+        module: the attention module. `module.config.ssa_coupling` is its coupling: see `coupling_of`; and
+            `ssa_field` its field, if there is one: see `field_of`.
         query: (B, H, N, d), any floating dtype.
         key, value: (B, Hk, M, d) and (B, Hk, M, dv), Hk a divisor of H.
         attention_mask: broadcastable to (B, H, N, M): boolean, True = may attend, or a float mask of 0 and of
@@ -156,6 +158,14 @@ def ssa_attention(
         dropout_p=float(dropout),
         return_weights=_asks_for_weights(kwargs),
     )
+    share = field_of(module, heads, query.device)
+    if share is not None:
+        if causal:
+            raise ValueError(
+                f"{_named(module)}: ssa_field needs texts whose tokens may all attend to the same ones, as "
+                "an encoder's, got causal attention. Set config.ssa_field to None"
+            )
+        out, weight = add_field(out, weight, value, mask, share)
     for watcher in _watchers:
         out = watcher(call, out)
     return out.transpose(1, 2).contiguous(), None if weight is None else weight.to(query.dtype)
@@ -193,28 +203,50 @@ def coupling_of(module: nn.Module, heads: int, device: torch.device) -> Tensor:
     Raises:
         TypeError, ValueError: the field is not as described.
     """
-    setting = getattr(getattr(module, "config", None), "ssa_coupling", None)
+    setting = _of_heads(module, "ssa_coupling", heads)
+    for number in setting or ():
+        check_real("ssa_coupling", number, "positive and finite", lambda x: 0 < x < float("inf"))
+    return torch.tensor(setting or [COUPLING] * heads, dtype=torch.float32, device=device)
+
+
+def field_of(module: nn.Module, heads: int, device: torch.device) -> Tensor | None:
+    """The share of the field in what an attention module's heads give, (H,) float32, from
+    `module.config.ssa_field`; None where there is none. See `syncattn.integrations.field`.
+
+    The setting has the form of `ssa_coupling`, its numbers are from 0 to 1.
+
+    Raises:
+        TypeError, ValueError: it has not.
+    """
+    setting = _of_heads(module, "ssa_field", heads)
+    for number in setting or ():
+        check_real("ssa_field", number, "from 0 to 1", lambda x: 0 <= x <= 1)
+    if setting is None or not any(setting):
+        return None
+    return torch.tensor(setting, dtype=torch.float32, device=device)
+
+
+def _of_heads(module: nn.Module, name: str, heads: int) -> list[Any] | None:
+    """A setting of a module's configuration as an entry for each of its heads; None if it is not there."""
+    setting = getattr(getattr(module, "config", None), name, None)
     if isinstance(setting, (list, tuple)):
         layer = getattr(module, "layer_idx", None)
         if layer is None or not 0 <= layer < len(setting):
             raise ValueError(
-                f"ssa_coupling must be a number, or a list with an entry for layer {layer} of "
-                f"{_named(module)}, got a list of {len(setting)}"
+                f"{name} must be a number, or a list with an entry for layer {layer} of {_named(module)}, "
+                f"got a list of {len(setting)}"
             )
         setting = setting[layer]
-    if isinstance(setting, (list, tuple)):
-        if len(setting) != heads:
-            raise ValueError(
-                f"ssa_coupling must have a number for each of the {heads} heads of {_named(module)}, got "
-                f"{short(setting)}"
-            )
-        for number in setting:
-            _check_coupling(number)
-        return torch.tensor(list(setting), dtype=torch.float32, device=device)
     if setting is None:
-        setting = COUPLING
-    _check_coupling(setting)
-    return torch.full((heads,), float(setting), dtype=torch.float32, device=device)
+        return None
+    if not isinstance(setting, (list, tuple)):
+        return [setting] * heads
+    if len(setting) != heads:
+        raise ValueError(
+            f"{name} must have a number for each of the {heads} heads of {_named(module)}, got "
+            f"{short(setting)}"
+        )
+    return list(setting)
 
 
 def boolean_mask(mask: Tensor | None, module: nn.Module) -> Tensor | None:
@@ -268,10 +300,6 @@ def _asks_for_weights(given: dict[str, Any]) -> bool:
     then what transformers collects during this call says so."""
     collected = _active_collector.get() or {}
     return bool(given.get("output_attentions")) or any(name.endswith("attentions") for name in collected)
-
-
-def _check_coupling(value: Any) -> None:
-    check_real("ssa_coupling", value, "positive and finite", lambda x: 0 < x < float("inf"))
 
 
 def _named(module: nn.Module) -> str:

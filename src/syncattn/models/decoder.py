@@ -34,6 +34,7 @@ from syncattn.models.inputs import (
     padding,
     rising_positions,
 )
+from syncattn.models.labels import token_labels
 from syncattn.models.sharing import accompany
 from syncattn.nn.block import Block
 
@@ -367,7 +368,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
                 the number of labels.
 
         Raises:
-            TypeError, ValueError: as `DecoderModel.forward`.
+            TypeError, ValueError: as `DecoderModel.forward`; labels are no integers (B, N), or no token ids.
         """
         self._check_causal()  # the configuration may have been changed since
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
@@ -376,6 +377,8 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
+            ignored = kwargs.get("ignore_index", -100)
+            labels = token_labels(labels, logits, "vocab_size", self.config.vocab_size, ignored)
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

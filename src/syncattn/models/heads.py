@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from transformers import Cache
 from transformers.modeling_layers import GenericForQuestionAnswering, GenericForTokenClassification
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutputWithPast
 from transformers.utils import can_return_tuple
 
 from syncattn.models.configuration import DecoderConfig
 from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel
-from syncattn.models.inputs import checked_labels
+from syncattn.models.labels import answer_place, class_labels, token_labels
 from syncattn.models.osn import OSNModel, OSNPreTrainedModel
 from syncattn.models.pooling import last_pooling, mean_pooling
 from syncattn.models.transformer import TransformerModel, TransformerPreTrainedModel
@@ -70,13 +71,15 @@ class DecoderForMaskedLM(DecoderPreTrainedModel):
             **kwargs: as in `DecoderForCausalLM.forward`.
 
         Raises:
-            TypeError, ValueError: as `DecoderModel.forward`.
+            TypeError, ValueError: as `DecoderModel.forward`; labels are no integers (B, N), or no token ids.
         """
         inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "positions": positions}
         outputs = self.model(input_ids, attention_mask, return_dict=True, **inputs, **kwargs)
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
+            ignored = kwargs.get("ignore_index", -100)
+            labels = token_labels(labels, logits, "vocab_size", self.config.vocab_size, ignored)
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -136,7 +139,7 @@ class DecoderForSequenceClassification(DecoderPreTrainedModel):
 
         Raises:
             ValueError: labels have another shape, or a class that there is not; as `DecoderModel.forward`.
-            TypeError: labels are no tensor; as `DecoderModel.forward`.
+            TypeError: as `DecoderModel.forward`.
         """
         inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "positions": positions}
         outputs = self.model(input_ids, attention_mask, return_dict=True, **inputs, **kwargs)
@@ -147,7 +150,7 @@ class DecoderForSequenceClassification(DecoderPreTrainedModel):
         logits = self.score(self.dropout(pool(hidden, attention_mask)))
         loss = None
         if labels is not None:
-            labels = checked_labels(labels, len(logits), self.config)
+            labels = class_labels(labels, len(logits), self.config)
             loss = self.loss_function(
                 logits=logits, labels=labels, pooled_logits=logits.float(), config=self.config
             )
@@ -158,6 +161,83 @@ class DecoderForSequenceClassification(DecoderPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+class DecoderForTokenClassification(GenericForTokenClassification):
+    """transformers' head for tokens' classes, with labels that are checked."""
+
+    # The loss is a mean over the batch, so that the Trainer divides it where it accumulates gradients.
+    accepts_loss_kwargs = False
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits (B, N, num_labels), and the loss if `labels` are given.
+
+        Args:
+            labels: classes (B, N), integer, -100 for tokens that do not count.
+            input_ids, ..., **kwargs: as in `DecoderModel.forward`.
+
+        Raises:
+            TypeError, ValueError: as `DecoderModel.forward`; labels are no integers (B, N), or no classes.
+        """
+        tokens = _tokens(input_ids, inputs_embeds)
+        if labels is not None and tokens is not None:
+            labels = token_labels(labels, tokens, "num_labels", self.num_labels)
+        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        return super().forward(*inputs, labels, use_cache, **kwargs)  # type: ignore[arg-type]
+
+
+class DecoderForQuestionAnswering(GenericForQuestionAnswering):
+    """transformers' head for answers in a text, with labels that are checked."""
+
+    accepts_loss_kwargs = False
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits (B, N) of where an answer starts and ends, and the loss if both places are given.
+
+        Args:
+            start_positions, end_positions: (B,), integer; those outside of the text do not count.
+            input_ids, ..., **kwargs: as in `DecoderModel.forward`.
+
+        Raises:
+            TypeError, ValueError: as `DecoderModel.forward`; one place without the other, or no integers
+                (B,).
+        """
+        places = {"start_positions": start_positions, "end_positions": end_positions}
+        missing = [name for name, place in places.items() if place is None]
+        if len(missing) == 1:
+            given = next(name for name in places if name not in missing)
+            raise ValueError(f"{missing[0]} must be given with {given}, got {given} alone")
+        tokens = _tokens(input_ids, inputs_embeds)
+        if not missing and tokens is not None:
+            places = {name: answer_place(name, place, tokens) for name, place in places.items()}
+        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        return super().forward(*inputs, **places, **kwargs)  # type: ignore[arg-type]
+
+
+def _tokens(input_ids: Any, inputs_embeds: Any) -> Tensor | None:
+    """What labels are of; None where the model refuses it."""
+    given = inputs_embeds if input_ids is None else input_ids
+    return given if isinstance(given, Tensor) and not given.is_nested and given.ndim > 1 else None
 
 
 class OSNForMaskedLM(OSNPreTrainedModel, DecoderForMaskedLM):
@@ -193,7 +273,7 @@ class OSNForSequenceClassification(OSNPreTrainedModel, DecoderForSequenceClassif
     model_class = OSNModel
 
 
-class OSNForTokenClassification(GenericForTokenClassification, OSNPreTrainedModel):
+class OSNForTokenClassification(DecoderForTokenClassification, OSNPreTrainedModel):
     """`OSNModel` with logits (B, N, num_labels) of each token's classes, of transformers' own head.
 
     `forward` takes what `DecoderModel.forward` does, and labels (B, N): classes, -100 for tokens that do not
@@ -204,10 +284,8 @@ class OSNForTokenClassification(GenericForTokenClassification, OSNPreTrainedMode
             classifier_dropout.
     """
 
-    accepts_loss_kwargs = False
 
-
-class OSNForQuestionAnswering(GenericForQuestionAnswering, OSNPreTrainedModel):
+class OSNForQuestionAnswering(DecoderForQuestionAnswering, OSNPreTrainedModel):
     """`OSNModel` with the logits (B, N) of where an answer starts and where it ends, of transformers' own
     head.
 
@@ -217,8 +295,6 @@ class OSNForQuestionAnswering(GenericForQuestionAnswering, OSNPreTrainedModel):
     Args:
         config: sizes and options.
     """
-
-    accepts_loss_kwargs = False
 
 
 class TransformerForMaskedLM(TransformerPreTrainedModel, DecoderForMaskedLM):
@@ -233,13 +309,9 @@ class TransformerForSequenceClassification(TransformerPreTrainedModel, DecoderFo
     model_class = TransformerModel
 
 
-class TransformerForTokenClassification(GenericForTokenClassification, TransformerPreTrainedModel):
+class TransformerForTokenClassification(DecoderForTokenClassification, TransformerPreTrainedModel):
     """As `OSNForTokenClassification`, of the softmax Transformer."""
 
-    accepts_loss_kwargs = False
 
-
-class TransformerForQuestionAnswering(GenericForQuestionAnswering, TransformerPreTrainedModel):
+class TransformerForQuestionAnswering(DecoderForQuestionAnswering, TransformerPreTrainedModel):
     """As `OSNForQuestionAnswering`, of the softmax Transformer."""
-
-    accepts_loss_kwargs = False

@@ -13,7 +13,7 @@ from transformers.utils import can_return_tuple
 from syncattn.checks import short
 from syncattn.models.decoder import DecoderModel
 from syncattn.models.fields import check_size
-from syncattn.models.inputs import checked_labels
+from syncattn.models.labels import class_labels
 from syncattn.models.osn import OSNConfig, OSNModel, OSNPreTrainedModel
 from syncattn.models.pooling import mean_pooling
 
@@ -234,19 +234,18 @@ class OSNForImageClassification(OSNPreTrainedModel):
 
         Args:
             pixel_values, attention_mask, positions: as in `OSNImageModel.forward`.
-            labels: by config.problem_type, as in `DecoderForSequenceClassification.forward`: classes (B,),
+            labels: as in `DecoderForSequenceClassification.forward`, by `config.problem_type`: classes (B,),
                 integers, or numbers (B, num_labels).
             **kwargs: as in `OSNImageModel.forward`, output_attentions and return_dict among them.
 
         Raises:
-            TypeError, ValueError: labels are no tensor, have another shape, or a class that there is not; as
-                `OSNImageModel.forward`.
+            TypeError, ValueError: as `OSNImageModel.forward`; labels are not as documented.
         """
         outputs = self.model(pixel_values, attention_mask, positions=positions, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
-            labels = checked_labels(labels, len(logits), self.config)
+            labels = class_labels(labels, len(logits), self.config)
             loss = self.loss_function(labels, logits.float(), self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

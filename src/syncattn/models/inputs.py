@@ -1,4 +1,4 @@
-"""What a model's `forward` is given: token ids, padding, positions, labels, and keywords of other models."""
+"""What a model's `forward` is given: token ids, the padding mask, positions, and keywords of other models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from syncattn.models.cache import DecoderCache
 from syncattn.nn.tokens import positions, shift_by_one
@@ -218,44 +217,6 @@ def rising_positions(
             detail = f", got {found} after {after} in row {row}, column {column}"
         raise ValueError(f"{rule}{detail}: {_WAY_OUT}")
     return given[..., None]
-
-
-def checked_labels(labels: Any, batch: int, config: PreTrainedConfig) -> Tensor:
-    """Labels of texts or images as the loss takes them; what kind they are is written into the configuration
-    as `problem_type`, as transformers does it.
-
-    Raises:
-        TypeError: labels is no tensor.
-        ValueError: labels have another shape or dtype than their kind, or a class that there is not.
-    """
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
-    classes, integer = len(config.id2label or ()), not labels.is_floating_point()
-    problem: Any = config.problem_type
-    if problem is None:
-        if classes == 1:
-            problem = "regression"
-        else:
-            problem = "single_label_classification" if integer else "multi_label_classification"
-    single = problem == "single_label_classification"
-    shapes = [(batch,), (batch, 1)] if single or classes == 1 else [(batch, classes)]
-    if tuple(labels.shape) not in shapes or (single and not integer):
-        kind = "integers" if single else "numbers"
-        raise ValueError(
-            f"labels must be {kind} of shape {' or '.join(map(str, shapes))} with num_labels = {classes} and "
-            f"problem_type = {problem!r}, got {labels.dtype} {tuple(labels.shape)}"
-        )
-    if single:
-        labels = labels.reshape(batch).long()
-        known = readable((labels == -100) | ((labels >= 0) & (labels < classes)))
-        if known is not None and not known.all():
-            raise ValueError(
-                f"labels must be below num_labels = {classes}, or -100, got {int(labels[~known][0])}"
-            )
-    else:
-        labels = labels.float().reshape(batch, classes)
-    config.problem_type = problem
-    return labels
 
 
 def _integers(position_ids: Any, hidden: Tensor) -> Tensor:
