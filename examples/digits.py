@@ -11,6 +11,7 @@ from syncattn.models import OSNForImageClassification, OSNImageConfig
 from syncattn.nn import calibrate, limit_density_, locked_density
 
 STEPS, SEED = int(os.environ.get("SYNCATTN_EXAMPLE_STEPS", "400")), int(os.environ.get("SEED", "0"))
+RATE = float(os.environ.get("RATE", "4e-3"))
 data = load_digits()
 order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
 x = torch.tensor(data.images, dtype=torch.float32)[order, None] / 8 - 1  # (1797, 1, 8, 8), from -1 to 1
@@ -36,8 +37,8 @@ def transformer():  # with a table of positions; wider, for as many parameters
 for make in (transformer, osn):
     torch.manual_seed(SEED)
     model, start = make().train(), time.process_time()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
     for step in range(STEPS):
         batch = torch.randint(1347, (64,))
         if make is osn and step % 10 == 0:

@@ -26,6 +26,7 @@ def test_there_and_back(dtype):
         (torch.tensor([1, 2]), None, ValueError, r"begin with 0 and not fall, got \[1, 2\]"),
         (torch.tensor([0, 2, 1]), None, ValueError, "begin with 0 and not fall"),
         (torch.tensor([0, 5]), 4, ValueError, r"tokens must be at least cu_seqlens\[-1\] = 5, got 4"),
+        (torch.tensor([0, 5]), 6.0, TypeError, "tokens must be an integer, got float"),
     ],
 )
 def test_refused(given, tokens, error, message):
@@ -35,5 +36,10 @@ def test_refused(given, tokens, error, message):
 
 @pytest.mark.parametrize("ids", [[[0, 0], [0, 1]], [1, 0], [0, -1, 1]])
 def test_ids_that_have_no_lengths(ids):
-    with pytest.raises(ValueError, match="sequence_ids must"):
+    with pytest.raises(ValueError, match=r"sequence_ids must .*got [(\[]"):
         cu_seqlens_of(torch.tensor(ids))
+
+
+def test_ids_that_are_no_tensor():
+    with pytest.raises(TypeError, match=r"sequence_ids must be a tensor .*got list"):
+        cu_seqlens_of([0, 0, 1])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from syncattn.checks import short
+
 
 def sequence_ids_of(cu_seqlens: Tensor, tokens: int | None = None) -> Tensor:
     """The `sequence_ids` of texts that stand one after the other in one row, from their cumulative lengths as
@@ -37,6 +39,8 @@ def sequence_ids_of(cu_seqlens: Tensor, tokens: int | None = None) -> Tensor:
         raise ValueError(f"cu_seqlens must begin with 0 and not fall, got {ends.tolist()}")
     used = int(ends[-1])
     tokens = used if tokens is None else tokens
+    if not isinstance(tokens, int) or isinstance(tokens, bool):
+        raise TypeError(f"tokens must be an integer, got {type(tokens).__name__}")
     if tokens < used:
         raise ValueError(f"tokens must be at least cu_seqlens[-1] = {used}, got {tokens}")
     ids = torch.full((1, tokens), -1, dtype=torch.int64, device=ends.device)
@@ -46,21 +50,29 @@ def sequence_ids_of(cu_seqlens: Tensor, tokens: int | None = None) -> Tensor:
 
 
 def cu_seqlens_of(sequence_ids: Tensor) -> Tensor:
-    """The inverse of `sequence_ids_of`, of one row's ids: (T + 1,) int32.
+    """The inverse of `sequence_ids_of`, of one row's ids: (T + 1,) int32. Empty texts leave no trace.
 
     Args:
         sequence_ids: (1, N) or (N,) integers that rise from text to text; padding, which is negative, may
             stand at the end alone. Their values are read.
 
     Raises:
+        TypeError: sequence_ids is no tensor.
         ValueError: they are of several rows, fall, or have padding elsewhere.
     """
+    if not isinstance(sequence_ids, Tensor):
+        raise TypeError(
+            f"sequence_ids must be a tensor of integers, (1, N) or (N,), got {type(sequence_ids).__name__}"
+        )
     ids = sequence_ids[0] if sequence_ids.ndim == 2 and len(sequence_ids) == 1 else sequence_ids
     if ids.ndim != 1:
         raise ValueError(f"sequence_ids must be of one row, (1, N) or (N,), got {tuple(sequence_ids.shape)}")
     used = int((ids >= 0).sum())
     texts = ids[:used]
     if bool((texts < 0).any()) or bool((texts.diff() < 0).any()):
-        raise ValueError("sequence_ids must not fall, and be negative at the end alone, got others")
+        raise ValueError(
+            "sequence_ids must not fall, and be negative (padding) at the end alone, got "
+            f"{short(ids.tolist())}"
+        )
     lengths = texts.unique_consecutive(return_counts=True)[1]
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)

@@ -115,6 +115,22 @@ def test_losses():
     one = make(num_labels=1, problem_type="regression")
     out = one(x, labels=torch.rand(4))
     assert out.logits.shape == (4, 1) and out.loss.ndim == 0
+    half = make().bfloat16()
+    assert half(x.bfloat16(), labels=classes).loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "said"),
+    [
+        ([0, 1, 2, 3], TypeError, "labels must be a tensor, got list"),
+        (torch.tensor([0, 5, 1, 2]), ValueError, r"labels must be below num_labels = 5, or -100, got 5"),
+        (torch.tensor([0, 4, 1]), ValueError, r"labels must be integers of shape \(4,\)"),
+        (torch.rand(4, 3), ValueError, r"labels must be numbers of shape \(4, 5\)"),
+    ],
+)
+def test_labels_that_fit_no_loss_are_refused_by_name(labels, kind, said):
+    with pytest.raises(kind, match=said):
+        make()(images(), labels=labels)
 
 
 def test_every_parameter_learns_and_checkpointing_changes_no_gradient():

@@ -12,7 +12,15 @@ import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import syncattn.models
-from syncattn.models import OSNConfig, OSNForCausalLM, OSNModel
+from syncattn.models import (
+    OSNConfig,
+    OSNForCausalLM,
+    OSNForImageClassification,
+    OSNForTimeSeriesPrediction,
+    OSNImageConfig,
+    OSNModel,
+    OSNSeriesConfig,
+)
 from syncattn.models.sharing import CARD, CLASSES, accompany, card
 
 
@@ -64,6 +72,14 @@ def test_a_base_models_card_loads_a_base_model(tmp_path):
     assert (
         json.loads((tmp_path / "config.json").read_text())["auto_map"]["AutoModel"] == f"{CLASSES}.OSNModel"
     )
+
+
+def test_every_kind_of_model_has_a_sentence_on_its_card():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    image = OSNForImageClassification(OSNImageConfig(**sizes, image_size=4, patch_size=2))
+    series = OSNForTimeSeriesPrediction(OSNSeriesConfig(**sizes))
+    for model, what in ((tiny(), "tokens"), (image, "patches"), (series, "measurements")):
+        assert f"An Oscillatory Synchronization Network: {what} are" in card(model)
 
 
 def test_what_somebody_wrote_stays(tmp_path):

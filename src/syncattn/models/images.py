@@ -246,7 +246,7 @@ class OSNForImageClassification(OSNPreTrainedModel):
         loss = None
         if labels is not None:
             labels = class_labels(labels, len(logits), self.config)
-            loss = self.loss_function(labels, logits, self.config)
+            loss = self.loss_function(labels, logits.float(), self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -117,10 +117,15 @@ _MODULE = '''"""The classes of this model are in the package syncattn: pip insta
 from syncattn.models import {names}  # noqa: F401
 '''
 
-_WHAT = {
-    "osn": "An Oscillatory Synchronization Network: tokens are oscillators that exchange information "
+_OSN = (
+    "An Oscillatory Synchronization Network: {what} are oscillators that exchange information "
     "only where they phase-lock, and all other pairs weigh exactly 0 (Selective Synchronization Attention, "
-    "[arXiv 2602.14445](https://arxiv.org/abs/2602.14445)).",
+    "[arXiv 2602.14445](https://arxiv.org/abs/2602.14445))."
+)
+_WHAT = {
+    "osn": _OSN.format(what="tokens"),
+    "osn_image": _OSN.format(what="patches"),
+    "osn_series": _OSN.format(what="measurements"),
     "syncattn_transformer": "A Transformer with softmax attention, made to be compared with an OSN.",
 }
 
