@@ -130,7 +130,7 @@ def distil(
     if len(batches) < 2:
         raise ValueError("data must hold at least 2 batches, one is held out, got 1")
     teacher = _teacher(model, original)
-    options = {
+    options: dict[str, Any] = {
         "density": density,
         "seconds": seconds,
         "steps": steps,
