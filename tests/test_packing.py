@@ -40,6 +40,11 @@ def test_ids_that_have_no_lengths(ids):
         cu_seqlens_of(torch.tensor(ids))
 
 
-def test_ids_that_are_no_tensor():
-    with pytest.raises(TypeError, match=r"sequence_ids must be a tensor .*got list"):
-        cu_seqlens_of([0, 0, 1])
+def test_other_kinds_of_arguments():
+    with pytest.raises(TypeError, match="sequence_ids must be a tensor of integers, got list"):
+        cu_seqlens_of([0, 1])
+    with pytest.raises(ValueError, match="sequence_ids must be integers, got torch"):
+        cu_seqlens_of(torch.tensor([0.0, 1.0]))
+    for tokens in (2.5, "7", True):
+        with pytest.raises(TypeError, match="tokens must be an integer, got"):
+            sequence_ids_of(torch.tensor([0]), tokens)

@@ -39,7 +39,7 @@ def sequence_ids_of(cu_seqlens: Tensor, tokens: int | None = None) -> Tensor:
         raise ValueError(f"cu_seqlens must begin with 0 and not fall, got {ends.tolist()}")
     used = int(ends[-1])
     tokens = used if tokens is None else tokens
-    if not isinstance(tokens, int) or isinstance(tokens, bool):
+    if isinstance(tokens, bool) or not isinstance(tokens, int):
         raise TypeError(f"tokens must be an integer, got {type(tokens).__name__}")
     if tokens < used:
         raise ValueError(f"tokens must be at least cu_seqlens[-1] = {used}, got {tokens}")
@@ -57,13 +57,14 @@ def cu_seqlens_of(sequence_ids: Tensor) -> Tensor:
             stand at the end alone. Their values are read.
 
     Raises:
-        TypeError: sequence_ids is no tensor.
-        ValueError: they are of several rows, fall, or have padding elsewhere.
+        TypeError: they are no tensor.
+        ValueError: they are no integers, of several rows, fall, or have padding elsewhere.
     """
     if not isinstance(sequence_ids, Tensor):
-        raise TypeError(
-            f"sequence_ids must be a tensor of integers, (1, N) or (N,), got {type(sequence_ids).__name__}"
-        )
+        raise TypeError(f"sequence_ids must be a tensor of integers, got {type(sequence_ids).__name__}")
+    dtype = sequence_ids.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise ValueError(f"sequence_ids must be integers, got {dtype}")
     ids = sequence_ids[0] if sequence_ids.ndim == 2 and len(sequence_ids) == 1 else sequence_ids
     if ids.ndim != 1:
         raise ValueError(f"sequence_ids must be of one row, (1, N) or (N,), got {tuple(sequence_ids.shape)}")

@@ -185,6 +185,10 @@ def converted():
         (encoder, lambda: batches(1), {"density": 0.5, "refit": True}, ValueError, "at least 2 batches with"),
         (encoder, batches, {"density": 0.5, "refit": 1}, TypeError, "refit must be True or False, got 1"),
         (encoder, batches, {"density": 0.001, "refit": True}, ValueError, "density must be at least"),
+        (encoder, batches, {"density": 0.5, "output": "mean"}, TypeError, "output must be a function"),
+        (encoder, batches, {"density": 0.5, "output": lambda x, _: x}, TypeError, "give a tensor .* got B"),
+        (encoder, batches, {"density": 0.5, "output": lambda x, _: x[0].sum((1, 2))}, ValueError, "real row"),
+        (encoder, batches, {"density": 0.5, "output": lambda x, _: x[1].detach()}, ValueError, "some cut"),
         (converted, batches, {"density": 0.5}, ValueError, "model is converted already"),
         (lambda: torch.nn.Linear(2, 2), batches, {"density": 0.5}, TypeError, "of transformers, got Linear"),
         (
@@ -209,3 +213,22 @@ def test_what_fails_leaves_the_model_as_it_was(model, data, options, kind, messa
         convert(model, data(), **options)
     assert before is None or state(model) == before
     assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
+
+
+def test_within_no_grad_it_is_the_same_and_inference_mode_is_refused():
+    model, data = encoder(), batches()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        done = convert(model, data, density=0.5)
+    assert done == convert(other, data, density=0.5)
+    with torch.inference_mode(), pytest.raises(ValueError, match="convert must be called outside of"):
+        convert(encoder(), data, density=0.5)
+
+
+def test_a_text_without_tokens_is_no_change():
+    data = batches()
+    whole = convert(encoder(), data, density=0.5)
+    torch.manual_seed(0)
+    data[0]["attention_mask"][3] = 0
+    done = convert(encoder(), data, density=0.5)
+    assert done.worst > 0.5 and abs(done.cosine - whole.cosine) < 0.02

@@ -175,3 +175,41 @@ def test_wrong_arguments(sparse, change, kind, message):
     with pytest.raises(kind, match=message):
         distil(given.pop("model"), given.pop("original"), given.pop("data"), **given)
     assert same(before, state(sparse))
+
+
+def test_an_original_in_training_is_compared_with_as_in_evaluation(sparse):
+    data, found = batches(4), []
+    for training in (False, True):
+        model, original = copy.deepcopy(sparse), encoder().train(training)
+        distil(model, original, data, **OPTIONS | {"steps": 2})
+        assert original.training is training and original.encoder.training is training
+        found.append(state(model))
+    assert same(*found)  # there was no dropout
+
+
+@pytest.mark.parametrize("other", ["original", "data"])
+def test_another_original_or_other_data_do_not_go_on(sparse, tmp_path, monkeypatch, other):
+    learn = distillation._Run._learn
+
+    def interrupted(run, share):
+        if run.step == 2:
+            raise KeyboardInterrupt
+        return learn(run, share)
+
+    call = {"original": encoder(), "data": batches(4)}
+    options = OPTIONS | {"folder": tmp_path, "save_seconds": 0}
+    monkeypatch.setattr(distillation._Run, "_learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distil(sparse, **call, **options)
+    monkeypatch.undo()
+    before, file = state(sparse), (tmp_path / distillation.FILE).read_bytes()
+    if other == "data":
+        changed = call | {"data": [{"input_ids": x["input_ids"].flip(1)} for x in call["data"]]}
+    else:
+        changed = call | {"original": copy.deepcopy(call["original"])}
+        changed["original"].encoder.layer[0].output.dense.bias.data += 0.1
+    with pytest.raises(ValueError, match=f"is of a distillation with {other} '[0-9a-f]+', got '"):
+        distil(sparse, **changed, **options)
+    assert same(before, state(sparse)) and (tmp_path / distillation.FILE).read_bytes() == file
+    distil(sparse, **call, **options)
+    assert list(tmp_path.iterdir()) == []

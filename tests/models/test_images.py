@@ -248,6 +248,11 @@ def test_configurations_that_are_refused(options, error, message):
             "got torch.uint8 .1, 3, 12, 12.: an image",
         ),
         (torch.zeros(1, 3, 12, 13), ValueError, "pixel_values must be images that patches of 3 x 3 pixels"),
+        (
+            torch.full((1, 3, 12, 12), torch.nan),
+            ValueError,
+            "pixel_values must be finite, got NaN or infinity",
+        ),
         (torch.zeros(1, 3, 12, 0), ValueError, "pixel_values must be images that patches of 3 x 3 pixels"),
     ],
 )

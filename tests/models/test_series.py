@@ -276,6 +276,16 @@ BAD[1, 4, 0] = torch.nan
             ValueError,
             "future_times must have shape .B or 1, P., with B = 3",
         ),
+        ({"past_values": [[0.0]]}, TypeError, "past_values must be a tensor .B, N, 2., got list"),
+        ({"past_values": torch.zeros(3, 0, 2)}, ValueError, "past_values must have at least one time, got"),
+        (
+            {"future_times": [1.0], "future_values": torch.zeros(3, 5, 2)},
+            TypeError,
+            "future_times must be a tensor .B or 1, P., got list",
+        ),
+        ({"future_observed_mask": torch.ones(3, 5, 2)}, ValueError, "future_values must be given with"),
+        ({"attention_mask": torch.ones(3, 20)}, ValueError, "attention_mask must be left out: values, masks"),
+        ({"positions": torch.ones(3, 20, 1)}, ValueError, "positions must be left out: values, masks"),
         ({"future_times": [1.0]}, TypeError, "future_times must be a tensor .B or 1, P., got list"),
         ({"future_times": torch.full((1, 5), torch.nan)}, ValueError, "positions must be finite"),
         (
@@ -296,5 +306,30 @@ def test_inputs_that_are_refused(given, error, message):
 
 
 def test_the_base_model_needs_a_time():
-    with pytest.raises(ValueError, match="of at least one token"):
+    with pytest.raises(ValueError, match="past_values must have at least one time, got"):
         make().model(torch.zeros(3, 0, 2))
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_units_whose_squares_are_out_of_range(unit):
+    model, (values, times) = make(), series()
+    expected = predicted(model, values, times)
+    torch.testing.assert_close(predicted(model, values * unit, times) / unit, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_small_spread_far_from_zero_is_one():
+    model, (values, _) = make().double(), series()
+    values = values.double()
+    torch.testing.assert_close(model(values + 1e8).scale, model(values).scale, rtol=1e-4, atol=0)
+
+
+def test_times_of_two_dtypes_are_exact_in_both():
+    model, (values, _) = make(), series()
+    times = torch.arange(25)[None]
+    expected = predicted(model, values, times)
+    far = times + 10**9
+    found = model(values, past_times=far[:, :20], future_times=torch.full((1, 5), 1e9 + 64))
+    other = model(values, past_times=times[:, :20], future_times=torch.full((1, 5), 64))
+    torch.testing.assert_close(found.prediction_outputs, other.prediction_outputs)
+    assert found.prediction_outputs.shape == expected.shape
+    assert model(values, use_cache=False).prediction_outputs.shape == expected.shape

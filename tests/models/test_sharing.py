@@ -18,8 +18,10 @@ from syncattn.models import (
     OSNForImageClassification,
     OSNForTimeSeriesPrediction,
     OSNImageConfig,
+    OSNImageModel,
     OSNModel,
     OSNSeriesConfig,
+    OSNSeriesModel,
 )
 from syncattn.models.sharing import CARD, CLASSES, accompany, card
 
@@ -146,3 +148,31 @@ def test_a_folder_without_the_module_loads_too(folder):
         (folder / name).unlink()
     assert type(AutoModelForCausalLM.from_pretrained(folder)) is OSNForCausalLM
     shutil.rmtree(folder)
+
+
+def test_a_folder_of_another_class_gets_its_card(folder):
+    tiny(OSNModel).save_pretrained(folder)
+    assert "# OSNModel, " in (folder / CARD).read_text()
+    accompany(tiny(), folder, "## Training\n\nMuch.")
+    tiny(OSNModel).save_pretrained(folder)
+    assert "Much." in (folder / CARD).read_text()  # what a run recorded stays
+
+
+def test_a_folder_in_the_cards_place_stays(tmp_path):
+    (tmp_path / CARD).mkdir()
+    accompany(tiny(), tmp_path, "## Training")
+    assert (tmp_path / CARD).is_dir() and (tmp_path / f"{CLASSES}.py").is_file()
+
+
+def test_the_card_of_somebodys_class_names_it():
+    class Mine(OSNForCausalLM):
+        """Elsewhere."""
+
+    text = card(tiny(Mine))
+    assert "Mine.from_pretrained" in text and "AutoModel" not in text and "pipeline_tag" not in text
+
+
+def test_cards_of_images_and_series_say_what_they_are():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    assert "patches of images" in card(OSNImageModel(OSNImageConfig(**sizes)))
+    assert "at their times" in card(OSNSeriesModel(OSNSeriesConfig(**sizes)))

@@ -24,11 +24,13 @@ from syncattn.integrations.measuring import (
     Output,
     batches_of,
     below_highest,
+    check_recording,
     every_token,
     mean_pooled,
     measure,
     outputs_of,
     restore,
+    rows_of,
     set_couplings,
 )
 from syncattn.integrations.projections import (
@@ -167,6 +169,7 @@ def convert(
             raise ValueError(
                 f"model is converted already: its configuration has {setting}. Set that to None first"
             )
+    check_recording("convert")
     batches = batches_of(data, model)
     if (refit or field) and len(batches) < 2:
         name = "refit" if refit else "field"
@@ -286,14 +289,15 @@ def _heads(model: Any, batches: list[dict[str, Any]], output: Output, field: boo
             return out + probes[-1]
 
         with watching(watch), torch.enable_grad():
-            rows = torch.nn.functional.normalize(output(model(**batch), batch).float(), dim=-1)
+            rows = rows_of(model, batch, output)
+            if rows.grad_fn is None:
+                raise ValueError("output must give rows that depend on the model's outputs, got some cut off")
+            rows = torch.nn.functional.normalize(rows.float(), dim=-1)
         _check_layers(model, [call.module for call, _ in calls])
         slopes = []
         for number in range(PROBES):
             direction = torch.randn(rows.shape, generator=generator, dtype=rows.dtype).to(rows.device)
-            with torch.enable_grad():
-                loss = (rows * direction).sum()
-            slopes.append(torch.autograd.grad(loss, probes, retain_graph=number + 1 < PROBES))
+            slopes.append(torch.autograd.grad(rows, probes, direction, retain_graph=number + 1 < PROBES))
         with torch.no_grad():
             for at, (call, out) in enumerate(calls):
                 heads.add(call, out, [slope[at] for slope in slopes])

@@ -23,6 +23,7 @@ from syncattn.integrations.measuring import (
     Conversion,
     Output,
     batches_of,
+    check_recording,
     counting,
     every_token,
     mean_pooled,
@@ -30,7 +31,15 @@ from syncattn.integrations.measuring import (
     outputs_of,
 )
 from syncattn.integrations.projections import Projections, find_projections, real_rows, watched
-from syncattn.integrations.resuming import FILE, Kept, prepare, read_kept, tensors_of, write_kept
+from syncattn.integrations.resuming import (
+    FILE,
+    Kept,
+    fingerprint,
+    prepare,
+    read_kept,
+    tensors_of,
+    write_kept,
+)
 from syncattn.integrations.transformers import COUPLING, NAME, register
 
 START = 0.6
@@ -72,7 +81,7 @@ def distil(
         model: of transformers, float32. If it is converted, its couplings' proportions are kept; if not,
             `convert` finds them first.
         original: a model of the same architecture with its own attention, or what `from_pretrained` takes for
-            it. It is not changed.
+            it. It is not changed, and in evaluation mode meanwhile.
         data: batches, each the keyword arguments of one call of the model, without labels. Every eighth, or
             the last of fewer, is not trained on, and all that is told is measured on those.
         density: the wanted mean density, in (0, 1).
@@ -84,8 +93,8 @@ def distil(
             training: as in `convert`.
         learning_rate: of AdamW, the highest.
         seed: of the order of the batches.
-        folder: where to keep what the training has come to, in one file, so that the same call goes on after
-            an interruption; it is removed at the end. None keeps nothing.
+        folder: where to keep what the training has come to, in one file, so that the same call (original,
+            data and options) goes on after an interruption; it is removed at the end. None keeps nothing.
         save_seconds: how often it is kept.
         progress: a line on stderr, every second on a terminal, every ten elsewhere.
 
@@ -116,11 +125,12 @@ def distil(
     other = {x.dtype for x in model.parameters() if x.dtype != torch.float32}
     if other:
         raise ValueError(f"model must be float32 to be trained, got {short(other)}")
+    check_recording("distil")
     batches = batches_of(data, model)
     if len(batches) < 2:
         raise ValueError("data must hold at least 2 batches, one is held out, got 1")
     teacher = _teacher(model, original)
-    options = {
+    options: dict[str, Any] = {
         "density": density,
         "seconds": seconds,
         "steps": steps,
@@ -131,15 +141,18 @@ def distil(
     kept = None
     if folder is not None:
         prepare(Path(folder))
+        options["original"] = fingerprint(teacher.state_dict())
+        options["data"] = fingerprint(*batches)
         kept = read_kept(Path(folder), options, _trained(model))
 
     had = hasattr(config, "ssa_coupling")
     before = (config._attn_implementation, getattr(config, "ssa_coupling", None))
     weights = {name: x.detach().clone() for name, x in model.state_dict().items()}
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for each in (model, teacher) for module in each.modules()]
     wanted = [(x, x.requires_grad) for x in model.parameters()]
     done = False
     try:
+        teacher.eval()
         register()
         if before[1] is None:
             if progress:

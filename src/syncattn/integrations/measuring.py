@@ -103,9 +103,31 @@ def batches_of(data: Any, model: nn.Module) -> list[dict[str, Any]]:
     return [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()} for batch in batches]
 
 
+def check_recording(name: str) -> None:
+    """Make sure that gradients can be had: within `torch.no_grad` they can, by `torch.enable_grad`."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(f"{name} must be called outside of torch.inference_mode: it needs gradients")
+
+
+def rows_of(model: nn.Module, batch: dict[str, Any], output: Output) -> Tensor:
+    """The rows (..., E) that a caller's `output` makes of a model's outputs for a batch.
+
+    Raises:
+        TypeError, ValueError: it is no function, or gives something else.
+    """
+    if not callable(output):
+        raise TypeError(f"output must be a function of the outputs and the batch, got {short(output)}")
+    rows = output(model(**batch), batch)
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"output must give a tensor (..., E), got {type(rows).__name__}")
+    if rows.ndim < 2 or not rows.is_floating_point():
+        raise ValueError(f"output must give real rows (..., E), got {rows.dtype} {tuple(rows.shape)}")
+    return rows
+
+
 @torch.no_grad()
 def outputs_of(model: nn.Module, batches: list[dict[str, Any]], output: Output) -> Tensor:
-    rows = torch.cat([output(model(**batch), batch).flatten(0, -2).double() for batch in batches])
+    rows = torch.cat([rows_of(model, batch, output).flatten(0, -2).double() for batch in batches])
     if not rows.isfinite().all():
         raise ValueError("model gives outputs that are not finite for this data")
     return rows
@@ -134,7 +156,10 @@ def measure(model: Any, batches: list[dict[str, Any]], output: Output, reference
         reference: `outputs_of` the original, (rows, E).
     """
     with counting(model) as counts:
-        cosine = torch.cosine_similarity(outputs_of(model, batches, output), reference, dim=-1)
+        given = outputs_of(model, batches, output)
+    cosine = torch.cosine_similarity(given, reference, dim=-1)
+    # Of a text without real tokens both are 0: nothing was changed there.
+    cosine = torch.where((given == reference).all(-1), 1.0, cosine)
     found = counts.density()
     density = [found[layer].tolist() if layer in found else [] for layer in range(max(found) + 1)]
     config = model.config

@@ -5,9 +5,11 @@ It is written whole or not at all, in place of the one before.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +59,19 @@ def tensors_of(parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) 
             state = optimizer.state.get(parameter, {})
             found[f"{moment}:{name}"] = state.get(moment, torch.zeros_like(parameter)).contiguous()
     return found
+
+
+def fingerprint(*named: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that tell weights or batches, tensors by name, from others."""
+    found = hashlib.sha256()
+    for each in named:
+        for name, x in sorted(each.items()):
+            if isinstance(x, Tensor):
+                found.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+                found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            else:
+                found.update(f"{name} {x!r}".encode())
+    return found.hexdigest()[:16]
 
 
 def prepare(folder: Path) -> None:

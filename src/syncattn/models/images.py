@@ -16,6 +16,7 @@ from syncattn.models.fields import check_size
 from syncattn.models.labels import class_labels
 from syncattn.models.osn import OSNConfig, OSNModel, OSNPreTrainedModel
 from syncattn.models.pooling import mean_pooling
+from syncattn.values import readable
 
 
 class OSNImageConfig(OSNConfig):
@@ -102,7 +103,7 @@ class PatchEmbedding(nn.Module):
         """Tokens (B, N, D) of images (B, C, H, W), row by row.
 
         Raises:
-            TypeError, ValueError: pixel_values is not real numbers (B, C, H, W) that patches divide.
+            TypeError, ValueError: pixel_values is not finite real numbers (B, C, H, W) that patches divide.
         """
         if not isinstance(pixel_values, Tensor):
             raise TypeError(f"pixel_values must be a tensor (B, C, H, W), got {type(pixel_values).__name__}")
@@ -114,6 +115,9 @@ class PatchEmbedding(nn.Module):
             )
         if 0 in shape[2:] or shape[2] % self.height or shape[3] % self.width:
             raise ValueError(f"pixel_values must be images that patches of {size} pixels divide, got {shape}")
+        finite = readable(pixel_values.isfinite())
+        if finite is not None and not bool(finite.all()):
+            raise ValueError("pixel_values must be finite, got NaN or infinity")
         rows, columns = self.grid(pixel_values)
         patches = pixel_values.unflatten(3, (columns, self.width)).unflatten(2, (rows, self.height))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C height width)

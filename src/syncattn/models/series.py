@@ -18,6 +18,9 @@ from syncattn.values import readable
 
 SCALINGS = ("std", "none")
 
+# What models of texts are told, and a series' model tells its layers itself.
+_OWN = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "positions", "use_cache")
+
 
 class OSNSeriesConfig(OSNConfig):
     """Sizes and options of an `OSNSeriesModel` or `OSNForTimeSeriesPrediction`.
@@ -108,8 +111,7 @@ def measured(name: str, values: Any, mask: Any, shape: tuple[int | None, ...]) -
     """
     masked = name.replace("values", "observed_mask")
     wanted = "({}, {}, {})".format(*(size if size is not None else "BN"[i] for i, size in enumerate(shape)))
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} must be a tensor {wanted}, got {type(values).__name__}")
+    _check_tensor(name, values, wanted)
     fits = values.ndim == 3 and all(size in (None, own) for size, own in zip(shape, values.shape))
     if not fits or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(
@@ -215,14 +217,22 @@ class OSNSeriesModel(OSNModel):
             TypeError, ValueError: values, masks or times are not as documented, no time is given at all, or
                 as `DecoderModel.forward`.
         """
+        for name in _OWN:
+            given = kwargs.pop(name, None)
+            if given is not None and given is not False:
+                raise ValueError(f"{name} must be left out: values, masks and times say all that a series is")
         shape = (None, None, self.config.num_input_channels)
         values, observed = measured("past_values", past_values, past_observed_mask, shape)
         batch, tokens, _ = values.shape
+        if tokens == 0:
+            raise ValueError(f"past_values must have at least one time, got {tuple(values.shape)}")
         times = _times("past_times", past_times, batch, tokens, values)
         asked = _times("future_times", future_times, batch, None, values)
         loc, scale = self._scale(values, observed)
         hidden = self.embed_tokens(torch.where(observed, (values - loc) / scale, 0), observed, asked.shape[1])
         real = torch.cat((observed.any(-1), observed.new_ones(batch, asked.shape[1])), dim=1)
+        if times.dtype != asked.dtype and times.device.type != "mps":  # float32 would round the others
+            times, asked = times.double(), asked.double()
         together = torch.cat([x.expand(max(len(times), len(asked)), -1) for x in (times, asked)], dim=1)
         outputs = DecoderModel.forward(
             self,
@@ -248,11 +258,20 @@ class OSNSeriesModel(OSNModel):
         if self.config.scaling == "none":
             return torch.zeros_like(values[:, :1]), torch.ones_like(values[:, :1])
         count = observed.sum(1, keepdim=True).clamp(min=1)
-        loc = values.sum(1, keepdim=True) / count
-        spread = torch.where(observed, values - loc, 0).square().sum(1, keepdim=True) / count
+        loc = (values / count).sum(1, keepdim=True)
+        differences = torch.where(observed, values - loc, 0)
+        # Squares of very large or small numbers are out of range, those of their shares are not.
+        largest = differences.abs().amax(1, keepdim=True)
+        shares = differences / torch.where(largest > 0, largest, 1)
+        spread = largest * (shares.square().sum(1, keepdim=True) / count).sqrt()
         # A constant series has no spread: what is left of rounding must not be blown up to 1.
-        least = 1e-5 * loc.abs()
-        return loc, torch.where(spread.sqrt() > least, spread.sqrt(), torch.ones_like(spread))
+        least = 100 * torch.finfo(values.dtype).eps * loc.abs()
+        return loc, torch.where(spread > least, spread, torch.ones_like(spread))
+
+
+def _check_tensor(name: str, given: Any, shape: str) -> None:
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name} must be a tensor {shape}, got {type(given).__name__}")
 
 
 def _times(name: str, given: Any, batch: int, tokens: int | None, like: Tensor) -> Tensor:
@@ -260,8 +279,7 @@ def _times(name: str, given: Any, batch: int, tokens: int | None, like: Tensor) 
     if given is None:
         return torch.arange(tokens or 0, dtype=torch.int64, device=like.device)[None]
     size = "P" if tokens is None else tokens
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name} must be a tensor (B or 1, {size}), got {type(given).__name__}")
+    _check_tensor(name, given, f"(B or 1, {size})")
     if given.ndim != 2 or given.shape[0] not in (1, batch) or tokens not in (None, given.shape[1]):
         raise ValueError(
             f"{name} must have shape (B or 1, {size}), with B = {batch}, got {tuple(given.shape)}"
@@ -321,14 +339,19 @@ class OSNForTimeSeriesPrediction(OSNPreTrainedModel):
 
         Raises:
             TypeError, ValueError: as `OSNSeriesModel.forward`; past_times without future_times, or the other
-                way round.
+                way round; future_observed_mask without future_values.
         """
         if (past_times is None) != (future_times is None):
             missing, there = ("past_times", "future_times")[:: 1 if past_times is None else -1]
             raise ValueError(f"{missing} must be given with {there}, got {there} alone")
+        _check_tensor("past_values", past_values, f"(B, N, {self.config.num_input_channels})")
+        if future_times is not None:
+            _check_tensor("future_times", future_times, "(B or 1, P)")
+        if future_observed_mask is not None and future_values is None:
+            raise ValueError("future_values must be given with future_observed_mask, got the mask alone")
         future, observed, asked = None, None, self.config.prediction_length
         if future_values is not None:
-            length = None if future_times is None else future_times.shape[-1]
+            length = None if future_times is None or future_times.ndim != 2 else future_times.shape[1]
             shape = (len(past_values), length, self.config.num_input_channels)
             future, observed = measured("future_values", future_values, future_observed_mask, shape)
             asked = future.shape[1]

@@ -35,7 +35,7 @@ def accompany(model: PreTrainedModel, folder: Path, *sections: str) -> None:
     """Write the card and the classes' module of a model that is to be saved, and name it in its config.
 
     A card that somebody else wrote is left as it is, and so is any where no sections are given: a run's card
-    has its numbers, which a model alone does not know.
+    has its numbers, which a model alone does not know. One that says nothing but another class is replaced.
 
     Args:
         model: of this package; of a class that is not, there is a card, and no module.
@@ -47,8 +47,9 @@ def accompany(model: PreTrainedModel, folder: Path, *sections: str) -> None:
     if model.config.auto_map:
         names = sorted({reference.partition(".")[2] for reference in model.config.auto_map.values()})
         _write(folder / f"{CLASSES}.py", _MODULE.format(names=", ".join(names)))
-    if not (folder / CARD).exists() or (sections and not is_foreign(folder / CARD)):
-        _write(folder / CARD, card(model, sections))
+    path = folder / CARD
+    if not path.exists() or (not is_foreign(path) and (sections or _is_outdated(path, model))):
+        _write(path, card(model, sections))
 
 
 def auto_map(model: PreTrainedModel) -> dict[str, str]:
@@ -65,7 +66,15 @@ def auto_map(model: PreTrainedModel) -> dict[str, str]:
 
 def is_foreign(path: Path) -> bool:
     """Whether there is a card at `path` that this module has not written."""
-    return path.exists() and _OURS not in path.read_text(encoding="utf-8", errors="replace")
+    if not path.is_file():
+        return path.exists()
+    return _OURS not in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_outdated(path: Path, model: PreTrainedModel) -> bool:
+    """Whether a card of ours records nothing, and is of another class than the model's."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text.endswith(f"{_UNKNOWN}\n") and f"\n# {type(model).__name__}, " not in text
 
 
 def card(model: PreTrainedModel, sections: Iterable[str] = ()) -> str:
@@ -77,11 +86,12 @@ def card(model: PreTrainedModel, sections: Iterable[str] = ()) -> str:
     head = _head(name)
     auto = "AutoModel" + head.replace("Model", "")
     auto = auto if hasattr(transformers, auto) else "AutoModel"
+    use = _USE.format(auto=auto) if auto_map(model) else _USE_OTHER.format(name=name)
     tensors = {id(parameter): parameter for parameter in model.parameters()}
     size = sum(parameter.numel() for parameter in tensors.values())
     sizes = f"Layers: {config.num_hidden_layers}; heads: {config.num_attention_heads}; width: "
     sizes += str(config.hidden_size)
-    task = _TASKS.get(head)
+    task = _TASKS.get(head) if auto_map(model) else None
     metadata = ["library_name: transformers", f"tags: [syncattn, {config.model_type}]"]
     metadata += [f"pipeline_tag: {task}"] if task else []
     parts = [
@@ -90,7 +100,7 @@ def card(model: PreTrainedModel, sections: Iterable[str] = ()) -> str:
         f"# {name}, {size:,} parameters",
         f"{sizes}. {_WHAT.get(config.model_type, '')}".strip(),
         "## Use it",
-        _USE.format(auto=auto),
+        use,
         *(sections or (_UNKNOWN,)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -124,8 +134,8 @@ _OSN = (
 )
 _WHAT = {
     "osn": _OSN.format(what="tokens"),
-    "osn_image": _OSN.format(what="patches"),
-    "osn_series": _OSN.format(what="measurements"),
+    "osn_image": _OSN.format(what="patches of images"),
+    "osn_series": _OSN.format(what="measurements, at their times,"),
     "syncattn_transformer": "A Transformer with softmax attention, made to be compared with an OSN.",
 }
 
@@ -136,6 +146,12 @@ import syncattn.models  # registers them
 from transformers import {auto}
 
 model = {auto}.from_pretrained("path/to/this/folder")
+```"""
+
+_USE_OTHER = """Its class, {name}, is not in the package syncattn, on which it is built: ask its owner for it.
+
+```python
+model = {name}.from_pretrained("path/to/this/folder")
 ```"""
 
 _UNKNOWN = """## Training
