@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from syncattn.functional import order_parameter, selective_synchronization_attention
     from syncattn.packing import cu_seqlens_of, sequence_ids_of
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "backends",
     "cu_seqlens_of",

@@ -18,10 +18,8 @@ from syncattn.models import (
     OSNForImageClassification,
     OSNForTimeSeriesPrediction,
     OSNImageConfig,
-    OSNImageModel,
     OSNModel,
     OSNSeriesConfig,
-    OSNSeriesModel,
 )
 from syncattn.models.sharing import CARD, CLASSES, accompany, card
 
@@ -170,9 +168,3 @@ def test_the_card_of_somebodys_class_names_it():
 
     text = card(tiny(Mine))
     assert "Mine.from_pretrained" in text and "AutoModel" not in text and "pipeline_tag" not in text
-
-
-def test_cards_of_images_and_series_say_what_they_are():
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    assert "patches of images" in card(OSNImageModel(OSNImageConfig(**sizes)))
-    assert "at their times" in card(OSNSeriesModel(OSNSeriesConfig(**sizes)))

@@ -134,8 +134,8 @@ _OSN = (
 )
 _WHAT = {
     "osn": _OSN.format(what="tokens"),
-    "osn_image": _OSN.format(what="patches of images"),
-    "osn_series": _OSN.format(what="measurements, at their times,"),
+    "osn_image": _OSN.format(what="patches"),
+    "osn_series": _OSN.format(what="measurements"),
     "syncattn_transformer": "A Transformer with softmax attention, made to be compared with an OSN.",
 }
 
