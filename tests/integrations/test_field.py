@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertModel, LlamaConfig, LlamaModel
 
+import syncattn
 from syncattn.integrations.conversion import convert
 from syncattn.integrations.field import add_field
 from syncattn.integrations.transformers import register
@@ -136,3 +137,11 @@ def test_causal_models_are_refused():
 def test_one_batch_cannot_be_held_out():
     with pytest.raises(ValueError, match="at least 2 batches with field=True"):
         convert(encoder(), batches(1), density=0.5, field=True)
+
+
+def test_the_explorer_says_that_it_shows_no_field():
+    model = encoder()
+    inputs = {"input_ids": torch.arange(12)[None], "attention_mask": torch.ones(1, 12, dtype=torch.int64)}
+    assert "ssa_field" not in syncattn.explore(model, inputs).html
+    model.config.ssa_field = 0.5
+    assert "config.ssa_field" in syncattn.explore(model, inputs).html

@@ -36,10 +36,12 @@ class Adopted(NamedTuple):
     Attributes:
         sizes: (heads, coordinates of a frequency) for each layer of a model, or None: it is not of this kind.
         calls: within it, what the model's layers are called with is added to the list.
+        remark: a sentence on what a page of a model does not show; "" if it shows all.
     """
 
     sizes: Callable[[nn.Module], list[tuple[int, int]] | None]
     calls: Callable[[nn.Module], AbstractContextManager[list[Heard]]]
+    remark: Callable[[nn.Module], str]
 
 
 ADOPTED: list[Adopted] = []

@@ -82,7 +82,7 @@ def explore(
         >>> page = syncattn.explore(layer, {"query": torch.randn(1, 20, 32), "is_causal": True})
         >>> page.write("page.html")
     """
-    most = tokens_that_fit(model)
+    most, kind = tokens_that_fit(model), adopted(model)
     heard, logits = listen(model, inputs)
     count = heard[0].call.receive.shape[2]
     if count > most:
@@ -99,7 +99,7 @@ def explore(
         if not bool(torch.isfinite(logits).all()):
             raise ValueError("model must give finite logits on these inputs, got nan or infinity")
         after = next_payload(logits, ids, lambda token: label(decode(token)))
-        own = None if adopted(model) else list(find_layers(model))
+        own = None if kind else list(find_layers(model))
         if switch_off and ids is not None and [one.name for one in heard] == own:
             rises = switched_off(logits, without_heads(model, inputs, count), ids)
     found = [payload.weights(one) for one in heard]
@@ -113,7 +113,8 @@ def explore(
         "history": [{"step": entry["step"], "density": entry["density"]} for entry in history],
     }
     tables = head_table(heard, found) + token_table(labels, found, after)
-    return Page(_render(title, note, data, tables), count)
+    notes = filter(None, (note, kind.remark(model) if kind else ""))
+    return Page(_render(title, " ".join(notes), data, tables), count)
 
 
 def label(token: str) -> str:

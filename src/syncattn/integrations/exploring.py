@@ -54,6 +54,16 @@ def calls(watching: Callable[..., AbstractContextManager[None]], model: nn.Modul
         yield heard
 
 
+def remark(model: nn.Module) -> str:
+    """A field is no pair's, so a page does not show it."""
+    if getattr(model.config, "ssa_field", None) is None:
+        return ""
+    return (
+        "Beside its pairs each head gives a share of the mean of the text's values (config.ssa_field), which "
+        "is not shown."
+    )
+
+
 def add_to_explorer(watching: Callable[..., AbstractContextManager[None]]) -> None:
     """Let `syncattn.explore` take such models.
 
@@ -61,4 +71,4 @@ def add_to_explorer(watching: Callable[..., AbstractContextManager[None]]) -> No
         watching: of syncattn.integrations.transformers.
     """
     if all(kind.sizes is not sizes for kind in ADOPTED):
-        ADOPTED.append(Adopted(sizes, partial(calls, watching)))
+        ADOPTED.append(Adopted(sizes, partial(calls, watching), remark))
