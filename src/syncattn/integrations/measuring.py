@@ -16,6 +16,7 @@ from syncattn.checks import short
 from syncattn.integrations.softmax import BANDWIDTH
 from syncattn.integrations.transformers import COUPLING, AttentionCall, watching
 from syncattn.margin import margin_of
+from syncattn.models.pooling import mean_pooling
 
 Output = Callable[[Any, Mapping[str, Tensor]], Tensor]
 
@@ -76,12 +77,7 @@ class Conversion(NamedTuple):
 
 def mean_pooled(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """A sentence's embedding: the mean of its real tokens' last hidden states, (B, E)."""
-    hidden = outputs[0]
-    mask = batch.get("attention_mask")
-    if mask is None:
-        return hidden.mean(1)
-    real = mask[..., None].to(hidden.dtype)
-    return (hidden * real).sum(1) / real.sum(1).clamp(min=1)
+    return mean_pooling(outputs[0], batch.get("attention_mask"))
 
 
 def every_token(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
