@@ -32,6 +32,7 @@ from syncattn.integrations.measuring import (
     restore,
     rows_of,
     set_couplings,
+    settings_of,
 )
 from syncattn.integrations.projections import (
     Projections,
@@ -176,7 +177,7 @@ def convert(
         raise ValueError(f"data must hold at least 2 batches with {name}=True, one is held out, got 1")
 
     before, modes = config._attn_implementation, [(module, module.training) for module in model.modules()]
-    had = [name for name in SETTINGS if hasattr(config, name)]
+    had = settings_of(config)
     projections: Projections = {}
     own: Weights = {}
     done = False
@@ -201,7 +202,7 @@ def convert(
         if not done:
             set_weights(projections, own)
             model.set_attn_implementation(before)
-            restore(config, dict.fromkeys(had))
+            restore(config, had)
     return result
 
 

@@ -29,6 +29,8 @@ from syncattn.integrations.measuring import (
     mean_pooled,
     measure,
     outputs_of,
+    restore,
+    settings_of,
 )
 from syncattn.integrations.projections import Projections, find_projections, real_rows, watched
 from syncattn.integrations.resuming import (
@@ -145,8 +147,7 @@ def distil(
         options["data"] = fingerprint(*batches)
         kept = read_kept(Path(folder), options, _trained(model))
 
-    had = hasattr(config, "ssa_coupling")
-    before = (config._attn_implementation, getattr(config, "ssa_coupling", None))
+    before, had = config._attn_implementation, settings_of(config)
     weights = {name: x.detach().clone() for name, x in model.state_dict().items()}
     modes = [(module, module.training) for each in (model, teacher) for module in each.modules()]
     wanted = [(x, x.requires_grad) for x in model.parameters()]
@@ -154,7 +155,7 @@ def distil(
     try:
         teacher.eval()
         register()
-        if before[1] is None:
+        if had.get("ssa_coupling") is None:
             if progress:
                 print("weighing the heads' couplings against each other", file=sys.stderr, flush=True)
             convert(model, batches[:: -(-len(batches) // _ALLOCATED)], density=density, output=output)
@@ -176,10 +177,8 @@ def distil(
             module.training = training
         if not done:
             model.load_state_dict(weights)
-            model.set_attn_implementation(before[0])
-            config.ssa_coupling = before[1]
-            if not had:
-                del config.ssa_coupling
+            model.set_attn_implementation(before)
+            restore(config, had)
     if folder is not None:
         (Path(folder) / FILE).unlink(missing_ok=True)
     return result

@@ -129,6 +129,11 @@ def outputs_of(model: nn.Module, batches: list[dict[str, Any]], output: Output) 
     return rows
 
 
+def settings_of(config: Any) -> dict[str, Any]:
+    """What a configuration has of `SETTINGS`, for `restore`."""
+    return {name: getattr(config, name) for name in SETTINGS if hasattr(config, name)}
+
+
 def restore(config: Any, settings: Mapping[str, Any]) -> None:
     """Give a configuration back what it had of `SETTINGS`."""
     for name in SETTINGS:
