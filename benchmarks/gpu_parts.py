@@ -114,9 +114,10 @@ def train_part(out: Path, seconds: float, warm: bool, dry: bool) -> int:
     return int(not all(done))
 
 
-def small_calls(dry: bool) -> int:
-    """Every form of call, forward and backward, at 300 tokens, beside `tiled`, for a memory checker to watch;
-    then the forms that gpu_tune.py times, in all its block sizes. The exit status is 1 if anything is off."""
+def small_calls(chosen: list[str], dry: bool) -> int:
+    """Small calls, forward and backward, beside `tiled`, for a memory checker to watch: of these forms of
+    gpu_tune.py, or, named blocks-3, dense in every fifth of its block sizes from the third on. The exit
+    status is 1 if anything is off."""
     import gpu_tune
     import torch
 
@@ -133,17 +134,20 @@ def small_calls(dry: bool) -> int:
             results.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
         off = [float((a - b).detach().float().norm() / b.detach().float().norm()) for a, b in zip(*results)]
         fine = all(x <= 0.05 for x in off[:4])
-        print(f"{form} d {width} {told}: {'fine' if fine else f'OFF {off}'}", flush=True)
+        print(f"{form} d {width} N {tokens} {told}: {'fine' if fine else f'OFF {off}'}", flush=True)
         return int(not fine)
 
-    for form in gpu_tune.FORMS:
-        for width in (16,) if dry else (64, 128):
-            wrong += compare(form, width, 40 if dry else 300, "as it is")
-    for name, sizes in () if dry else gpu_tune.SIZES.items():
-        for number in range(len(sizes)):
-            gpu_tune.set_blocks(name, sizes[number])
-            wrong += compare("dense", 64, 300, f"{name} {sizes[number]}")
-        gpu_tune.set_blocks(name, sizes[0])
+    blocks = [(name, sizes) for name, several in gpu_tune.SIZES.items() for sizes in several]
+    for item in chosen:
+        if item.startswith("blocks-"):
+            for name, sizes in blocks[int(item.removeprefix("blocks-")) :: 5]:
+                gpu_tune.set_blocks(name, sizes)
+                for tokens in (300, 2048):
+                    wrong += compare("dense", 64, tokens, f"{name} {sizes}")
+                gpu_tune.set_blocks(name, gpu_tune.SIZES[name][0])
+        else:
+            for width in (16,) if dry else (64, 128):
+                wrong += compare(item, width, 40 if dry else 300, "as it is")
     return int(wrong > 0)
 
 
@@ -160,13 +164,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--bench", help="suites of `syncattn bench`, as a list")
-    parser.add_argument("--small-calls", action="store_true", help="every form of call, small")
+    parser.add_argument("--small-calls", help="forms of call, and blocks-0 to blocks-4, as a list")
     parser.add_argument("--train", type=float, help="seconds of training for each model")
     parser.add_argument("--warm", action="store_true", help="only what compiles the kernels")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU")
     given = parser.parse_args()
     if given.small_calls:
-        sys.exit(small_calls(given.dry_run))
+        sys.exit(small_calls(given.small_calls.split(","), given.dry_run))
     if given.bench:
         sys.exit(bench_part(given.bench.split(","), given.out, given.warm, given.dry_run))
     sys.exit(train_part(given.out, given.train, given.warm, given.dry_run))

@@ -104,7 +104,10 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
             "check",
             {
                 "gpu tests": [*pytest, f"{TESTS}/test_gpu.py", f"{TESTS}/test_product.py"],
-                "memcheck": [*checker, *part("small-calls", "--small-calls")],
+                **{
+                    f"memcheck {number}": [*checker, *part("small-calls", "--small-calls", chosen)]
+                    for number, chosen in enumerate(_small_calls(dry))
+                },
             },
             90,
         ),
@@ -141,6 +144,12 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
         Step("scale", {"scale": [*scaled, *toy]}, 175, str(out.absolute() / "scale.json"), asked=True),
     ]
     return [step._replace(seconds=step.seconds * scale) for step in plan]
+
+
+def _small_calls(dry: bool) -> list[str]:
+    """What gpu_parts.py is given in a process each: every form of call, then a fifth of the block sizes."""
+    forms = ["dense", "dense-16", "quarter", "window", "layer"]
+    return [",".join(forms)] if dry else forms + [f"blocks-{k}" for k in range(5)]
 
 
 def run_step(step: Step, seconds: float, work: Path, env: dict[str, str]) -> dict[str, Any]:
