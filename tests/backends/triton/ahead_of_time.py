@@ -62,7 +62,7 @@ def launches(case, backward=True):
     found = []
 
     def record(self, *args, grid, warmup, **kwargs):
-        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in kwargs}
         given = {*self.arg_names[: len(args)], *kwargs}
         assert given == {*self.arg_names}, (self.__name__, given ^ {*self.arg_names})
         found.append((self, dict(zip(self.arg_names, args)) | kwargs, options))

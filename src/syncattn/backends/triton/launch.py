@@ -38,10 +38,11 @@ MOST_DIRECT = {True: 128, False: 3}
 # Into how many bfloat16 dL/dD is split before it is multiplied by frequencies: as exact as the values are.
 SPLIT = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _CHUNK = 128  # tiles that a program of lists.py looks at together
-CHUNK_OF_NEAREST = 64  # and one of nearest.py
+CHUNK_OF_NEAREST = 256  # and one of nearest.py
 # Entries that a list has room for; where more tiles than that can lock, an entry is several. So lists take
 # 4 KiB a tile at most, however many tiles there are.
 CAPACITY = 1024
+_TWO_WARPS = {"num_warps": 2}
 # From this many programs on they start in the order of their work, the longest first.
 _FEWEST_ORDERED = 1024
 # Up to this many each is compared with each to find that order; above, they are sorted.
@@ -219,7 +220,7 @@ class Launch:
         if not self.direct:
             operands = new(plane, self.product, dtype=torch.float16)
             along, bound = new(plane), new(tiles)
-            drawn = new(plane, self.drawn, dtype=torch.bfloat16)
+            drawn = new(plane, self.drawn, dtype=torch.bfloat16) if "receivers" in self.blocks else None
         planes = Planes(new(self.freq_dim, plane), plane, numbers, operands, along, drawn, bound)
         boxes = Boxes(new(self.freq_dim, tiles), new(self.freq_dim, tiles))
         reach = new(tiles) if receives else None
@@ -269,7 +270,7 @@ class Launch:
             lists_kernel, self.device, (rows * own.tiles,),
             own.boxes, other.boxes, own.planes.bound, other.planes.bound, self.reach, mask,
             Walk(entries, counts, None), width, own.heads, other.heads, self.heads, own.tiles, other.tiles,
-            self.keys - self.queries, self.queries, LOOK=constant(look),
+            self.keys - self.queries, self.queries, LOOK=constant(look), options=_TWO_WARPS,
         )  # fmt: skip
         return Walk(entries, counts, self._longest_first(counts))
 
@@ -280,7 +281,7 @@ class Launch:
         if number > _MOST_COMPARED:
             return counts[..., 0].flatten().argsort(descending=True, stable=True).int()
         order = torch.empty(number, dtype=torch.int32, device=self.device)
-        start(order_kernel, self.device, (cdiv(number, 32),), counts, order, number, BLOCK=32, CHUNK=128)
+        start(order_kernel, self.device, (cdiv(number, 8),), counts, order, number, BLOCK=8, CHUNK=1024)
         return order
 
     def values(self) -> Rows:

@@ -91,11 +91,19 @@ def lists_kernel(
     reach += bh.to(tl.int64) * (own_tiles if LOOK.OF_QUERIES else other_tiles)
     to = (bh.to(tl.int64) * own_tiles + tile) * width
 
+    # tiles that causality leaves out are not looked at
+    begin, end = 0, other_tiles
+    if LOOK.CAUSAL:
+        if LOOK.OF_QUERIES:
+            last = tl.minimum((tile + 1) * LOOK.OWN, queries) - 1
+            end = tl.minimum(other_tiles, tl.maximum(last + offset, 0) // LOOK.OTHER + 1)
+        else:
+            begin = tl.maximum(tile * LOOK.OWN - offset, 0) // LOOK.OTHER // LOOK.CHUNK * LOOK.CHUNK
     shift = 0
     if LOOK.LEVELS > 1:  # how many entries there would be with each size of granule
         level = tl.arange(0, 32)
         sizes = tl.zeros([32], tl.int32)
-        for first in range(0, other_tiles, LOOK.CHUNK):
+        for first in range(begin, end, LOOK.CHUNK):
             found = _alive(own, boxes, reach, mask_tiles, first + t, other_tiles, offset, queries, LOOK)
             for s in tl.static_range(LOOK.LEVELS):
                 sizes += tl.where(level == s, tl.sum(_whole(found, s, LOOK.CHUNK), 0) >> s, 0)
@@ -103,7 +111,7 @@ def lists_kernel(
     count = 0
     # the largest size of the senders, or the least one that the receivers allow, turned round
     farthest = float("-inf")
-    for first in range(0, other_tiles, LOOK.CHUNK):
+    for first in range(begin, end, LOOK.CHUNK):
         found = _alive(own, boxes, reach, mask_tiles, first + t, other_tiles, offset, queries, LOOK)
         entry = first + t
         if LOOK.LEVELS > 1:

@@ -134,4 +134,4 @@ def nearest_kernel(
         beyond = tl.abs(size) >= MOST_LARGE
         if tl.max(beyond.to(tl.int32), 0) > 0:
             tl.store(receive.bound + own_tile, float("-inf"))
-        store_size(to, tl.where(beyond, 0.0, size), i < receive.stride, TILE.FREQ, True)
+        store_size(to, tl.where(beyond, 0.0, size), i < receive.stride, TILE.FREQ)
