@@ -81,17 +81,25 @@ BLOCKS = {
     (128, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
     (128, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
     (256, 2): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
-    (256, 4): Kernels(*[Blocks(64, 64, 32, 4, 1)] * 3),
+    (256, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
 }
 _FEW_COORDINATES = 64  # more take the registers and the shared memory
+# With one stage all operands that a loop loads lie at one address of shared memory, one after the other. Of
+# such kernels the assembler that Triton brings (ptxas 12.8) computes some descriptors of matrices from
+# registers that it never sets: products with garbage, or an access outside of memory
+# (docs/kernel-gpu.md). From two stages on each operand has an address of its own.
+_FEWEST_STAGES = 2
 
 
 def blocks_for(kernel: str, block_d: int, block_m: int, size: int) -> Blocks:
     """For values of block_d columns of this size in bytes, and frequencies of block_m coordinates."""
     found: Blocks = getattr(BLOCKS[max(64, block_d), size], kernel)
+    assert found.stages >= _FEWEST_STAGES, f"kernels of {found.stages} stage are miscompiled"
     if block_m <= _FEW_COORDINATES:
         return found
-    return found._replace(walk=min(found.walk, 32 if block_d * size <= 512 else 16), stages=1)
+    # the operands of D's product are those that take the memory; float32 values have none
+    walk = 32 if size == 4 and block_d <= 128 else 16
+    return found._replace(walk=min(found.walk, walk), stages=_FEWEST_STAGES)
 
 
 class Side(NamedTuple):
