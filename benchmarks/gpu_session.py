@@ -10,6 +10,7 @@ Steps, in this order, each in processes of its own with a time limit; none needs
     gpu-64      `syncattn bench gpu-64`: values 64 wide, beside SDPA and FlashAttention
     gpu-128     the same, 128 wide
     gpu-decode  decoding, CUDA graphs, peak memory
+    steps       a whole training step of 30M parameters at several lengths, beside a Transformer
     training    an OSN and a Transformer of its size: tokens per second and losses
     gpu-anchors beside SSA through FlexAttention, and AdaSplash if PYTHONPATH has it
     tests       the rest of the Triton backend's tests, for as long as there is time
@@ -19,7 +20,7 @@ Steps, in this order, each in processes of its own with a time limit; none needs
 
 FOLDER gets eight files at most, renewed after every step: summary.md and summary.json (what passed, how long
 it took, the targets), log.txt (all that was printed), and the records gpu-64.json, gpu-128.json,
-gpu-decode.json, gpu-anchors.json (as `syncattn bench` writes them) and training.json; `scale` renews
+gpu-decode.json, gpu-anchors.json (as `syncattn bench` writes them), steps.json, training.json; `scale` renews
 scale.json while it runs. Nothing needs to be installed but what syncattn imports. --dry-run does it all at
 toy sizes on the CPU, in the interpreter of Triton 3.7 or later.
 """
@@ -105,11 +106,11 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
             {
                 "gpu tests": [*pytest, f"{TESTS}/test_gpu.py", f"{TESTS}/test_product.py"],
                 **{
-                    f"memcheck {number}": [*checker, *part("small-calls", "--small-calls", chosen)]
-                    for number, chosen in enumerate(_small_calls(dry))
+                    f"memcheck {form}": [*checker, *part("small-calls", "--small-calls", form)]
+                    for form in (("layer",) if dry else ("dense", "dense-16", "quarter", "window", "layer"))
                 },
             },
-            90,
+            120,
         ),
         Step("warm", warm, 45),
         Step("gpu-64", {"gpu-64": part("gpu-64", "--bench", "gpu-64")}, 80, "gpu-64/bench.json"),
@@ -120,6 +121,7 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
             45,
             "gpu-decode/bench.json",
         ),
+        Step("steps", {"steps": part("steps", "--steps", str(60 * scale))}, 90, "steps/steps.json"),
         Step(
             "training",
             {"training": part("training", "--train", train_seconds)},
@@ -144,12 +146,6 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
         Step("scale", {"scale": [*scaled, *toy]}, 175, str(out.absolute() / "scale.json"), asked=True),
     ]
     return [step._replace(seconds=step.seconds * scale) for step in plan]
-
-
-def _small_calls(dry: bool) -> list[str]:
-    """What gpu_parts.py is given in a process each: every form of call, then a fifth of the block sizes."""
-    forms = ["dense", "dense-16", "quarter", "window", "layer"]
-    return [",".join(forms)] if dry else forms + [f"blocks-{k}" for k in range(5)]
 
 
 def run_step(step: Step, seconds: float, work: Path, env: dict[str, str]) -> dict[str, Any]:

@@ -30,11 +30,12 @@ from syncattn.bench.inputs import Case, make_inputs
 SIZES = {
     "forward": [
         (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (128, 64, 64, 4, 3), (128, 64, 64, 8, 3),
-        (64, 128, 64, 4, 3), (64, 64, 64, 4, 3, 128), (128, 128, 64, 8, 3),
+        (64, 128, 64, 4, 3), (64, 64, 64, 4, 3, 128), (64, 64, 64, 4, 2, 128),
+        (64, 64, 64, 4, 2, 168),
     ],
     "backward": [
         (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (64, 64, 32, 4, 2), (64, 64, 32, 4, 3),
-        (64, 128, 64, 8, 2), (64, 128, 32, 8, 3), (64, 64, 64, 4, 2, 168), (64, 64, 64, 4, 1),
+        (64, 128, 64, 8, 2), (64, 128, 32, 8, 3), (64, 64, 64, 4, 2, 168),
     ],
 }  # fmt: skip
 LAYER = {"structure": "drift", "window": 512, "is_causal": True, "frame": "nearest", "self_coupling": False}
@@ -122,7 +123,9 @@ def measure(form: str, width: int, tokens: int, chosen: list[tuple[str, int]], r
         set_blocks(name, SIZES[name][0])
 
 
-def compile_all(forms: list[str], widths: list[int], most: int, jobs: int) -> set[tuple[str, int, str, int]]:
+def compile_all(
+    forms: list[str], widths: list[int], chosen: list[str], most: int, jobs: int
+) -> set[tuple[str, int, str, int]]:
     """Every variant once, in a process of its own, so that the compiler's cache has it; those that failed."""
 
     def one(*variant: Any) -> bool:
@@ -135,8 +138,8 @@ def compile_all(forms: list[str], widths: list[int], most: int, jobs: int) -> se
         (form, width, name, number)
         for form in forms
         for width in widths
-        for name, sizes in SIZES.items()
-        for number in range(min(most, len(sizes)))
+        for name in chosen
+        for number in range(min(most, len(SIZES[name])))
     ]
     with ThreadPoolExecutor(jobs) as pool:
         return {variant for variant, fine in zip(every, pool.map(lambda v: one(*v), every)) if not fine}
@@ -168,6 +171,7 @@ def main() -> None:
     parser.add_argument("--forms", default="dense,layer", help=f"a list out of {', '.join(FORMS)}")
     parser.add_argument("--widths", default="64,128", help="d, as a list")
     parser.add_argument("--tokens", type=int, default=16384, help="N")
+    parser.add_argument("--passes", default="forward,backward", help="a list")
     parser.add_argument("--sizes", type=int, default=99, help="the first so many of SIZES only")
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the median counts")
     parser.add_argument("--seconds", type=float, default=120, help="no further variant after so many")
@@ -182,15 +186,15 @@ def main() -> None:
         sys.exit(int("failed" in records[0] or not records[0]["finite"]))
     failed = set()
     if given.jobs:
-        failed = compile_all(forms, widths, given.sizes, given.jobs)
+        failed = compile_all(forms, widths, given.passes.split(","), given.sizes, given.jobs)
         print(f"compiled after {time.monotonic() - begun:.0f} s; failed: {sorted(failed)}", flush=True)
     records = []
     for form in forms:
         for width in widths:
             chosen = [
                 (name, number)
-                for name, sizes in SIZES.items()
-                for number in range(min(given.sizes, len(sizes)))
+                for name in given.passes.split(",")
+                for number in range(min(given.sizes, len(SIZES[name])))
                 if (form, width, name, number) not in failed
             ]
             for record in measure(form, width, given.tokens, chosen, given.repeats):

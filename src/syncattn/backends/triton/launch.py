@@ -76,23 +76,37 @@ class Kernels(NamedTuple):
 # pair in the compiler's code for sm_90. On an H200 three stages took dense 8,192 tokens 700 microseconds
 # forward in place of 780, and 128 receivers 620; the layer form takes more instructions with either and was
 # not timed (docs/kernel-gpu.md).
-BLOCKS = {
+_OF_VALUES = {
     (64, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
     (64, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
     (128, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
     (128, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
     (256, 2): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
-    (256, 4): Kernels(*[Blocks(64, 64, 32, 4, 1)] * 3),
+    (256, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
 }
+_FEWEST_COORDINATES = 8
+# The third: whether there are so few coordinates.
+BLOCKS = {(*key, few): found for key, found in _OF_VALUES.items() for few in (False, True)}
+# A fourth program fits a multiprocessor: on an H100 dense 16,384 tokens of 16 heads took 2.47 milliseconds in
+# place of 2.87, and 2.39 with 128 receivers, which lists are coarser with.
+BLOCKS[64, 2, True] = BLOCKS[64, 2, True]._replace(forward=Blocks(64, 64, 64, 4, 3, 128))
 _FEW_COORDINATES = 64  # more take the registers and the shared memory
+# With one stage all operands that a loop loads lie at one address of shared memory, one after the other. Of
+# such kernels the assembler that Triton brings (ptxas 12.8) computes some descriptors of matrices from
+# registers that it never sets: products with garbage, or an access outside of memory
+# (docs/kernel-gpu.md). From two stages on each operand has an address of its own.
+_FEWEST_STAGES = 2
 
 
-def blocks_for(kernel: str, block_d: int, block_m: int, size: int) -> Blocks:
-    """For values of block_d columns of this size in bytes, and frequencies of block_m coordinates."""
-    found: Blocks = getattr(BLOCKS[max(64, block_d), size], kernel)
-    if block_m <= _FEW_COORDINATES:
+def blocks_for(kernel: str, block_d: int, freq_dim: int, size: int) -> Blocks:
+    """For values of block_d columns of this size in bytes, and frequencies of freq_dim coordinates."""
+    found: Blocks = getattr(BLOCKS[max(64, block_d), size, freq_dim <= _FEWEST_COORDINATES], kernel)
+    assert found.stages >= _FEWEST_STAGES, f"kernels of {found.stages} stage are miscompiled"
+    if freq_dim <= _FEW_COORDINATES:
         return found
-    return found._replace(walk=min(found.walk, 32 if block_d * size <= 512 else 16), stages=1)
+    # the operands of D's product are those that take the memory; float32 values have none
+    walk = 32 if size == 4 and block_d <= 128 else 16
+    return found._replace(walk=min(found.walk, walk), stages=_FEWEST_STAGES)
 
 
 class Side(NamedTuple):
@@ -121,7 +135,7 @@ class Launch:
         self.block_m = max(16, next_power_of_2(self.freq_dim))
         self.block_d = max(16, next_power_of_2(self.value_dim))
         self.wide = wide = value.dtype == torch.float32
-        sizes = self.block_d, self.block_m, value.element_size()
+        sizes = self.block_d, self.freq_dim, value.element_size()
         self.blocks = {name: blocks_for(name, *sizes) for name in kernels}
         (self.query_tile, self.key_tile), *others = {b[:2] for b in self.blocks.values()}
         assert not others, self.blocks
