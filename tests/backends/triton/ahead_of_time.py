@@ -63,8 +63,8 @@ def of_table():
     dtypes = {2: (HALF, HALF), 4: (torch.float32, torch.float32)}
     return {
         f"d{d} m{m} {dtypes[size][1]}": (1, 8, 1000, 1000, m, d, *dtypes[size], {"power": 2})
-        for d, size in BLOCKS
-        for m in (64, 128)
+        for d, size, few in BLOCKS
+        for m in ((8,) if few else (64, 128))
     }
 
 
