@@ -94,6 +94,8 @@ def only_by_name(call: Call) -> str | None:
         return "Triton's interpreter is for tests: on CPU tensors it is used only when asked for by name"
     if torch.version.hip is not None or _capability(call.receive.device)[0] != _CHECKED_ON:
         return "it was checked on an H100 and an H200 alone: elsewhere ask for it by name, backend='triton'"
+    if call.sequence_ids is not None:
+        return "several texts in one row were not checked on a GPU: ask by name, backend='triton'"
     if call.receive.shape[-1] > _CHECKED_UP_TO:
         return f"a freq_dim above {_CHECKED_UP_TO} was not checked on a GPU: ask by name, backend='triton'"
     if call.value.dtype == torch.float32 and call.value.shape[-1] > 128:
@@ -145,7 +147,7 @@ BACKEND = Backend(
         top_k=False,
         most_coordinates=128,
         most_columns=256,
-        packed=False,
+        packed=True,
         weights=False,
         transforms=False,
         onnx=False,

@@ -64,7 +64,7 @@ def find_nearest(p: Launch, nearest: Nearest) -> None:
     start(
         nearest_kernel, p.device, (p.batch * p.heads * p.receive.tiles,),
         p.receive.planes, p.send.planes, p.frames.units, p.receive.boxes, p.send.boxes, p.mask, p.mask_tiles,
-        nearest, p.law(), p.reach, p.head_counts(p.send.heads), p.queries, p.keys,
+        p.texts, nearest, p.law(), p.reach, p.head_counts(p.send.heads), p.queries, p.keys,
         CHUNK=CHUNK_OF_NEAREST, TILE=p.tile("forward"), FORM=p.form(), options=_FOUR_WARPS,
     )  # fmt: skip
 
@@ -93,11 +93,11 @@ def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tenso
         of_part = Nearest(torch.empty_like(total), sender.new_empty(rows, parts))
         start(
             nearest_part_kernel, p.device, (rows, parts),
-            receive, send, p.mask, of_part, heads, *sizes, **compiled,
+            receive, send, p.mask, p.texts, of_part, heads, *sizes, **compiled,
         )  # fmt: skip
     start(
         part_kernel, p.device, (rows, parts),
-        receive, send, p.values(), p.law(), p.mask, p.dropout, of_part, nearest, mixed, total,
+        receive, send, p.values(), p.law(), p.mask, p.texts, p.dropout, of_part, nearest, mixed, total,
         heads, *sizes, PARTS=max(64, next_power_of_2(parts)), **compiled,
     )  # fmt: skip
     start(
@@ -111,7 +111,7 @@ def _weighed(p: Launch) -> tuple[Any, ...]:
     sender that stands nowhere meets nobody but itself."""
     numbered = p.order is not None or p.call.symmetric
     receive, send = (x.planes if numbered else x.planes._replace(numbers=None) for x in (p.receive, p.send))
-    return receive, send, p.values(), p.law(), p.mask, p.mask_tiles, p.dropout, p.frames.units
+    return receive, send, p.values(), p.law(), p.mask, p.mask_tiles, p.texts, p.dropout, p.frames.units
 
 
 def backward(
