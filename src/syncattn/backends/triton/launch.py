@@ -150,7 +150,7 @@ class Launch:
         self.numbered = allowed is not None or self.order is not None
         self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
         # how D is taken, in a launch each: the second sees to tiles for which a product is not exact enough
-        self.ways = (True,) if self.direct else (False, True)
+        self.ways = tuple({"DIRECT": x} for x in ((True,) if self.direct else (False, True)))
         self.product = max(32, next_power_of_2(3 * self.freq_dim + 6))
         self.drawn = max(16, 2 * next_power_of_2(self.freq_dim))
         self.frames = Frames(None, None)
