@@ -57,14 +57,14 @@ CASES = {
 
 
 def of_table():
-    """A case for each of the block sizes: for each width and size of values, few coordinates and many."""
+    """A case for each of the block sizes, with few, some and many coordinates."""
     from syncattn.backends.triton.launch import BLOCKS
 
     dtypes = {2: (HALF, HALF), 4: (torch.float32, torch.float32)}
     return {
         f"d{d} m{m} {dtypes[size][1]}": (1, 8, 1000, 1000, m, d, *dtypes[size], {"power": 2})
-        for d, size in BLOCKS
-        for m in (64, 128)
+        for d, size, few in BLOCKS
+        for m in ((8,) if few else (64, 128))
     }
 
 
