@@ -60,7 +60,7 @@ CASES = {
 
 
 def of_table():
-    """A case for each of the block sizes: for each width and size of values, few coordinates and many."""
+    """A case for each of the block sizes, with few, some and many coordinates."""
     from syncattn.backends.triton.launch import BLOCKS
 
     dtypes = {2: (HALF, HALF), 4: (torch.float32, torch.float32)}
