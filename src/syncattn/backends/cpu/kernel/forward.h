@@ -71,6 +71,20 @@ static void look_for_nearest(const SyncattnProblem& p, const Rows& rows, const f
         for (int64_t v = 0; v < KEYS / LANES; ++v)
             candidates |= bits_not_above(load(row + v * LANES), vf{} + nearest.best[i]);
         if (!candidates) continue;
+        if (!index) {  // the first of the lowest, unless one is NaN
+            vf low = load(row), strange{};
+            for (int64_t v = 0; v < KEYS; v += LANES) low = smaller(low, load(row + v)), strange += load(row + v);
+            const float best = lowest(low);
+            if (total(strange) < __builtin_inff()) {
+                int64_t j = 0;
+                uint32_t bits;
+                while (!(bits = bits_not_above(load(row + j), vf{} + best))) j += LANES;
+                j += __builtin_ctz(bits);
+                if (best < nearest.best[i] || (best == nearest.best[i] && j + start < nearest.number[i]))
+                    nearest.best[i] = best, nearest.place[i] = nearest.number[i] = (int32_t)(start + j);
+                continue;
+            }
+        }
         for (int64_t j = 0; j < valid; ++j) {
             const int32_t number = index ? index[start + j] : (int32_t)(start + j);
             const bool tie = row[j] == nearest.best[i] && number < nearest.number[i];

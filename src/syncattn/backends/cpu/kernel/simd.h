@@ -92,6 +92,16 @@ INLINE float total(vf x) {  // in a fixed order
 #endif
 }
 
+INLINE float lowest(vf x) {  // of numbers, none of them NaN
+#if defined(__AVX512F__)
+    return _mm512_reduce_min_ps((__m512)x);
+#else
+    float least = x[0];
+    for (int i = 1; i < LANES; ++i) least = x[i] < least ? x[i] : least;
+    return least;
+#endif
+}
+
 INLINE vf square_root(vf x) {  // x >= 0 or NaN; to an ulp or so
 #if defined(__AVX512F__)
     // the instruction takes 18 cycles; an estimate and a Newton step take 5
