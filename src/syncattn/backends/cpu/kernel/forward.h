@@ -285,8 +285,8 @@ static void forward_begin(const Plan& plan, const Lanes& senders, int64_t batch,
     const SyncattnProblem& p = *plan.p;
     const auto& own = s.of[number];
     load_rows(p, c.rows, batch, head, tile);
-    float low[MOST_COORDINATES], high[MOST_COORDINATES];
-    box_of(c.rows.receive, c.rows.count, p.freq_dim, ~0ull, low, high);
+    float low[MOST_COORDINATES + 1], high[MOST_COORDINATES + 1];
+    box_of(c.rows.receive, c.rows.count, p.freq_dim, ~0ull, senders.boxes.direction, low, high);
     int64_t last = plan.key_tiles;
     if (p.is_causal) last = least(last, (c.rows.first + c.rows.count - 1 + p.keys - p.queries) / KEYS + 1);
     const int64_t first = p.symmetric ? c.rows.first / KEYS : 0;
