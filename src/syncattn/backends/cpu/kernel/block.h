@@ -344,18 +344,8 @@ INLINE void list_lockable(Pairs& pairs, int64_t count, const float* d, int64_t f
         for (int64_t v = 0; v < KEYS; v += LANES) {
             const vf from = BY_KEY ? load(base + v) : vf{} + base[i], most = BY_KEY ? load(limit + v) : vf{} + limit[i];
             const vf x = load(d + i * KEYS + v) - from;
-            uint32_t bits = bits_not_above(x, most);
-#if defined(__AVX512F__)
-            const vi number = lane_numbers() + (int32_t)(first_key + v);
-            _mm512_storeu_ps(to + length, _mm512_maskz_compress_ps((__mmask16)bits, (__m512)x));
-            _mm512_storeu_si512(key + length, _mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)number));
-            length += __builtin_popcount(bits);
-#else
-            for (; bits; bits &= bits - 1, ++length) {
-                const int64_t lane = __builtin_ctz(bits);
-                to[length] = x[lane], key[length] = (int32_t)(first_key + v + lane);
-            }
-#endif
+            const uint32_t bits = bits_not_above(x, most);
+            length += compress(bits, x, lane_numbers() + (int32_t)(first_key + v), to + length, key + length);
         }
         pairs.all += length - pairs.length[i];
         pairs.length[i] = length;

@@ -28,7 +28,8 @@ const Instance* const every_instance[] = {
 
 bool runs_here(const Instance* instance) {
 #if defined(__x86_64__)
-    if (instance == &instance_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (instance == &instance_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
     if (instance == &instance_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
