@@ -202,13 +202,17 @@ void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int6
     const int64_t m = p.freq_dim, wide = round_up(m + 2, 16), heads = p.batch * p.heads, h = batch * p.heads + head;
     const float* send = send_of(&p, batch, head);
     float sum[MOST_COORDINATES + 2];
+    float* const lanes = plan.sums[h].by_lane;  // of the first part: the others' are added to it, a tile at a time
     for (int64_t i = 0; i < p.queries; ++i) {
-        for (int64_t k = 0; k < m + 2; ++k) sum[k] = 0;
+        float* const tile = lanes + i / KEYS * (m + 2) * KEYS;
+        for (int64_t part = 1; part < plan.parts && i % KEYS == 0; ++part) {
+            const float* other = plan.sums[part * heads + h].by_lane + (tile - lanes);
+            for (int64_t k = 0; k < (m + 2) * KEYS; ++k) tile[k] += other[k];
+        }
+        for (int64_t k = 0; k < m + 2; ++k) sum[k] = tile[k * KEYS + i % KEYS];
         for (int64_t part = 0; part < plan.parts; ++part) {
-            const PartSums& from = plan.sums[part * heads + h];
-            const float* lane = from.by_lane + i / KEYS * (m + 2) * KEYS + i % KEYS;
-            for (int64_t k = 0; k < m + 2; ++k) sum[k] += lane[k * KEYS];
-            for (int64_t k = 0; k < m + 2; ++k) sum[k] += from.by_row[i * wide + k];
+            const float* row = plan.sums[part * heads + h].by_row + i * wide;
+            for (int64_t k = 0; k < m + 2; ++k) sum[k] += row[k];
         }
         float* grad = p.grad_receive + (h * p.queries + i) * m;
         for (int64_t k = 0; k < m; ++k) grad[k] = 2 * sum[k];
