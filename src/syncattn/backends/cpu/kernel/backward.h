@@ -269,8 +269,10 @@ static void backward_begin(const Plan& plan, int64_t batch, int64_t head, int64_
     const int64_t offset = p.keys - p.queries;
     int64_t first = p.is_causal && keys.first > offset ? (keys.first - offset) / KEYS : 0;
     if (p.symmetric) first = keys.first / KEYS;
+    int64_t last = plan.receiver_tiles;
+    if (p.text) narrow(plan.receiver_texts[batch], texts_of(p, batch) + keys.first, keys.count, first, last);
     const Boxes& boxes = plan.receivers[head_number].lanes.boxes;
-    keys.tiles = tiles_within(boxes, low, high, m, first, plan.receiver_tiles, 0, own.found, own.distance);
+    keys.tiles = tiles_within(boxes, low, high, m, first, last, 0, own.found, own.distance);
     keys.next = 0, keys.whole = false;
 }
 
@@ -343,8 +345,11 @@ static void backward_symmetric(const Plan& plan, int64_t batch, int64_t head, fl
     const int64_t head_number = batch * p.heads + head, dim = p.value_dim;
     const float* gradient = plan.receivers[head_number].gradient;
     float* to = p.grad_value + head_number * p.keys * dim;
-    const float own = own_strength<FORM>(p);
-    for (int64_t c = 0; c < p.keys * dim; c += LANES) store(to + c, own ? load(gradient + c) * own : vf{});
+    const float of_all = own_strength<FORM>(p);
+    for (int64_t i = 0; i < p.keys; ++i) {
+        const float own = p.text && texts_of(p, batch)[i] < 0 ? 0 : of_all;
+        for (int64_t c = i * dim; c < (i + 1) * dim; c += LANES) store(to + c, own ? load(gradient + c) * own : vf{});
+    }
     for (int64_t task = 0; task < plan.row_tasks; ++task) backward_task<FORM, true>(plan, batch, head, 0, task, memory);
 }
 

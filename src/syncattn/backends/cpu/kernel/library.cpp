@@ -85,6 +85,35 @@ void make_groups(const Boxes& boxes, int64_t m) {
 int64_t tiles_of(int64_t tokens, int64_t size) { return (tokens + size - 1) / size; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// The texts in tiles of `tokens` tokens, the last of each row of the batch; what the plan points to stays here.
+struct Texts {
+    std::vector<TileTexts> rows;
+    std::vector<int32_t> bounds;
+};
+
+const TileTexts* prepare_texts(const SyncattnProblem& p, int64_t tokens, Texts& made) {
+    if (!p.text) return nullptr;
+    const int64_t tiles = tiles_of(tokens, KEYS), shared = p.text_stride == 0;
+    made.bounds.resize((size_t)(2 * tiles * (shared ? 1 : p.batch)));
+    for (int64_t b = 0; b < p.batch; ++b) {
+        int32_t* highest = made.bounds.data() + 2 * tiles * (shared ? 0 : b);
+        int32_t* lowest = highest + tiles;
+        made.rows.push_back(TileTexts{tiles, highest, lowest});
+        if (shared && b) continue;
+        const int32_t* text = p.text + b * p.text_stride + p.keys - tokens;
+        int32_t high = -1, low = INT32_MAX;
+        for (int64_t i = 0; i < tokens; ++i) {
+            if (text[i] > high) high = text[i];
+            highest[i / KEYS] = high;
+        }
+        for (int64_t i = tokens - 1; i >= 0; --i) {
+            if (text[i] >= 0 && text[i] < low) low = text[i];
+            lowest[i / KEYS] = low;
+        }
+    }
+    return made.rows.data();
+}
+
 // One block of memory for everything of one kind, handed out in pieces that start on cache lines.
 struct Arena {
     Memory<float> memory;
@@ -112,6 +141,7 @@ constexpr int64_t FEW_ROWS = ROWS;
 struct Senders {
     std::vector<Lanes> lanes;
     Arena arena;
+    Texts texts;
 };
 
 void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads threads, Plan& plan, Senders& made) {
@@ -139,11 +169,14 @@ void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads
             const int64_t key = p.send_index ? p.send_index[h * p.keys + start + j] : start + j;
             if (!p.mask[batch * p.mask_strides[0] + key * p.mask_strides[3]]) counted &= ~(1ull << j);
         }
+        for (int64_t j = 0; p.text && j < valid; ++j)
+            if (p.text[batch * p.text_stride + start + j] < 0) counted &= ~(1ull << j);
         instance.pack(&senders[(size_t)h], tile, send_of(&p, batch, head) + start * m, valid, m, counted);
     });
     for (const Lanes& lanes : senders)
         if (!few) make_groups(lanes.boxes, m);
     plan.senders = senders.data();
+    plan.sender_texts = prepare_texts(p, p.keys, made.texts);
 }
 
 void forward(const SyncattnProblem& p, const Instance& instance, Threads threads) {
@@ -244,6 +277,8 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
     });
     memset(summed.memory.get(), 0, (size_t)summed.used * sizeof(float));
     plan.receivers = receivers.data();
+    Texts texts;
+    plan.receiver_texts = prepare_texts(p, p.queries, texts);
     plan.sums = sums.data();
     for_each_task(heads * tiles, 1, threads, 0, [&](int64_t task, float*) {
         const int64_t h = task / tiles, tile = task % tiles, start = tile * KEYS;

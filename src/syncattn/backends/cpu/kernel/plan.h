@@ -48,11 +48,20 @@ typedef struct {
     double* bandwidth;  // one number
 } PartSums;
 
+// The texts in tiles of KEYS tokens, where a row holds several. By what stands before and after each tile, so that
+// tiles are found by halving; where texts do not rise along the row, too many are.
+typedef struct {
+    int64_t count;
+    int32_t *highest_so_far, *lowest_to_come;  // (tiles): up to each, and from it on; padding left out
+} TileTexts;
+
 typedef struct {
     const SyncattnProblem* p;
     const Lanes* senders;        // (B * Hs); forward only
     const Receivers* receivers;  // (B * H); backward only
     const PartSums* sums;        // (parts, B * H); backward only
+    const TileTexts* sender_texts;    // (B), as the next; null: there is one text
+    const TileTexts* receiver_texts;  // backward only
     int64_t parts;               // of the keys
     int64_t row_tasks;           // of the instance's rows: of receivers, or of senders
     int64_t key_tiles;           // of KEYS senders
