@@ -130,7 +130,7 @@ def _choose(problem: library.KernelProblem) -> Order:
 
 
 def numbered(ids: Tensor) -> Tensor:
-    """Ids of texts (B or 1, M) as the kernel has them: int32, contiguous; large ones as numbers in their order."""
+    """Ids of texts (B or 1, M) as the kernel has them: int32, contiguous; large ones by their order."""
     if ids.numel() and int(ids.max()) > torch.iinfo(torch.int32).max:
         found = ids.clamp(min=-1)
         known = found.unique()  # sorted; -1 may be the first
