@@ -173,6 +173,20 @@ def test_large_and_unordered_ids_of_texts(draw, evaluate):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_parts_of_the_backward_that_have_their_texts_alone(is_causal, draw, evaluate):
+    """With many texts the sums over parts of the keys reach over those of few receivers."""
+    inputs, number = draw(2, 1, 500, 700, 3, 32, density=0.3), torch.arange(700)
+    ids = torch.stack((number // 30, (number + 11) // 25 - 2))
+    mask = ((ids[:, 200:, None] == ids[:, None]) & (ids[:, 200:, None] >= 0))[:, None]
+    options = {"power": 2, "frame": "nearest", "is_causal": is_causal}
+    found, expected = (
+        evaluate(inputs, options | given, "cpu") for given in ({"sequence_ids": ids}, {"attn_mask": mask})
+    )
+    for a, b in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
+
+
 def test_an_instruction_set_that_is_not_there_is_an_error(monkeypatch, draw):
     monkeypatch.setenv("SYNCATTN_CPU_INSTANCE", "mmx")
     with pytest.raises(RuntimeError, match=r"SYNCATTN_CPU_INSTANCE .*'mmx'"):

@@ -353,12 +353,16 @@ static void backward_symmetric(const Plan& plan, int64_t batch, int64_t head, fl
     for (int64_t task = 0; task < plan.row_tasks; ++task) backward_task<FORM, true>(plan, batch, head, 0, task, memory);
 }
 
-// Every `parts`-th task of keys, from `part` on: early keys have more rows than late ones in causal calls.
+// Every `parts`-th task of keys, from `part` on: early keys have more rows than late ones in causal calls. Or, where
+// many texts stand in a row, as many that stand side by side, which have the receivers of few texts.
 static void backward_keys(const Plan* plan, int64_t batch, int64_t head, int64_t part, float* memory) {
     const SyncattnProblem& p = *plan->p;
     with_form(p, [&](auto form) {
         if (p.symmetric) return backward_symmetric<decltype(form)::value>(*plan, batch, head, memory);
-        for (int64_t task = part; task < plan->row_tasks; task += plan->parts)
+        const bool in_a_row = plan->parts_in_a_row;
+        const int64_t first = in_a_row ? first_task_of(*plan, part) : part;
+        const int64_t last = in_a_row ? first_task_of(*plan, part + 1) : plan->row_tasks;
+        for (int64_t task = first; task < last; task += in_a_row ? 1 : plan->parts)
             backward_task<decltype(form)::value, false>(*plan, batch, head, part, task, memory);
     });
 }

@@ -208,6 +208,32 @@ void count(const SyncattnProblem& p, const SyncattnCount& to, const Instance& in
     });
 }
 
+// Whether a row holds so many texts that parts of the keys can go by them.
+bool has_many_texts(const SyncattnProblem& p, int64_t parts) {
+    if (!p.text || parts < 2) return false;
+    for (int64_t b = 0; b < (p.text_stride ? p.batch : 1); ++b) {
+        int64_t texts = 1;
+        for (int64_t j = 1; j < p.keys; ++j) texts += p.text[b * p.text_stride + j] != p.text[b * p.text_stride + j - 1];
+        if (texts < 2 * parts) return false;
+    }
+    return true;
+}
+
+// The tiles of receivers, from `first` to `last`, that texts of these keys may stand in.
+void receivers_of(const Plan& plan, int64_t batch, int64_t first_key, int64_t end, int64_t& first, int64_t& last) {
+    const SyncattnProblem& p = *plan.p;
+    const TileTexts& tiles = plan.receiver_texts[batch];
+    int32_t low = INT32_MAX, high = -1;
+    for (int64_t j = first_key; j < end; ++j) {
+        const int32_t text = p.text[batch * p.text_stride + j];
+        if (text < 0) continue;
+        if (text < low) low = text;
+        if (text > high) high = text;
+    }
+    for (first = 0; first < tiles.count && tiles.highest_so_far[first] < low;) ++first;
+    for (last = tiles.count; last > first && tiles.lowest_to_come[last - 1] > high;) --last;
+}
+
 // Adds up the parts of one head, and moves each row's frame with its nearest sender.
 void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int64_t head) {
     const int64_t m = p.freq_dim, wide = round_up(m + 2, 16), heads = p.batch * p.heads, h = batch * p.heads + head;
@@ -217,6 +243,7 @@ void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int6
         for (int64_t k = 0; k < m + 2; ++k) sum[k] = 0;
         for (int64_t part = 0; part < plan.parts; ++part) {
             const PartSums& from = plan.sums[part * heads + h];
+            if (i / KEYS < from.first || i / KEYS >= from.last) continue;
             const float* lane = from.by_lane + i / KEYS * (m + 2) * KEYS + i % KEYS;
             for (int64_t k = 0; k < m + 2; ++k) sum[k] += lane[k * KEYS];
             for (int64_t k = 0; k < m + 2; ++k) sum[k] += from.by_row[i * wide + k];
@@ -268,17 +295,27 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
             r.word = reinterpret_cast<uint32_t*>(arena.take(rows));
         }
     });
+    Texts texts;
+    plan.receiver_texts = prepare_texts(p, p.queries, texts);
+    plan.parts_in_a_row = has_many_texts(p, plan.parts);
+    for (int64_t part = 0; part < plan.parts; ++part)
+        for (int64_t h = 0; h < heads; ++h) {
+            PartSums& s = sums[(size_t)(part * heads + h)];
+            s.first = 0, s.last = tiles;
+            const int64_t end = least(p.keys, first_task_of(plan, part + 1) * instance.rows);
+            if (plan.parts_in_a_row)
+                receivers_of(plan, h / p.heads, first_task_of(plan, part) * instance.rows, end, s.first, s.last);
+        }
     cut(summed, [&] {
-        for (PartSums& s : sums) {
-            s.by_lane = summed.take(tiles * (m + 2) * KEYS);
-            s.by_row = summed.take(p.queries * wide);
+        for (PartSums& s : sums) {  // what comes before the first is not there
+            float* const by_lane = summed.take((s.last - s.first) * (m + 2) * KEYS);
+            float* const by_row = summed.take((s.last - s.first) * KEYS * wide);
+            if (by_lane) s.by_lane = by_lane - s.first * (m + 2) * KEYS, s.by_row = by_row - s.first * KEYS * wide;
             s.bandwidth = reinterpret_cast<double*>(summed.take(2));
         }
     });
     memset(summed.memory.get(), 0, (size_t)summed.used * sizeof(float));
     plan.receivers = receivers.data();
-    Texts texts;
-    plan.receiver_texts = prepare_texts(p, p.queries, texts);
     plan.sums = sums.data();
     for_each_task(heads * tiles, 1, threads, 0, [&](int64_t task, float*) {
         const int64_t h = task / tiles, tile = task % tiles, start = tile * KEYS;

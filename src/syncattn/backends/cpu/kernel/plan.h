@@ -41,8 +41,10 @@ typedef struct {
     uint32_t* word;         // (N): the row's part of the dropout hash
 } Receivers;
 
-// Sums over a part of the keys, of one head's receivers.
+// Sums over a part of the keys, of one head's receivers: of all, or of those that stand in the tiles from `first` to
+// `last` (not included), where the others are not to be touched.
 typedef struct {
+    int64_t first, last;
     float* by_lane;     // (tiles, m + 2, KEYS): of dD (w^r - w^s), of dD, and of dF x
     float* by_row;      // (N, m + 2 rounded up to 16): more of the same
     double* bandwidth;  // one number
@@ -63,6 +65,7 @@ typedef struct {
     const TileTexts* sender_texts;    // (B), as the next; null: there is one text
     const TileTexts* receiver_texts;  // backward only
     int64_t parts;               // of the keys
+    bool parts_in_a_row;         // whether each has keys that stand side by side, or every so-many-th of their tasks
     int64_t row_tasks;           // of the instance's rows: of receivers, or of senders
     int64_t key_tiles;           // of KEYS senders
     int64_t receiver_tiles;      // of KEYS receivers
@@ -70,6 +73,9 @@ typedef struct {
 
 // The larger; NaN if one of them is, so that what it limits is looked at and shows.
 static inline float most(float a, float b) { return a != a || b <= a ? a : b; }
+
+// Where a part of the tasks begins, if each has those that stand side by side.
+static inline int64_t first_task_of(const Plan& plan, int64_t part) { return part * plan.row_tasks / plan.parts; }
 
 // What each instance offers. `scratch` is the thread's own, of scratch_floats.
 typedef struct {
