@@ -234,18 +234,23 @@ void receivers_of(const Plan& plan, int64_t batch, int64_t first_key, int64_t en
     for (last = tiles.count; last > first && tiles.lowest_to_come[last - 1] > high;) --last;
 }
 
-// Adds up the parts of one head, and moves each row's frame with its nearest sender.
-void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int64_t head) {
+// Adds up the parts of one head, and moves each row's frame with its nearest sender. `tile` is (m + 2, KEYS).
+void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int64_t head, float* tile) {
     const int64_t m = p.freq_dim, wide = round_up(m + 2, 16), heads = p.batch * p.heads, h = batch * p.heads + head;
     const float* send = send_of(&p, batch, head);
     float sum[MOST_COORDINATES + 2];
     for (int64_t i = 0; i < p.queries; ++i) {
-        for (int64_t k = 0; k < m + 2; ++k) sum[k] = 0;
+        const int64_t number = i / KEYS, lane = i % KEYS;
+        if (lane == 0) memset(tile, 0, sizeof(float) * (size_t)((m + 2) * KEYS));
+        for (int64_t part = 0; part < plan.parts && lane == 0; ++part) {
+            const PartSums& from = plan.sums[part * heads + h];
+            if (number < from.first || number >= from.last) continue;
+            for (int64_t k = 0; k < (m + 2) * KEYS; ++k) tile[k] += from.by_lane[number * (m + 2) * KEYS + k];
+        }
+        for (int64_t k = 0; k < m + 2; ++k) sum[k] = tile[k * KEYS + lane];
         for (int64_t part = 0; part < plan.parts; ++part) {
             const PartSums& from = plan.sums[part * heads + h];
-            if (i / KEYS < from.first || i / KEYS >= from.last) continue;
-            const float* lane = from.by_lane + i / KEYS * (m + 2) * KEYS + i % KEYS;
-            for (int64_t k = 0; k < m + 2; ++k) sum[k] += lane[k * KEYS];
+            if (number < from.first || number >= from.last) continue;
             for (int64_t k = 0; k < m + 2; ++k) sum[k] += from.by_row[i * wide + k];
         }
         float* grad = p.grad_receive + (h * p.queries + i) * m;
@@ -329,8 +334,8 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
                       const int64_t h = task / plan.parts;
                       instance.backward_keys(&plan, h / p.heads, h % p.heads, task % plan.parts, scratch);
                   });
-    for_each_task(heads, 1, threads, 0,
-                  [&](int64_t h, float*) { finish_head(p, plan, h / p.heads, h % p.heads); });
+    for_each_task(heads, 1, threads, (m + 2) * KEYS,
+                  [&](int64_t h, float* tile) { finish_head(p, plan, h / p.heads, h % p.heads, tile); });
 }
 
 template <typename Pass>
