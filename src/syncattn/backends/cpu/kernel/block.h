@@ -4,6 +4,7 @@
 #include "gemm.h"
 #include "margin.h"
 #include "plan.h"
+#include "texts.h"
 
 namespace SYNCATTN_ISA {
 
@@ -138,15 +139,18 @@ static uint64_t mask_bits(const SyncattnProblem& p, int64_t batch, int64_t head,
 static bool restricted(const SyncattnProblem& p, const Rows& rows, int64_t tile, uint64_t* allowed) {
     const int64_t start = tile * KEYS, valid = least(KEYS, p.keys - start), offset = p.keys - p.queries;
     const int64_t first = rows.first + offset, last = first + rows.count - 1;  // the rows' own places
+    const int32_t* text = p.text ? texts_of(p, rows.batch) : nullptr;
+    const bool several = text && !are_one_text(text + first, rows.count, text + start, valid);
     if (p.symmetric) {  // each pair once, from the earlier token's row; the diagonal is added at the end
-        if (start > last && valid == KEYS) return false;
+        if (start > last && valid == KEYS && !several) return false;
         for (int64_t i = 0; i < rows.count; ++i) allowed[i] = bits_below(valid) & ~bits_below(first + i - start + 1);
+        if (several) keep_own_text(text + first, rows.count, text + start, valid, allowed);
         return true;
     }
     const bool crosses_diagonal = p.is_causal && start + valid - 1 > first;
     const bool sorted = p.send_index != nullptr;
     const bool meets_itself = !p.self_coupling && (sorted || (start <= last && start + valid > first));
-    if (!crosses_diagonal && !meets_itself && !p.mask && valid == KEYS) return false;
+    if (!crosses_diagonal && !meets_itself && !p.mask && !several && valid == KEYS) return false;
 
     uint64_t common = bits_below(valid);
     if (p.mask && p.mask_strides[2] == 0) common &= mask_bits(p, rows.batch, rows.head, 0, tile);
@@ -165,6 +169,7 @@ static bool restricted(const SyncattnProblem& p, const Rows& rows, int64_t tile,
             bits &= mask_bits(p, rows.batch, rows.head, rows.first + i, tile);
         allowed[i] = bits;
     }
+    if (several) keep_own_text(text + first, rows.count, text + start, valid, allowed);
     return true;
 }
 
