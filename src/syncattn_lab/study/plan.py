@@ -14,11 +14,12 @@ from syncattn.models import OSNConfig, TransformerConfig, count_parameters, fit_
 from syncattn.training.errors import UserError
 from syncattn.training.options import TrainingOptions
 from syncattn.training.settings import config_errors
+from syncattn_lab.study.peers.models import PeerConfig
 
 KINDS = ("comparison", "ablation", "density", "stability", "size", "synthetic")
 """What the report does with a group."""
 
-MODELS: dict[str, Any] = {"osn": OSNConfig, "transformer": TransformerConfig}
+MODELS: dict[str, Any] = {"osn": OSNConfig, "transformer": TransformerConfig, "peer": PeerConfig}
 TEXT = "text"
 BUILT_IN_TASKS: dict[str, dict[str, Any]] = {
     "stdlib": {"kind": TEXT, "text": ["stdlib"]},
