@@ -58,6 +58,10 @@ def study_command(task: Task) -> None:
     of Markdown.
     """
     begun = time.monotonic()
+
+    def left() -> float | None:
+        return None if task.seconds is None else max(task.seconds - (time.monotonic() - begun), 1e-3)
+
     with loading(quiet=task.quiet):
         from rich.console import Console
 
@@ -75,7 +79,7 @@ def study_command(task: Task) -> None:
         console.print(
             f"{total_runs(chosen)} runs, {task.workers} processes, lines in {task.out}", highlight=False
         )
-        status = share(task.workers)
+        status = share(task.workers, left())
         if status:
             raise typer.Exit(status)
         show_report(task.out)
@@ -84,8 +88,7 @@ def study_command(task: Task) -> None:
     def tell(line: dict[str, Any]) -> None:
         console.print(sentence(line), highlight=False, soft_wrap=True)
 
-    left = None if task.seconds is None else task.seconds - (time.monotonic() - begun)
-    with until(left) as clock:
+    with until(left()) as clock:
         work(chosen, task.out, task.data, None if task.quiet else console, tell)
     if clock.is_up:
         console.print("the time is up: the same command goes on from here", highlight=False)
@@ -116,7 +119,7 @@ def until(seconds: float | None) -> Iterator[Clock]:
     # A shell starts its background jobs with this signal ignored.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield clock
     except (Interrupted, KeyboardInterrupt):
@@ -183,12 +186,17 @@ def prepare(plan: Plan, out: Path, data: Path | None) -> None:
     open_runs(plan, {line["key"]: line for line in read_lines(out / LINES_FILE)})
 
 
-def share(workers: int) -> int:
+def share(workers: int, seconds: float | None = None) -> int:
     """The same command in several processes; the exit status: 0, or that of the first that failed.
+
+    Args:
+        seconds: what is left of the time that the command has; None: it has no limit.
 
     Ctrl-C and SIGTERM reach all of them, and each stops after its current step with a checkpoint.
     """
-    arguments = [sys.executable, "-m", "syncattn", *_without_workers(sys.argv[1:]), "--quiet"]
+    given = without(sys.argv[1:], "--workers", "--seconds")
+    arguments = [sys.executable, "-m", "syncattn", *given, "--quiet"]
+    arguments += [] if seconds is None else ["--seconds", f"{seconds:.3f}"]
     children = [subprocess.Popen(arguments, start_new_session=True) for _ in range(workers)]
 
     def stop(number: int, frame: Any) -> None:
@@ -222,11 +230,14 @@ def sentence(line: dict[str, Any]) -> str:
     return text + f", {line['parameters']:,} parameters, {result['wall_seconds']:.0f} s"
 
 
-def _without_workers(arguments: list[str]) -> list[str]:
+def without(arguments: list[str], *names: str) -> list[str]:
+    """A command line without some of its options and their values."""
     kept, skip = [], False
     for word in arguments:
-        if skip or word.startswith("--workers"):
-            skip = not skip and word == "--workers"
-            continue
-        kept.append(word)
+        if skip:
+            skip = False
+        elif word in names:
+            skip = True
+        elif word.partition("=")[0] not in names:
+            kept.append(word)
     return kept

@@ -17,6 +17,7 @@ from syncattn.cli.app import app
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig, TransformerForCausalLM
 from syncattn.training.errors import UserError
 from syncattn.training.loop import Loop
+from syncattn_lab.study.command import without
 from syncattn_lab.study.lines import read_lines
 from syncattn_lab.study.plan import make_plan
 from syncattn_lab.study.run import dead_heads, loss_at, perform, portable, text_of
@@ -194,6 +195,13 @@ def test_the_end_of_the_time_stops_it_and_it_goes_on(tmp_path, folder, monkeypat
     again = CliRunner().invoke(app, [*arguments, "--quiet", "--backend", "tiled"])
     assert again.exit_code == 0, again.output
     assert read_lines(tmp_path / "out" / "runs.jsonl")[0]["prediction"] == "The better of the two."
+
+
+def test_what_the_workers_are_told():
+    given = ["study", "p.toml", "--workers", "3", "--seconds=9", "--out", "o", "--device=cpu"]
+    kept = ["study", "p.toml", "--out", "o", "--device=cpu"]
+    assert without(given, "--workers", "--seconds") == kept
+    assert without(["study", "--workers=2", "--seconds", "5"], "--workers", "--seconds") == ["study"]
 
 
 def test_where_and_how_long(tmp_path, folder):
