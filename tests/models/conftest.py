@@ -40,6 +40,13 @@ OSN = {
     ),
     "osn top k": OSNConfig(**DENSE, top_k=3, self_coupling=True, power=1, edge=0.01),
     "osn token shift": OSNConfig(**DENSE, token_shift=True, gated=True, hidden_act="silu"),
+    "osn modern": OSNConfig(
+        **DENSE,
+        **(CAPPED := {"hidden_act": "relu2", "gated": False, "logit_softcap": 3.0}),
+        token_shift=False,
+        short_convolution=4,
+        value_residual=True,
+    ),
     "osn paper": OSNConfig.paper(**SIZES),
     "osn post-norm": OSNConfig(**DENSE, norm_first=False, tie_word_embeddings=False),
 }
@@ -47,6 +54,9 @@ TRANSFORMERS = {
     "rotary": TransformerConfig(**SIZES),
     "rotary delay": TransformerConfig(**SIZES, delay=0.5),
     "rotary token shift": TransformerConfig(**SIZES, token_shift=True, gated=True, delay=0.5),
+    "rotary modern": TransformerConfig(
+        **SIZES, **CAPPED, short_convolution=4, qk_norm=True, value_residual=True, delay=0.5
+    ),
     "alibi": TransformerConfig(**SIZES, position="alibi"),
     "alibi delay": TransformerConfig(**SIZES, position="alibi", delay=0.5),
 }
@@ -62,7 +72,7 @@ def build(name: str) -> OSNForCausalLM:
     ids = torch.randint(1, config.vocab_size, (2, 24))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith(("bias", "shift")):
+            if parameter_name.endswith(("bias", "shift", "convolution", "gains", "value_mix")):
                 parameter.normal_(std=0.1)
     if name == "osn paper":  # as published no pair locks
         for layer in model.model.layers:

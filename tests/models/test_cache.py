@@ -27,7 +27,10 @@ def test_the_cache_takes_the_documented_bytes(model, ids):
         freq_dim = config.freq_dim or min(16, head_dim)
         sums = 2 * config.phase_dim if config.order_parameter else 0
     numbers = batch * tokens * heads * (freq_dim + head_dim) + batch * heads * (freq_dim + sums)
-    numbers += batch * config.hidden_size * config.token_shift
+    before = 1 if config.token_shift else (config.short_convolution or 1) - 1
+    if config.short_convolution and isinstance(model, TransformerForCausalLM):
+        before *= 3  # of queries, keys and values
+    numbers += batch * config.hidden_size * before
     assert cache.nbytes == config.num_hidden_layers * (4 * numbers + 8 * batch)
     padded = model(ids, attention_mask=(torch.arange(tokens) > 2).expand(batch, -1), use_cache=True)
     assert padded.past_key_values.nbytes == cache.nbytes + config.num_hidden_layers * batch * tokens

@@ -28,7 +28,7 @@ def test_every_option_reaches_the_layer():
         "window_range": (2.0, 9.0),
         "delay": 0.25,
         "detuning": True,
-        "token_shift": True,
+        "token_shift": False,
         "self_coupling": True,
         "frame": "absolute",
         "power": 1.5,
@@ -43,6 +43,8 @@ def test_every_option_reaches_the_layer():
         "axes": 3,
         "helix_scales": (2.0, 5.0),
         "value_rotation": 100.0,
+        "short_convolution": 3,
+        "value_residual": True,
     }
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
     config = OSNConfig(**sizes, attention_dropout=0.1, **options)
@@ -52,7 +54,7 @@ def test_every_option_reaches_the_layer():
     assert (layer.num_heads, layer.freq_dim, layer.dropout, layer.top_k) == (4, 6, 0.1, 7)
     assert (layer.frame, layer.power, layer.edge, layer.self_coupling) == ("absolute", 1.5, 0.1, True)
     assert (layer.density_range, layer.sharpness, layer.parametrisation) == ((0.2, 0.4), 10.0, "softplus")
-    assert layer.phase_proj is None
+    assert layer.phase_proj is None and layer.value_mix is not None and layer.shift.shape == (2, 2, 32)
     assert (frequency.position, frequency.window_range, frequency.delay) == ("rotary", (2.0, 9.0), 0.25)
     assert (frequency.axes, frequency.helix_scales, layer.value_rotation) == (3, (2.0, 5.0), 100.0)
     assert frequency.send_proj is not None and frequency.detuning is not None

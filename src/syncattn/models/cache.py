@@ -128,7 +128,9 @@ class DecoderCache(Cache):
 
         B * M * H * (freq_dim * f + head_dim * v)      frequencies and values
         B * H * (freq_dim + 2 * phase_dim) * f         the last frequency; the order parameter's running sums
-        B * H * head_dim * v                           the last hidden state, with a token shift
+        B * H * head_dim * v                           the last hidden state, with a token shift; of L tokens
+                                                       with a short convolution of width L + 1 (in a
+                                                       Transformer their queries, keys and values)
         B * 8                                          the number of real tokens
         B * A * 16                                     with given positions: the first and the last
         B * M                                          which tokens are padding, if any are
@@ -184,7 +186,8 @@ class DecoderCache(Cache):
             return
         own = attention.num_heads, getattr(attention, "freq_dim", attention.head_dim), attention.head_dim
         found = held.value.shape[1], held.send.shape[3], held.value.shape[3]
-        alike = (held.last_input is not None) == (attention.shift is not None)
+        kept = 0 if held.last_input is None else held.last_input.shape[1]
+        alike = kept == attention.kept_before
         alike &= (held.phase_sum is not None) == (getattr(attention, "phase_proj", None) is not None)
         if own != found or not alike:
             sizes = "{} heads of {} + {} numbers a token".format

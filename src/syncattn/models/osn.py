@@ -14,7 +14,12 @@ from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPre
 from syncattn.models.fields import check_heads, check_size
 from syncattn.nn import SelectiveSynchronizationAttention
 from syncattn.nn.frequency import check_frequency
-from syncattn.nn.options import check_start, check_synchronization, check_value_rotation
+from syncattn.nn.options import (
+    check_looking_back,
+    check_start,
+    check_synchronization,
+    check_value_rotation,
+)
 from syncattn.nn.published import published
 
 
@@ -31,7 +36,7 @@ class OSNConfig(DecoderConfig):
             couplings and slopes keep the layer's calibrated start.
         freq_dim, phase_dim, directed, position, window_range, delay, detuning, token_shift, self_coupling,
             frame, power, edge, eps, top_k, order_parameter, density_range, sharpness, parametrisation,
-            freq_bias, axes, helix_scales, value_rotation: as in
+            freq_bias, axes, helix_scales, value_rotation, short_convolution, value_residual: as in
             `syncattn.nn.SelectiveSynchronizationAttention`.
 
     The defaults and what speaks for each: by how much the validation loss on WikiText-2 rises, in nats per
@@ -81,6 +86,8 @@ class OSNConfig(DecoderConfig):
     axes: int = 1
     helix_scales: Sequence[float] = (4.0, 16.0, 64.0)
     value_rotation: float | None = None
+    short_convolution: int | None = None
+    value_residual: bool = False
 
     @classmethod
     def paper(cls, **overrides: Any) -> OSNConfig:
@@ -105,8 +112,10 @@ class OSNConfig(DecoderConfig):
         for name in ("freq_dim", "top_k"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
-        for name in ("directed", "detuning", "token_shift", "self_coupling", "order_parameter", "freq_bias"):
+        flags = ("directed", "detuning", "self_coupling", "order_parameter", "freq_bias", "value_residual")
+        for name in flags:
             check_flag(name, getattr(self, name))
+        check_looking_back(self.token_shift, self.short_convolution)
         freq_dim = min(16, self.head_dim) if self.freq_dim is None else self.freq_dim
         check_frequency(
             *(freq_dim, self.position, self.window_range, self.delay),

@@ -13,7 +13,7 @@ from syncattn.nn.inputs import Inputs
 from syncattn.nn.places import Places
 from syncattn.nn.sight import Seen, Sight, forms_of_senders, in_one_call, only
 from syncattn.nn.state import IncrementalState, Step
-from syncattn.nn.tokens import last_real, last_real_input
+from syncattn.nn.tokens import last_real, last_real_input, with_before
 
 
 class Operands(NamedTuple):
@@ -63,17 +63,19 @@ def remember_(
     places: Places,
     made: Frequencies,
     sums: Tensor | None,
-    has_shift: bool,
+    looks_back: int,
 ) -> None:
     """Write into `after`, which `as_they_are` made of `past`, what later tokens need besides senders.
 
     Args:
         given, places, made: of these tokens.
         sums: (B, H, N, p, 2), the phases' sums up to each of them; None without an order parameter.
-        has_shift: whether the token before is mixed in.
+        looks_back: how many tokens before are mixed in.
     """
-    if has_shift:
-        after.last_input = last_real_input(given.key, given.real, past.last_input)
+    mixed_in = None
+    if looks_back:
+        mixed_in = with_before(given.key, looks_back, past.last_input, given.real)
+        after.last_input = last_real_input(mixed_in, given.real, past.last_input)
     after.origin, after.last_place = places.origin, places.last
     if sums is not None and given.keys > 0:
         after.phase_sum = sums[:, :, -1]
@@ -82,7 +84,7 @@ def remember_(
         real=given.real,
         emitted=made.emitted,
         before=made.before(past.last_emitted),
-        given=given.key if has_shift else None,
+        given=mixed_in,
         sums=sums,
         origin=places.origin,
         place=places.position,

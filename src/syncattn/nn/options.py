@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from syncattn.backends.call import FRAMES
-from syncattn.checks import check_choice, check_count, check_range, check_real
+from syncattn.checks import check_choice, check_count, check_flag, check_range, check_real
 
 PARAMETRISATIONS = ("log", "softplus")
+WIDEST_CONVOLUTION = 64  # tokens; each is a walk over the sequence
 
 
 def check_delay(delay: float) -> None:
@@ -18,6 +19,28 @@ def check_delay(delay: float) -> None:
         TypeError, ValueError: it is not.
     """
     check_real("delay", delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+def check_looking_back(token_shift: bool, short_convolution: int | None) -> None:
+    """Make sure that a layer has a token shift, a short convolution, or neither.
+
+    Raises:
+        TypeError, ValueError: it has not.
+    """
+    check_flag("token_shift", token_shift)
+    if short_convolution is None:
+        return
+    check_count("short_convolution", short_convolution)
+    if not 2 <= short_convolution <= WIDEST_CONVOLUTION:
+        raise ValueError(
+            f"short_convolution must be None or a width from 2 to {WIDEST_CONVOLUTION} tokens, got "
+            f"{short_convolution!r}"
+        )
+    if token_shift:
+        raise ValueError(
+            f"short_convolution={short_convolution!r} stands in place of the token shift: "
+            "token_shift must be False with it, got True"
+        )
 
 
 def check_value_rotation(value_rotation: float | None, head_dim: int, axes: int) -> None:

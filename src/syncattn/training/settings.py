@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 from transformers.utils import logging as transformers_logging
 
 from syncattn.backends.select import BackendError, use_backend
-from syncattn.models import OSNConfig
+from syncattn.models import DecoderConfig, OSNConfig
 from syncattn.training.checkpoints import WEIGHTS, load_weights
 from syncattn.training.errors import UserError
 from syncattn.training.options import TrainingOptions
@@ -57,25 +57,37 @@ def make_config(
     }
     if freq_dim is not None:
         fields["freq_dim"] = freq_dim
-    # Not the fields that it inherits, such as id2label: they say nothing about an OSN.
-    known = set(OSNConfig.own_fields())
-    for setting in settings or []:
-        name, equals, value = setting.partition("=")
-        if not equals or name not in known:
-            near = difflib.get_close_matches(name, known - {name})
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"--set {setting}: expected NAME=VALUE with a field of OSNConfig as NAME{hint}")
-        if name == "vocab_size":
-            raise UserError("--set vocab_size: the tokenizer decides it")
-        try:
-            fields[name] = json.loads(value)
-        except ValueError:
-            fields[name] = value
+    fields |= fields_of(OSNConfig, settings or [], "--set")
     with config_errors():
         config = OSNConfig.paper(**fields) if paper else OSNConfig(**fields)
     if not config.is_causal:
         raise UserError("--set is_causal: must be true, since what is trained here predicts the next token")
     return config
+
+
+def fields_of(kind: type[DecoderConfig], settings: Sequence[str], flag: str) -> dict[str, Any]:
+    """Fields of a config as a command line gives them, "name=value", the value as JSON or a plain string.
+
+    Raises:
+        UserError: an unknown field, or one that is decided elsewhere; the message begins with `flag`.
+    """
+    # Not the fields that it inherits from others, such as id2label: they say nothing about these models.
+    known, fields = set(kind.own_fields()), {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in known:
+            near = difflib.get_close_matches(name, known - {name})
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(
+                f"{flag} {setting}: expected NAME=VALUE with a field of {kind.__name__} as NAME{hint}"
+            )
+        if name == "vocab_size":
+            raise UserError(f"{flag} vocab_size: the tokenizer decides it")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
 
 
 def first_model(
