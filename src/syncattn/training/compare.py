@@ -92,7 +92,9 @@ def contenders(
     others = tuple(dict.fromkeys(baseline_learning_rates or rates))
     if not rates:
         raise UserError("no learning rate given")
-    delay = config.delay if baseline_delay is None else baseline_delay
+    # Of heads that are told one by one, the Transformers' are as many.
+    own = config.delay if isinstance(config.delay, (int, float)) else sum(config.delay) / len(config.delay)
+    delay = own if baseline_delay is None else baseline_delay
     shift = config.token_shift if baseline_token_shift is None else baseline_token_shift
     extras = (", delay" if delay else "") + (", token shift" if shift else "")
     found: list[Contender] = []
