@@ -31,7 +31,7 @@ def test_the_mixes():
     assert preset("images", 4)["position"] == ["drift", "drift", "drift", "none"]
     assert series["position"] == ["own_drift"] * 3 + ["own_helix"] * 2
     assert preset("points", 1)["position"] == "own_drift"
-    assert (text | {"value_rotation": None})["value_rotation"] is None  # a part of it changed
+    assert (text | {"value_rotation": 50.0})["value_rotation"] == 50.0  # a part of it changed
 
 
 def test_text_has_windows_and_looks_far():

@@ -13,10 +13,10 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
     """The options of a layer whose heads are a mix for one kind of data; docs/positions.md has a table.
 
     They are keyword arguments of `SelectiveSynchronizationAttention` and `OSNBlock`, and fields of
-    `OSNConfig`. What is to be another follows behind: ``preset("text", 8) | {"value_rotation": None}``.
+    `OSNConfig`. What is to be another follows behind: ``preset("text", 8) | {"value_rotation": 100.0}``.
 
-    "text": windows; in a quarter of the heads, the widest, a helix, which finds what is alike at any
-        distance; every second head delayed, the last one always; token shift; co-rotating values.
+    "text": windows; in a quarter of the heads, the widest, a helix in coordinates of its own, which finds
+        what is alike at any distance; every second head delayed, the last one always; token shift.
     "images": two axes, rows and columns; windows of 1.5 to 6 patches; a quarter of the heads without
         position; co-rotating values. Nobody has a token before.
     "series": windows in one half of the heads, seasons in the other, in coordinates of their own; delay and
@@ -39,12 +39,18 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
         raise ValueError(f"num_heads must be at least 2 for preset={name!r}, a mix of two kinds, got 1")
     few, half = max(1, num_heads // 4), num_heads // 2
     last_delayed = [(num_heads - h) % 2 == 1 for h in range(num_heads)]
-    ordered: dict[str, Any] = {"delay": last_delayed, "token_shift": True, "value_rotation": 100.0}
+    ordered: dict[str, Any] = {"delay": last_delayed, "token_shift": True}
     unordered: dict[str, Any] = {"delay": 0.0, "token_shift": False, "value_rotation": 100.0}
     if name == "text":
-        return ordered | {"position": ["drift"] * (num_heads - few) + ["own_helix"] * few}
+        return ordered | {
+            "position": ["drift"] * (num_heads - few) + ["own_helix"] * few,
+            "value_rotation": None,
+        }
     if name == "series":
-        return ordered | {"position": ["own_drift"] * (num_heads - half) + ["own_helix"] * half}
+        return ordered | {
+            "position": ["own_drift"] * (num_heads - half) + ["own_helix"] * half,
+            "value_rotation": 100.0,
+        }
     if name == "images":
         near = ["drift"] * (num_heads - few)
         return unordered | {"axes": 2, "position": [*near, *["none"] * few], "window_range": (1.5, 6.0)}
