@@ -12,9 +12,9 @@ PRESETS = ("text", "images", "series", "points")
 def preset(name: str, num_heads: int) -> dict[str, Any]:
     """The options of a layer whose heads are a mix for one kind of data.
 
-    They are keyword arguments of `SelectiveSynchronizationAttention` and `OSNBlock`, and fields of `OSNConfig`.
-    What is to be another follows behind: ``preset("text", 8) | {"value_rotation": 100.0}``. docs/positions.md
-    has a table of them.
+    They are keyword arguments of `SelectiveSynchronizationAttention` and `OSNBlock`, and fields of
+    `OSNConfig`. What is to be another follows behind: ``preset("text", 8) | {"value_rotation": 100.0}``.
+    docs/positions.md has a table of them.
 
     "text": windows; in a quarter of the heads, the widest, a helix in coordinates of its own, which finds
         what is alike at any distance; every second head delayed, the last one always; token shift.
