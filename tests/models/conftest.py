@@ -34,9 +34,12 @@ OSN = {
     "osn no position": OSNConfig(**DENSE, position="none", delay=0.0, order_parameter=False),
     "osn mix": OSNConfig(
         **DENSE,
-        position=["drift", "own_helix", "none", "helix"],
+        position=["drift", "own_helix", "none", "own_screw"],
         helix_scales=[2.0, 8.0],
         value_rotation=100.0,
+        directed=[False, False, True, True],
+        delay=[True, False, True, False],
+        windows=[5.0, None, None, 20.0],
     ),
     "osn top k": OSNConfig(**DENSE, top_k=3, self_coupling=True, power=1, edge=0.01),
     "osn token shift": OSNConfig(**DENSE, token_shift=True, gated=True, hidden_act="silu"),

@@ -52,6 +52,8 @@ def test_transformers_get_what_the_osn_has_and_leave_it_as_it_was():
     osn, other = made()
     assert (other.config.delay, other.config.token_shift) == (osn.config.delay, osn.config.token_shift)
     assert other.title == "Transformer, rotary, delay, token shift"
+    told = OSNConfig(hidden_size=64, num_attention_heads=4, delay=[True, False, False, False])
+    assert contenders(told, ("rotary",), (0.01,))[1].config.delay == 0.25  # as many heads
     same, plain = made(baseline_delay=0.0, baseline_token_shift=False)
     assert plain.title == "Transformer, rotary"
     assert (plain.config.delay, plain.config.token_shift) == (0.0, False)

@@ -40,8 +40,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             `nn.MultiheadAttention`, where it is False.
         freq_dim: m, coordinates of a frequency; None for the smaller of 16 and E / H.
         phase_dim: phases per token and head, seen only by the order parameter.
-        directed, position, window_range, delay, detuning, freq_bias, axes, helix_scales: see
-            `syncattn.nn.Frequency`.
+        directed, position, window_range, windows, delay, detuning, freq_bias, axes, helix_scales: see
+            `syncattn.nn.Frequency`. `syncattn.nn.preset` has mixes of heads by name.
         token_shift: frequencies are made of x_j + a * x_(j-1), values of x_j + b * x_(j-1), with learned a
             and b (E,) that start at 0: tokens mix with the ones before them (compare Peng et al. 2023). The
             models of `syncattn.models` have it by default, a layer, which may stand anywhere, does not.
@@ -79,10 +79,11 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         *,
         freq_dim: int | None = None,
         phase_dim: int = 1,
-        directed: bool = False,
+        directed: bool | Sequence[bool] = False,
         position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
-        delay: float = 0.5,
+        windows: Sequence[float | None] | None = None,
+        delay: float | Sequence[bool] = 0.5,
         detuning: bool = False,
         token_shift: bool = False,
         self_coupling: bool = False,
@@ -133,6 +134,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             directed=directed,
             position=position,
             window_range=window_range,
+            windows=windows,
             delay=delay,
             detuning=detuning,
             bias=freq_bias,
@@ -400,7 +402,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
     ) -> tuple[dict[str, Any], IncrementalState | None, Tensor]:
         """What the operator is called with, by name, all but dropout_p, backend and return_weights; the past
         that a next call goes on from, if these tokens go on from one; and where the receivers stand."""
-        has_shift, has_delay = self.shift is not None, self.frequency.delay > 0
+        has_shift, has_delay = self.shift is not None, self.frequency.has_delay
         seen = who_sees_whom(given, has_shift, has_delay)
         places = find_places(given, seen, past, has_delay)
         tokens = mix_tokens(given, seen, places, self.shift, past)
@@ -452,7 +454,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         phases = 0 if self.phase_proj is None else self.phase_proj.out_features // self.num_heads
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, freq_dim={self.freq_dim}, "
-            f"phase_dim={phases}, directed={f.send_proj is not None}, position={f.position!r}, "
+            f"phase_dim={phases}, directed={f.directed if f.is_mixed else all(f.directed)}, "
+            f"position={f.position!r}, windows={f.windows}, "
             f"axes={f.axes}, value_rotation={self.value_rotation}, "
             f"delay={f.delay}, detuning={f.detuning is not None}, "
             f"token_shift={self.shift is not None and convolution is None}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -191,7 +192,11 @@ def with_before(x: Tensor, count: int, before: Tensor | None, real: Tensor | Non
     return torch.cat((x, *tokens_before(x, count - 1, earlier, real)), dim=-1)
 
 
-def delayed_heads(num_heads: int, delay: float, device: torch.device | str | None) -> Tensor:
-    """(H,) bool: which heads a delay on this fraction delays, spread evenly over the heads."""
-    pattern = [math.floor((h + 1) * delay) > math.floor(h * delay) for h in range(num_heads)]
+def delayed_heads(num_heads: int, delay: float | Sequence[bool], device: torch.device | str | None) -> Tensor:
+    """(H,) bool: which heads a delay on this fraction delays, spread evenly over the heads; or as it says."""
+    if isinstance(delay, (tuple, list)):
+        pattern = list(delay)
+    else:
+        assert isinstance(delay, (int, float))
+        pattern = [math.floor((h + 1) * delay) > math.floor(h * delay) for h in range(num_heads)]
     return torch.tensor(pattern, dtype=torch.bool, device=device)

@@ -96,7 +96,10 @@ def contenders(
     others = tuple(dict.fromkeys(baseline_learning_rates or rates))
     if not rates:
         raise UserError("no learning rate given")
-    delay = config.delay if baseline_delay is None else baseline_delay
+    # Of heads that are told one by one, the Transformers' are as many.
+    given = config.delay
+    share = given if isinstance(given, (int, float)) else sum(given) / len(given)
+    delay = share if baseline_delay is None else baseline_delay
     shift = config.token_shift if baseline_token_shift is None else baseline_token_shift
     convolution = config.short_convolution if baseline_token_shift is None else None
     own = {"delay": delay, "token_shift": shift, "short_convolution": convolution}

@@ -34,6 +34,7 @@ def make_config(
     freq_dim: int | None = None,
     paper: bool = False,
     settings: Sequence[str] | None = None,
+    preset: str | None = None,
 ) -> OSNConfig:
     """An OSN's config for a tokeniser.
 
@@ -41,9 +42,11 @@ def make_config(
         paper: the published formulation instead of the trainable one.
         settings: any other fields that OSNConfig itself has, as "name=value", the value as JSON, or a plain
             string where it is none.
+        preset: a mix of heads by name, which `settings` change.
 
     Raises:
-        UserError: an unknown field, or what the config itself refuses.
+        UserError: an unknown field, a preset that is not for texts or beside `paper`, or what the config
+            itself refuses.
     """
     fields: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -58,8 +61,16 @@ def make_config(
     if freq_dim is not None:
         fields["freq_dim"] = freq_dim
     fields |= fields_of(OSNConfig, settings or [], "--set")
+    if preset is not None and (preset != "text" or paper):
+        raise UserError(
+            f"--preset must be text, the mix of heads for texts, and without --paper, got {preset}"
+            + (" and --paper" if paper else "")
+        )
     with config_errors():
-        config = OSNConfig.paper(**fields) if paper else OSNConfig(**fields)
+        if preset is not None:
+            config = OSNConfig.preset(preset, **fields)
+        else:
+            config = OSNConfig.paper(**fields) if paper else OSNConfig(**fields)
     if not config.is_causal:
         raise UserError("--set is_causal: must be true, since what is trained here predicts the next token")
     return config
