@@ -1,4 +1,5 @@
-"""How far heads reach: no content that a LayerNorm lets through locks from farther away, however it is chosen."""
+"""How far heads reach: no content that a LayerNorm lets through locks from farther away, however it is
+chosen."""
 
 import math
 
@@ -37,7 +38,9 @@ def farther(layer, norm, head, distance, steps, seed=0):
     # what is before the sender, the sender, those between, which must stay far away, and the receiver
     kinds = torch.randn(5, EMBED_DIM, dtype=torch.float64, generator=generator).requires_grad_()
     last, rows = distance + 1, torch.tensor([0, 1, 2, 3, 3, 4])
-    places = torch.tensor([0, 1, 2, last - 2, last - 1, last])[None, :, None]  # with fewer between than there are
+    places = torch.tensor([0, 1, 2, last - 2, last - 1, last])[
+        None, :, None
+    ]  # with fewer between than there are
     squared_radius = locking.locking_radius(layer.coupling.double(), layer.bandwidth.double())[head] ** 2
     optimizer, least = torch.optim.Adam([kinds], lr=0.1), math.inf
     for _ in range(steps):
@@ -76,7 +79,7 @@ def test_no_content_locks_from_beyond_the_window(options, seed):
 
 @pytest.mark.parametrize("frame", ["absolute", "nearest"])
 def test_the_window_is_no_wider_than_it_has_to_be(frame):
-    """Contents that an optimiser finds lock from a good part of it, so a window of that part would be false."""
+    """Contents that an optimiser finds lock from a good part of it: a window of that would be false."""
     layer, norm = layer_of(3, frame=frame, delay=0.0)
     (window, _) = head_windows(layer, norm).tolist()
     share = {"absolute": 0.85, "nearest": 0.6}[frame]
