@@ -54,8 +54,8 @@ class BenchPlan:
         gpu_cache: M that suite "gpu-decode" decodes from.
         gpu_heads, gpu_window: H and the drifting heads' window of these suites.
         gpu_tiles: shares of the tiles that lock, in their sparse cases.
-        generation_keys, generation_batches: cache lengths, and numbers of texts, of suite "generation"; together
-            131,072 tokens at most.
+        generation_keys, generation_batches: cache lengths, and numbers of texts, of suite "generation";
+            together 131,072 tokens at most.
         generation_size: (hidden size, blocks, heads) of its models.
         model_tokens: N of the blocks and training steps.
         counting_tokens: N of suite "counting".
