@@ -13,8 +13,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from syncattn.checks import check_flag
 from syncattn.nn import IncrementalState
-from syncattn.nn.groups import BLOCK, in_groups
-from syncattn.nn.room import may_have_room
+from syncattn.nn.groups import BLOCK, in_groups, may_look
 
 
 class DecoderCacheLayer(CacheLayerMixin):
@@ -200,7 +199,7 @@ class DecoderCache(Cache):
         length = self.get_seq_length()
         if length == 0:
             self._has_windows = False
-        if self._has_windows or length + new.shape[1] < BLOCK or not may_have_room((new, new), (new, new)):
+        if self._has_windows or length + new.shape[1] < BLOCK or not may_look(new):
             return
         for state, windows in zip(self.states, model.windows(), strict=True):
             state.windows = in_groups(windows, self.evict)

@@ -24,7 +24,7 @@ from syncattn.nn.windows import PLACE_ROUNDED
 # block has.
 BLOCK = 512
 _ALIKE = 2  # heads stand together where none keeps more than so many times as many tokens as another
-_ROOMY = 4  # a room for more than so many times the tokens held is given up for a smaller one
+_ROOMY = 3  # a room for more than so many times the tokens held is given up for a smaller one
 
 Heads = slice | Tensor | None  # slice or int64 numbers; None: all heads
 
@@ -96,6 +96,13 @@ def starts_of(windows: Windows, mask: Tensor | None, tokens: int) -> tuple[int, 
     apart = real[:, -1:] - real + 1  # of the next to come from the last real one of so many blocks
     beyond = [((real == 0) | (apart > each)).all(0) for each in reach]
     return tuple(BLOCK * int(row) for row in torch.stack(beyond).long().cumprod(-1).sum(-1).tolist())
+
+
+def may_look(some: Tensor) -> bool:
+    """Whether a past with tensors like this one may be looked at and written anew: nothing records what is
+    done, be it gradients, a compiler or a CUDA graph."""
+    captured = some.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not captured and may_have_room((some, some), (some, some))
 
 
 class Group:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from syncattn.nn.groups import BLOCK, Group, Windows, pick, starts_of
-from syncattn.nn.room import Room, may_have_room
+from syncattn.nn.groups import BLOCK, Group, Windows, may_look, pick, starts_of
+from syncattn.nn.room import Room
 from syncattn.nn.tokens import last_real, last_real_input
 
 _RECORDED = 1024  # tokens that can be taken back at least, of those that came since recording began
@@ -169,8 +169,7 @@ class IncrementalState:
         """
         if self.windows is None or self.origin is not None or not self.groups:
             return
-        some = (self.groups[0].send, self.groups[0].value)
-        if not may_have_room(some, some):
+        if not may_look(self.groups[0].send):
             return
         at = self.length // BLOCK * BLOCK
         if at > self.looked:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from syncattn import locking
-from syncattn.nn.frequency import Frequency, forms_of_heads
+from syncattn.nn.frequency import Frequency
 
 # Contents may be off by this share of what is summed up for them: inputs, weights, the token shift's sum and
 # the result, rounded to bfloat16 (2^-9) each, as autocast may have it, and a reduction of parts.
@@ -79,21 +79,22 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _window(attention: Any, norm: nn.LayerNorm, head: int) -> float:
     frequency = attention.frequency
-    forms = forms_of_heads(frequency.position, attention.num_heads)
-    drifts = [form in ("drift", "own_drift") for form in forms]
-    if not drifts[head]:
+    run = next(run for run in frequency._runs if run.heads.start <= head < run.heads.stop)
+    if run.form not in ("drift", "own_drift"):
         return math.inf
-    slope = float(_exact(frequency.log_slope.float())[sum(drifts[:head])].exp())
-    own = forms[head] == "own_drift"
+    number = head - run.heads.start
+    slope = float(_exact(frequency.log_slope.float())[run.own.start + number].exp())
+    own = run.form == "own_drift"
     if own:
         unit = torch.zeros(frequency.freq_dim, dtype=torch.float64, device="cpu")
         unit[-1] = 1
     else:
-        direction = frequency.direction.float()[[*forms[:head]].count("drift")]
+        direction = frequency.direction.float()[run.pure.start + number]
         unit = _exact(nn.functional.normalize(direction, dim=-1))
-    made_by = frequency.send_proj or frequency.receive_proj
-    received = _contents(attention, norm, frequency.receive_proj, head, unit, own)[:1]  # never a text's first
-    sent = _contents(attention, norm, made_by, head, unit, own)
+    received = sent = _contents(attention, norm, frequency.receive_proj, head, unit, own)
+    if frequency.send_proj is not None:
+        sent = _contents(attention, norm, frequency.send_proj, head, unit, own)
+    received = received[:1]  # what can reach back is never a text's first
     detuning = torch.zeros_like(unit)
     if frequency.detuning is not None:
         detuning = _exact(frequency.detuning)[head]
@@ -135,7 +136,7 @@ def _contents(
         root = math.sqrt(size)
         free = [a - a.mean(1, keepdim=True) for a in maps]  # z sums to 0
         rounded = _ROUNDED * (root * sum(float(a.norm()) for a in maps) + float(summed.norm()))
-        radius = root * sum(float(torch.linalg.matrix_norm(a, 2)) for a in free)
+        radius = root * sum(float(torch.linalg.eigvalsh(a @ a.T)[-1].clamp(min=0).sqrt()) for a in free)
         along = root * sum(float((unit @ a).norm()) for a in free)
         return _Contents(centre, radius + rounded, along + rounded)
 
