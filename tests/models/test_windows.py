@@ -56,7 +56,7 @@ def test_the_bits_are_those_of_all_tokens(narrow, wide, monkeypatch):
     """In calls of up to 24 rows, the CPU kernel's block; in longer ones up to the order of sums."""
     if wide:  # two groups of heads
         torch.manual_seed(0)
-        narrow = OSNForCausalLM(OSNConfig(**SIZES, window_range=(1.0, 150.0))).eval()
+        narrow = OSNForCausalLM(OSNConfig(**SIZES, window_range=(1.0, 250.0))).eval()
     ids = torch.randint(1, 40, (2, 2300), generator=torch.Generator().manual_seed(1))
     cuts = [2000, *[1] * 60, 24, 7, *[1] * 9, 200]
     caches = [DecoderCache(narrow.config, evict=evict) for evict in (True, False, False)]
@@ -68,7 +68,7 @@ def test_the_bits_are_those_of_all_tokens(narrow, wide, monkeypatch):
     assert caches[0].get_seq_length() == 2300
     total, whole = (cache.nbytes + cache.spare_nbytes for cache in caches[:2])
     assert total < whole
-    assert caches[0].nbytes < (0.7 if wide else 0.4) * caches[1].nbytes
+    assert caches[0].nbytes < (0.8 if wide else 0.4) * caches[1].nbytes
     assert caches[1].nbytes == caches[2].nbytes
     assert [len(state.groups) for state in caches[0].states] == [1 + wide] * 2
 
