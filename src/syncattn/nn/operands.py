@@ -126,6 +126,8 @@ def remember_(
     after.origin, after.last_place = places.origin, places.last
     if sums is not None and given.keys > 0:
         after.phase_sum = sums[:, :, -1]
+    if past.steps is None:
+        return
     step = Step(
         mark=past.mark(),
         real=given.real,
