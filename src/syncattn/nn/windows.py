@@ -13,6 +13,7 @@ distance of the token before: t <= H + sqrt(rho^2 + (R + slope g)^2). docs/gener
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -42,10 +43,8 @@ def head_windows(attention: Any, norm: nn.Module | None) -> Tensor:
     """For each head of a layer the distance, in positions, beyond which no sender can lock: (H,) float64.
 
     It holds for causal self-attention over tokens one position apart, whatever they are; infinite where
-    nothing
-    is known: heads without a drift, positions on several axes, or modules that are not plainly those that
-        this
-    file knows (replaced, hooked, sharded, not on this machine).
+    nothing is known: heads whose position is not a drift alone, positions on several axes, or modules that
+    are not plainly those that this file knows (replaced, hooked, sharded, not on this machine).
 
     Args:
         attention: a `SelectiveSynchronizationAttention`.
@@ -57,16 +56,14 @@ def head_windows(attention: Any, norm: nn.Module | None) -> Tensor:
     frequency = getattr(attention, "frequency", None)
     if type(frequency) is not Frequency or type(norm) is not nn.LayerNorm or frequency.axes > 1:
         return unknown
-    modules = [attention, norm, frequency, frequency.receive_proj, frequency.send_proj]
-    if not all(_is_plain(module) for module in modules if module is not None):
+    linear = [x for x in (frequency.receive_proj, frequency.send_proj) if x is not None]
+    if any(type(projection) is not nn.Linear for projection in linear):
         return unknown
-    linear = [frequency.receive_proj, frequency.send_proj or frequency.receive_proj]
-    if any(type(projection) is not nn.Linear for projection in linear) or frequency.log_slope is None:
+    if not all(_is_plain(module) for module in (attention, norm, frequency, *linear)):
         return unknown
     with torch.no_grad():
-        return torch.tensor(
-            [_window(attention, norm, head) for head in range(heads)], dtype=torch.float64, device="cpu"
-        )
+        layer = _Layer(attention, norm)
+        return torch.tensor([layer.window(head) for head in range(heads)], dtype=torch.float64, device="cpu")
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -77,75 +74,70 @@ def _is_plain(module: nn.Module) -> bool:
     return plain and not hooked
 
 
-def _window(attention: Any, norm: nn.LayerNorm, head: int) -> float:
-    frequency = attention.frequency
-    run = next(run for run in frequency._runs if run.heads.start <= head < run.heads.stop)
-    if run.form not in ("drift", "own_drift"):
-        return math.inf
-    number = head - run.heads.start
-    slope = float(_exact(frequency.log_slope.float())[run.own.start + number].exp())
-    own = run.form == "own_drift"
-    if own:
-        unit = torch.zeros(frequency.freq_dim, dtype=torch.float64, device="cpu")
-        unit[-1] = 1
-    else:
-        direction = frequency.direction.float()[run.pure.start + number]
-        unit = _exact(nn.functional.normalize(direction, dim=-1))
-    received = sent = _contents(attention, norm, frequency.receive_proj, head, unit, own)
-    if frequency.send_proj is not None:
-        sent = _contents(attention, norm, frequency.send_proj, head, unit, own)
-    received = received[:1]  # what can reach back is never a text's first
-    detuning = torch.zeros_like(unit)
-    if frequency.detuning is not None:
-        detuning = _exact(frequency.detuning)[head]
-    pairs = [(a, b, a.centre + detuning - b.centre) for a in received for b in sent]
-    reach = max(a.along + b.along - float(apart @ unit) for a, b, apart in pairs)  # H
-    longest = max(a.radius + b.radius + float(apart.norm()) for a, b, apart in pairs)  # R
-    squared = _largest_radius(attention, head) ** 2
-    late = int(bool(frequency.delayed[head]))  # the sender's frequency stood one position further back
-    if attention.frame == "nearest":
-        squared += (longest + slope * (late + (not attention.self_coupling))) ** 2
-    window = (reach + math.sqrt(squared)) * _SLACK / slope - late
-    return max(1.0, window) if math.isfinite(window) else math.inf
+class _Layer:
+    """What bounds a layer's frequencies, of all heads, float64 on the CPU."""
 
+    def __init__(self, attention: Any, norm: nn.LayerNorm) -> None:
+        self.attention, size = attention, attention.embed_dim
+        made: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+        exact = copy.deepcopy(attention.frequency).to(**made)
+        # A frequency is an affine map of the input, and what position adds to it: it is asked for columns.
+        columns = torch.cat((torch.zeros(1, size, **made), torch.eye(size, **made)))
+        at_0 = torch.zeros(1, 1 + size, dtype=torch.int64, device="cpu")
+        received, sent = (make(columns[None], at_0)[0] for make in (exact.receive, exact.emit))
+        self.maps = [(x[:, 1:] - x[:, :1]).mT for x in (received, sent)]  # (H, m, E) each
+        self.offsets = [x[:, 0] for x in (received, sent)]  # (H, m); a detuning is the receivers'
+        places = torch.tensor([[0, 1, 2, 1000]], dtype=torch.int64, device="cpu")
+        moved = exact.emit(torch.zeros(1, 4, size, **made), places)[0]
+        moved = moved - moved[:, :1]  # (H, 4, m)
+        self.drift = moved[:, 1]
+        straight = (moved - places[0, :, None] * self.drift[:, None]).norm(dim=-1).amax(-1)
+        self.drifts = straight <= 1e-9 * moved.norm(dim=-1).amax(-1)
+        self.weight = torch.ones_like(columns[0]) if norm.weight is None else _exact(norm.weight)
+        self.bias = torch.zeros_like(columns[0]) if norm.bias is None else _exact(norm.bias)
+        # of each of the tokens before, nearest first, its share in what frequencies are made of
+        self.shares = columns[:0] if attention.shift is None else _exact(attention.shift)[0].view(-1, size)
 
-def _contents(
-    attention: Any, norm: nn.LayerNorm, projection: nn.Linear, head: int, unit: Tensor, own: bool
-) -> list[_Contents]:
-    """What a projection may give one head: of a token after another, of a text's first, and of nobody.
+    def window(self, head: int) -> float:
+        """Of one head; infinite where there is none."""
+        slope = float(self.drift[head].norm())
+        if not bool(self.drifts[head]) or not 0 < slope < math.inf:
+            return math.inf
+        attention, unit = self.attention, self.drift[head] / slope
+        before = range(len(self.shares) + 1)
+        # what can reach back is never a text's first token; a delayed head's first sender has no content
+        received = [self._contents(0, head, unit, n) for n in before if n or not len(self.shares)]
+        sent = [*(self._contents(1, head, unit, n) for n in before), self._contents(1, head, unit, None)]
+        pairs = [(a, b, a.centre - b.centre) for a in received for b in sent]
+        reach = max(a.along + b.along - float(apart @ unit) for a, b, apart in pairs)  # H
+        longest = max(a.radius + b.radius + float(apart.norm()) for a, b, apart in pairs)  # R
+        squared = _largest_radius(attention, head) ** 2
+        late = int(bool(attention.frequency.delayed[head]))  # senders' frequencies stood one position back
+        if attention.frame == "nearest":
+            squared += (longest + slope * (late + (not attention.self_coupling))) ** 2
+        window = (reach + math.sqrt(squared)) * _SLACK / slope - late
+        return max(1.0, window) if math.isfinite(window) else math.inf
 
-    A LayerNorm's output is weight * z + bias with |z| <= sqrt(E) and a sum of 0, so what a map A makes of it
-    is within sqrt(E) |A weight| of A bias; with a token shift a second such token is added.
-    """
-    frequency, size = attention.frequency, attention.embed_dim
-    rows = frequency.content_dim
-    matrix = _exact(projection.weight)[head * rows : (head + 1) * rows]
-    offset = matrix.new_zeros(rows)
-    if projection.bias is not None:
-        offset = _exact(projection.bias)[head * rows : (head + 1) * rows]
-    if own:  # the last coordinate is the position's, whatever stands there
-        matrix, offset = matrix[: frequency.freq_dim - 1], offset[: frequency.freq_dim - 1]
-    missing = frequency.freq_dim - len(matrix)
-    matrix = nn.functional.pad(matrix, (0, 0, 0, missing))
-    offset = nn.functional.pad(offset, (0, missing))
-    weight = matrix.new_ones(size) if norm.weight is None else _exact(norm.weight)
-    bias = matrix.new_zeros(size) if norm.bias is None else _exact(norm.bias)
-    share = matrix.new_zeros(size) if attention.shift is None else _exact(attention.shift)[0]
+    def _contents(self, side: int, head: int, unit: Tensor, before: int | None) -> _Contents:
+        """What a receiver (side 0) or sender (1) may be, of tokens that so many others precede, as far as
+        they are mixed in; None: of nobody, a token without content.
 
-    def around(maps: list[Tensor], centre: Tensor, summed: Tensor) -> _Contents:
-        root = math.sqrt(size)
-        free = [a - a.mean(1, keepdim=True) for a in maps]  # z sums to 0
-        rounded = _ROUNDED * (root * sum(float(a.norm()) for a in maps) + float(summed.norm()))
-        radius = root * sum(float(torch.linalg.eigvalsh(a @ a.T)[-1].clamp(min=0).sqrt()) for a in free)
-        along = root * sum(float((unit @ a).norm()) for a in free)
-        return _Contents(centre, radius + rounded, along + rounded)
-
-    first, second = matrix * weight, matrix * (share * weight)
-    size_of_bias = matrix.abs() @ ((1 + share.abs()) * bias.abs()) + offset.abs()
-    after = around([first, second], matrix @ ((1 + share) * bias) + offset, size_of_bias)
-    alone = around([first], matrix @ bias + offset, size_of_bias)
-    nobody = _Contents(offset, _ROUNDED * float(offset.norm()), _ROUNDED * float(offset.norm()))
-    return [after, alone, nobody]
+        A LayerNorm's output is weight * z + bias with |z| <= sqrt(E) and a sum of 0, so what a map A makes of
+        it is within sqrt(E) |A weight| of A bias; each token before adds such a one.
+        """
+        matrix, offset = self.maps[side][head], self.offsets[side][head]
+        if before is None:
+            rounded = _ROUNDED * float(offset.norm())
+            return _Contents(offset, rounded, rounded)
+        shares = torch.cat((torch.ones_like(self.weight)[None], self.shares[:before]))
+        maps, root = matrix * (shares * self.weight)[:, None], math.sqrt(matrix.shape[1])  # (n, m, E)
+        free = maps - maps.mean(-1, keepdim=True)  # z sums to 0
+        squares = torch.linalg.eigvalsh(free @ free.mT)[:, -1]  # of each the largest
+        radius = root * float(squares.clamp(min=0).sqrt().sum())
+        along = root * float((unit @ free).norm(dim=-1).sum())
+        summed = matrix.abs() @ (shares.abs().sum(0) * self.bias.abs()) + offset.abs()
+        rounded = _ROUNDED * (root * float(maps.flatten(1).norm(dim=-1).sum()) + float(summed.norm()))
+        return _Contents(matrix @ (shares.sum(0) * self.bias) + offset, radius + rounded, along + rounded)
 
 
 def _largest_radius(attention: Any, head: int) -> float:
