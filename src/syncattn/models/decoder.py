@@ -39,6 +39,7 @@ from syncattn.models.labels import token_labels
 from syncattn.models.packing import given_texts, refuse_cache, row_texts, within_texts
 from syncattn.models.sharing import accompany
 from syncattn.nn.block import Block
+from syncattn.nn.windows import head_windows
 
 
 class DecoderLayer(Block, GradientCheckpointingLayer):
@@ -252,6 +253,8 @@ class DecoderModel(DecoderPreTrainedModel):
             given = first.norm1(hidden) if self.config.norm_first else hidden
             placed["first_value"] = first.self_attn.first_values(given)
         states = [None] * len(self.layers) if cache is None else cache.states
+        if cache is not None:
+            cache.use_windows_of(self, hidden)
         with nullcontext() if cache is None else cache.all_or_nothing():
             for layer, state in zip(self.layers, states):
                 if kept:
@@ -269,6 +272,26 @@ class DecoderModel(DecoderPreTrainedModel):
             hidden_states=all_hidden if kept else None,  # type: ignore[arg-type]
             attentions=all_weights if output_attentions else None,
         )
+
+    def windows(self) -> Tensor:
+        """How far each head reaches: the distance in tokens beyond which no later token can lock, (layers, H)
+        float64, whatever the text.
+
+        It is proved from the weights (`syncattn.nn.windows`), and infinite where nothing is known: heads
+        without a drift, softmax attention, layers whose inputs are not normalised, as the first with
+        norm_first=False, or modules that were replaced or hooked, as adapters do. It changes as the model is
+        trained.
+        """
+        found, before = [], None
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            norm: nn.Module | None = layer.norm1
+            if not layer.norm_first:  # what the layer before gives, unless somebody changes it on the way
+                changed = layer._forward_pre_hooks or (before is not None and before._forward_hooks)
+                norm = None if before is None or changed else before.norm2
+            found.append(head_windows(layer.self_attn, norm))
+            before = layer
+        return torch.stack(found)
 
     def _positions(
         self,
@@ -424,6 +447,10 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def windows(self) -> Tensor:
+        """How far each head reaches, see `DecoderModel.windows`."""
+        return self.model.windows()
 
     def _check_causal(self) -> None:
         if not self.config.is_causal:

@@ -15,8 +15,8 @@ from syncattn.nn.coupled_heads import CoupledHeads
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
 from syncattn.nn.frequency import Frequency, turn_values
 from syncattn.nn.hosts import NeverFused
-from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs, with_texts
-from syncattn.nn.operands import as_they_are, in_every_form, remember_
+from syncattn.nn.inputs import Inputs, batch_first, checked_inputs, go_on_from, with_texts
+from syncattn.nn.operands import as_they_are, by_groups, in_every_form, remember_
 from syncattn.nn.options import check_looking_back, check_synchronization, check_value_rotation
 from syncattn.nn.places import find_places, lattice, with_positions
 from syncattn.nn.published import published, renamed_parameters
@@ -259,12 +259,14 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             sequence_ids=sequence_ids,
         )
         if state is not None:
-            check_past(state, given)
+            given = go_on_from(state, given)
         check_first_value(first_value, given.key, self.value_mix is not None)
         arguments, after, own = self._operator_arguments(given, state, first_value)
         dropout_p, weights = self.dropout if self.training else 0.0, None
         arguments |= {"dropout_p": dropout_p, "return_weights": need_weights}
-        if state is not None and state.checked:
+        if after is not None and not after.reads_all:
+            result = by_groups(after, arguments)
+        elif state is not None and state.checked:
             tensors = (arguments.pop(n) for n in ("receive", "send", "value", "coupling", "bandwidth"))
             result = go_on(state.checked, *tensors, **arguments)
         else:
@@ -279,6 +281,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
         if state is not None and after is not None:
             after.was_checked_()
+            after.look_ahead_()
             state.become_(after)  # the last step: whatever fails, the past is as it was
         if query.ndim == 2:
             return out[0], None if weights is None else weights[0]
