@@ -84,6 +84,9 @@ def test_first_values():
     torch.testing.assert_close(both - layer.out_proj.bias, own + theirs - 2 * layer.out_proj.bias, **TIGHT)
     # who locks does not depend on values: counting wants none
     assert layer.locked_density(x, is_causal=True).shape == (2,)
+    call = layer.operator_call(x, is_causal=True, first_value=first)
+    expected = layer.value_mix[1] * first.unflatten(-1, (2, 6)).transpose(1, 2)
+    torch.testing.assert_close(call.value, expected, **TIGHT)
     with pytest.raises(ValueError, match="first_value must be given with value_residual=True, got none"):
         layer(x, is_causal=True)
 

@@ -310,9 +310,11 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         positions: Tensor | None = None,
         key_positions: Tensor | None = None,
         sequence_ids: Tensor | None = None,
+        first_value: Tensor | None = None,
     ) -> Call:
         """The operator's checked call that `forward` would make of these arguments, for counting its pairs.
 
+        Without first_value, which decides about no pair, values are the layer's own alone.
         Without the pairs of receivers that are padding, which nobody reads. With an attn_mask, senders may
         stand there in several forms, of which each receiver may see one.
 
@@ -325,6 +327,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             positions=positions,
             key_positions=key_positions,
             sequence_ids=sequence_ids,
+            first_value=first_value,
         )
         if receivers is None:
             return call
@@ -344,6 +347,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         positions: Tensor | None = None,
         key_positions: Tensor | None = None,
         sequence_ids: Tensor | None = None,
+        first_value: Tensor | None = None,
     ) -> tuple[Call, Tensor | None]:
         given = self._inputs(
             *(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention),
@@ -351,7 +355,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             key_positions=key_positions,
             sequence_ids=sequence_ids,
         )
-        arguments, *_ = self._operator_arguments(given, None)
+        arguments, *_ = self._operator_arguments(given, None, first_value)
         return prepare(**arguments), given.real if given.itself else None
 
     @classmethod
