@@ -32,7 +32,7 @@ EVALUATION_SEED = 0
 
 TEST_TOKENS = 32_768
 """About so many tokens of windows are tested at each size, if these are not fewer than `FEWEST` windows."""
-FEWEST = 4
+FEWEST = 2
 
 
 class Scores(NamedTuple):
