@@ -10,7 +10,6 @@ from syncattn.drawing import canvas, png
 from syncattn.page import Chart, Line
 from syncattn.training.compare import mean_and_spread
 from syncattn_lab.study.marks import FAINT, INK, colours, marker, ticks
-from syncattn_lab.study.records import DEFAULT
 from syncattn_lab.study.summary import Cell, Group
 from syncattn_lab.study.tables import table
 from syncattn_lab.study.verdicts import OPEN, Verdict, decide, number
@@ -117,22 +116,22 @@ def chart(group: Group, task: str) -> Chart | None:
 
 
 def verdicts(groups: Sequence[Group]) -> list[Verdict]:
-    """For each task that was tested by size: at or above the Transformer, and no loss at length."""
+    """For each OSN of a task that was tested by size: at or above the Transformer, and no loss at length."""
     found = []
     for group in groups:
         for task in group.tasks:
             cells = [cell for cell in group.of_task(task) if by_setting(cell)]
-            osn = next((cell for cell in cells if cell.variant == DEFAULT), None)
-            if cells:
-                others = [cell for cell in cells if cell.model == "transformer"]
-                found += [_ahead(task, osn, others), _extrapolates(task, osn, others)]
+            others = [cell for cell in cells if cell.model == "transformer"]
+            for osn in cells:
+                if osn.model == "osn":
+                    found += [_ahead(task, osn, others), _extrapolates(task, osn, others)]
     return found
 
 
-def _ahead(task: str, osn: Cell | None, others: Sequence[Cell]) -> Verdict:
-    target = f"{task}: accuracy at or above the best Transformer's at every size (three digits)"
-    if osn is None or not others:
-        return Verdict(target, OPEN, f"no run of {'the OSN' if osn is None else 'a Transformer'}")
+def _ahead(task: str, osn: Cell, others: Sequence[Cell]) -> Verdict:
+    target = f"{task}, {osn.title}: at or above the best Transformer's accuracy at every size (three digits)"
+    if not others:
+        return Verdict(target, OPEN, "no run of a Transformer")
     theirs: dict[str, float] = {}
     for other in others:
         for name, entry in by_setting(other).items():
@@ -150,16 +149,12 @@ def _ahead(task: str, osn: Cell | None, others: Sequence[Cell]) -> Verdict:
     return Verdict(target, decide(gap >= 0), text)
 
 
-def _extrapolates(task: str, osn: Cell | None, others: Sequence[Cell]) -> Verdict:
-    target = (
-        f"{task}: no loss of accuracy (at most {number(LOSS_FREE)}) from the training length to the longest"
-    )
-    if osn is None:
-        return Verdict(target, OPEN, "no run of the OSN")
+def _extrapolates(task: str, osn: Cell, others: Sequence[Cell]) -> Verdict:
+    target = f"{task}, {osn.title}: accuracy at most {number(LOSS_FREE)} lower at the longest windows"
     drop, text = fall(osn)
     said = [f"{other.title}: {fall(other)[1]}" for other in others]
     state = OPEN if math.isnan(drop) else decide(drop <= LOSS_FREE)
-    return Verdict(target, state, "; ".join([f"OSN: {text}", *said]))
+    return Verdict(target, state, "; ".join([text, *said]))
 
 
 def fall(cell: Cell) -> tuple[float, str]:

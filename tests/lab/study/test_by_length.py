@@ -68,8 +68,8 @@ def test_verdicts(ours, theirs, ahead, extrapolates):
 
 
 def test_what_was_not_tested_is_left_out():
-    alone = groups(made("rotary"))
-    assert [each.state for each in by_length.verdicts(alone)] == [OPEN, OPEN]
+    assert by_length.verdicts(groups(made("rotary"))) == []
+    assert [each.state for each in by_length.verdicts(groups(made()))] == [OPEN, MISSED]
     plain = groups(line(kind="synthetic", task_kind="copy", accuracy=0.5))
     assert by_length.verdicts(plain) == [] and by_length.picture(plain[0], "stdlib") is None
     assert by_length.accuracies(plain[0], "stdlib") == [] and by_length.chart(plain[0], "stdlib") is None
