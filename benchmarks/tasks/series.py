@@ -186,7 +186,8 @@ def run(name: str, series: Series, model_name: str, rate: float, seed: int, step
             torch.randint(round(0.9 * last), (BATCH,), generator=generator), generator
         )
         told = predict(model, past, future)
-        ((told - future) / spread(past)).square().nanmean().backward()
+        # What was not measured is chosen away before it is squared, or its gradient would be NaN.
+        ((told - future) / spread(past))[~future.isnan()].square().mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(), schedule.step(), optimizer.zero_grad()
     model.eval()

@@ -48,7 +48,7 @@ def accuracies(group: Group, task: str) -> list[str]:
         return []
     names = list(dict.fromkeys(name for _, found in cells for name in found))
     lengths = {name: found[name]["length"] for _, found in cells for name in found}
-    header = ["model", *(f"{name} ({lengths[name]:,} tokens)" for name in names)]
+    header = [f"model; {_axis(names[0])} (tokens)", *(f"{_short(x)} ({lengths[x]:,})" for x in names)]
     rows = [[cell.title, *(_told(found.get(name)) for name in names)] for cell, found in cells]
     locking = [
         [cell.title, *(_locking(found.get(name)) for name in names)]

@@ -46,7 +46,7 @@ def groups(*lines):
 def test_a_table_has_means_whole_windows_and_what_locks():
     (group,) = groups(made(), made(seed=1, shares=(1.0, 0.97, 0.8)), made("rotary", shares=(1, 1, 0.1)))
     text = "\n".join(by_length.accuracies(group, "copy"))
-    assert "symbols 16 (32 tokens)" in text and "symbols 2,048 (4,096 tokens)" in text
+    assert "| model; symbols (tokens) | 16 (32) | 32 (64) | 2,048 (4,096) |" in text
     assert "| OSN | 1.000 ± .000 (.50) | .980 ± .014 (.49) | .850 ± .071 (.4" in text
     assert "| 3.2 (.10) | 6.4 (.10) | 409.6 (.10) |" in text
     assert text.count("Transformer, rotary") == 1  # it has no partners
