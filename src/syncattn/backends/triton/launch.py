@@ -262,7 +262,7 @@ class Launch:
                 * granule
             )
             # a last tile that is not full has its last token's id to the end
-            at = torch.arange(tiles * tile, device=self.device).clamp(max=own.shape[1] - 1)
+            at = torch.arange(tiles * tile, dtype=torch.int64, device=self.device).clamp(max=own.shape[1] - 1)
             of_tiles = own[:, at].view(len(own), tiles, tile)
             sides.append(torch.stack((of_tiles.amin(-1), of_tiles.amax(-1)), -1))
         of_rows = [0 if len(x) == 1 else x.stride(0) for x in (ids, *sides)]
