@@ -114,9 +114,90 @@ def train_part(out: Path, seconds: float, warm: bool, dry: bool) -> int:
     return int(not all(done))
 
 
-def small_calls(dry: bool) -> int:
-    """Every form of call, forward and backward, at 300 tokens, beside `tiled`, for a memory checker to watch;
-    then the forms that gpu_tune.py times, in all its block sizes. The exit status is 1 if anything is off."""
+def steps_part(out: Path, seconds: float, dry: bool) -> int:
+    """A whole training step of an OSN and of a Transformer of its size, 30M parameters, on as many tokens at
+    several lengths: forward, backward and AdamW under bf16 autocast, medians, in turn. steps.json is renewed
+    after each length."""
+    import statistics
+    import time
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import syncattn
+    from syncattn.training.loop import head_densities
+
+    device = torch.device("cpu" if dry else "cuda")
+    hidden, layers, heads, lengths, tokens = (16, 1, 2, (16, 32), 64)
+    if not dry:
+        hidden, layers, heads, lengths, tokens = 576, 8, 9, (1024, 8192, 2048, 32768), 65_536
+    corpus = load_corpus(["stdlib"], 60_000 if dry else 1_000_000)
+    tokenizer = make_tokenizer("byte", corpus.train[:1000], max(lengths))
+    text = torch.tensor(list(corpus.train.encode()[:tokens]), device=device)
+    begun, record = time.monotonic(), {"machine": machine(), "versions": versions(), "lengths": []}
+    record["about"] = (
+        f"hidden {hidden}, {layers} blocks, {heads} heads, {tokens:,} tokens a step, bf16 autocast"
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for length in lengths:
+        if time.monotonic() - begun > seconds:
+            break
+        config = make_config(tokenizer, length, hidden, layers, heads)
+        ids, runs = text.view(-1, length), []
+        shown: dict[str, Any] = {"tokens": length, "batch": len(ids), "models": []}
+        for entrant in contenders(config, ("rotary",), (1e-3,)):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(entrant.config).to(device)
+            told = {"name": entrant.name, "title": entrant.title}
+            told["parameters"] = sum(p.numel() for p in model.parameters())
+            if entrant.name == "osn":
+                syncattn.nn.calibrate(model, ids[:1, :2048], use_cache=False)
+                found = head_densities(model, ids[:1])
+                told["density"] = statistics.fmean(x for layer in found for x in layer)
+            runs.append((model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=not dry)))
+            shown["models"].append(told | {"seconds": [], "bytes": None})
+
+        for repeat in range(2 if dry else 7):
+            for (model, optimizer), into in zip(runs, shown["models"], strict=True):
+                if not dry:
+                    torch.cuda.synchronize()
+                    torch.cuda.reset_peak_memory_stats()
+                    held = torch.cuda.memory_allocated()
+                first = time.perf_counter()
+                _train_step(model, optimizer, ids, "tiled" if dry else "triton")
+                if not dry:
+                    torch.cuda.synchronize()
+                    into["bytes"] = torch.cuda.max_memory_allocated() - held
+                if repeat > 1 or dry:  # the first compile and warm up
+                    into["seconds"].append(time.perf_counter() - first)
+        for into in shown["models"]:
+            into["median"] = statistics.median(into["seconds"])
+        shown["ratio"] = shown["models"][0]["median"] / shown["models"][1]["median"]
+        record["lengths"].append(shown)
+        write_json(out / "steps.json", record)
+        print({k: v for k, v in shown.items() if k != "models"}, flush=True)
+        for into in shown["models"]:
+            print({k: v for k, v in into.items() if k != "seconds"}, flush=True)
+        del runs, model
+    return 0
+
+
+def _train_step(model: Any, optimizer: Any, ids: Any, backend: str) -> None:
+    import torch
+
+    import syncattn
+
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16), syncattn.use_backend(backend):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def small_calls(chosen: list[str], dry: bool) -> int:
+    """Small calls, forward and backward, beside `tiled`, for a memory checker to watch: of these forms of
+    gpu_tune.py, or, named blocks-3, dense in every fifth of its block sizes from the third on. The exit
+    status is 1 if anything is off."""
     import gpu_tune
     import torch
 
@@ -133,17 +214,20 @@ def small_calls(dry: bool) -> int:
             results.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
         off = [float((a - b).detach().float().norm() / b.detach().float().norm()) for a, b in zip(*results)]
         fine = all(x <= 0.05 for x in off[:4])
-        print(f"{form} d {width} {told}: {'fine' if fine else f'OFF {off}'}", flush=True)
+        print(f"{form} d {width} N {tokens} {told}: {'fine' if fine else f'OFF {off}'}", flush=True)
         return int(not fine)
 
-    for form in gpu_tune.FORMS:
-        for width in (16,) if dry else (64, 128):
-            wrong += compare(form, width, 40 if dry else 300, "as it is")
-    for name, sizes in () if dry else gpu_tune.SIZES.items():
-        for number in range(len(sizes)):
-            gpu_tune.set_blocks(name, sizes[number])
-            wrong += compare("dense", 64, 300, f"{name} {sizes[number]}")
-        gpu_tune.set_blocks(name, sizes[0])
+    blocks = [(name, sizes) for name, several in gpu_tune.SIZES.items() for sizes in several]
+    for item in chosen:
+        if item.startswith("blocks-"):
+            for name, sizes in blocks[int(item.removeprefix("blocks-")) :: 5]:
+                gpu_tune.set_blocks(name, sizes)
+                for tokens in (300, 2048):
+                    wrong += compare("dense", 64, tokens, f"{name} {sizes}")
+                gpu_tune.set_blocks(name, gpu_tune.SIZES[name][0])
+        else:
+            for width in (16,) if dry else (64, 128):
+                wrong += compare(item, width, 40 if dry else 300, "as it is")
     return int(wrong > 0)
 
 
@@ -160,13 +244,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--bench", help="suites of `syncattn bench`, as a list")
-    parser.add_argument("--small-calls", action="store_true", help="every form of call, small")
+    parser.add_argument("--small-calls", help="forms of call, and blocks-0 to blocks-4, as a list")
+    parser.add_argument("--steps", type=float, help="seconds of timing whole training steps")
     parser.add_argument("--train", type=float, help="seconds of training for each model")
     parser.add_argument("--warm", action="store_true", help="only what compiles the kernels")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU")
     given = parser.parse_args()
     if given.small_calls:
-        sys.exit(small_calls(given.dry_run))
+        sys.exit(small_calls(given.small_calls.split(","), given.dry_run))
+    if given.steps:
+        sys.exit(steps_part(given.out, given.steps, given.dry_run))
     if given.bench:
         sys.exit(bench_part(given.bench.split(","), given.out, given.warm, given.dry_run))
     sys.exit(train_part(given.out, given.train, given.warm, given.dry_run))

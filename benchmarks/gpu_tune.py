@@ -26,16 +26,16 @@ from syncattn.backends.call import prepare
 from syncattn.backends.triton import launch, passes
 from syncattn.bench.inputs import Case, make_inputs
 
-# queries, keys, walk, warps, stages, registers
+# queries, keys, walk, warps, stages, registers.
 SIZES = {
     "forward": [
-        (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (128, 64, 64, 4, 3), (128, 64, 64, 4, 4),
-        (64, 128, 128, 4, 3), (64, 64, 64, 4, 3, 128), (128, 128, 64, 4, 3),
+        (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (128, 64, 64, 4, 3), (128, 64, 64, 8, 3),
+        (64, 128, 64, 4, 3), (64, 64, 64, 4, 3, 128), (64, 64, 64, 4, 2, 128),
+        (64, 64, 64, 4, 2, 168),
     ],
     "backward": [
-        (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (64, 64, 64, 4, 2, 168), (64, 64, 64, 4, 3, 168),
-        (64, 64, 32, 4, 2), (64, 64, 32, 4, 3), (64, 64, 32, 4, 3, 128), (64, 64, 32, 4, 2, 168),
-        (128, 64, 64, 4, 2), (64, 128, 64, 4, 2), (128, 64, 32, 4, 3), (64, 128, 32, 4, 3),
+        (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (64, 64, 32, 4, 2), (64, 64, 32, 4, 3),
+        (64, 128, 64, 8, 2), (64, 128, 32, 8, 3), (64, 64, 64, 4, 2, 168),
     ],
 }  # fmt: skip
 LAYER = {"structure": "drift", "window": 512, "is_causal": True, "frame": "nearest", "self_coupling": False}
@@ -57,8 +57,11 @@ def set_blocks(name: str, sizes: tuple[int, ...]) -> None:
     """Make these the blocks of the forward, or of both kernels of the backward, whatever the width."""
     blocks = launch.Blocks(*sizes)
     for key, found in launch.BLOCKS.items():
-        changed = {"forward": blocks} if name == "forward" else {"receivers": blocks, "senders": blocks}
-        launch.BLOCKS[key] = found._replace(**changed)
+        launch.BLOCKS[key] = (
+            found._replace(forward=blocks)
+            if name == "forward"
+            else launch.Kernels(found.forward, blocks, blocks)
+        )
 
 
 def kernel_times(run: Any, repeats: int) -> dict[str, float]:
@@ -120,7 +123,9 @@ def measure(form: str, width: int, tokens: int, chosen: list[tuple[str, int]], r
         set_blocks(name, SIZES[name][0])
 
 
-def compile_all(forms: list[str], widths: list[int], jobs: int) -> set[tuple[str, int, str, int]]:
+def compile_all(
+    forms: list[str], widths: list[int], chosen: list[str], most: int, jobs: int
+) -> set[tuple[str, int, str, int]]:
     """Every variant once, in a process of its own, so that the compiler's cache has it; those that failed."""
 
     def one(*variant: Any) -> bool:
@@ -133,8 +138,8 @@ def compile_all(forms: list[str], widths: list[int], jobs: int) -> set[tuple[str
         (form, width, name, number)
         for form in forms
         for width in widths
-        for name, sizes in SIZES.items()
-        for number in range(len(sizes))
+        for name in chosen
+        for number in range(min(most, len(SIZES[name])))
     ]
     with ThreadPoolExecutor(jobs) as pool:
         return {variant for variant, fine in zip(every, pool.map(lambda v: one(*v), every)) if not fine}
@@ -166,6 +171,8 @@ def main() -> None:
     parser.add_argument("--forms", default="dense,layer", help=f"a list out of {', '.join(FORMS)}")
     parser.add_argument("--widths", default="64,128", help="d, as a list")
     parser.add_argument("--tokens", type=int, default=16384, help="N")
+    parser.add_argument("--passes", default="forward,backward", help="a list")
+    parser.add_argument("--sizes", type=int, default=99, help="the first so many of SIZES only")
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the median counts")
     parser.add_argument("--seconds", type=float, default=120, help="no further variant after so many")
     parser.add_argument("--jobs", type=int, default=14, help="processes that compile; 0: compile as it goes")
@@ -179,15 +186,15 @@ def main() -> None:
         sys.exit(int("failed" in records[0] or not records[0]["finite"]))
     failed = set()
     if given.jobs:
-        failed = compile_all(forms, widths, given.jobs)
+        failed = compile_all(forms, widths, given.passes.split(","), given.sizes, given.jobs)
         print(f"compiled after {time.monotonic() - begun:.0f} s; failed: {sorted(failed)}", flush=True)
     records = []
     for form in forms:
         for width in widths:
             chosen = [
                 (name, number)
-                for name, sizes in SIZES.items()
-                for number in range(len(sizes))
+                for name in given.passes.split(",")
+                for number in range(min(given.sizes, len(SIZES[name])))
                 if (form, width, name, number) not in failed
             ]
             for record in measure(form, width, given.tokens, chosen, given.repeats):

@@ -23,7 +23,7 @@ image = {"image_size": 8, "patch_size": 2, "num_channels": 1}
 
 def osn():
     # The last head looks all over the image, the others near by.
-    config = OSNImageConfig(**sizes, **image, position=["drift", "drift", "drift", "none"])
+    config = OSNImageConfig.preset("images", **sizes, **image)
     model = OSNForImageClassification(config)
     calibrate(model, x[:64], partners_range=(2, 10))
     return model

@@ -26,9 +26,7 @@ def forces(places, charges):
 torch.manual_seed(SEED)
 sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1}
 # A head hears no further than its radius, of values that are turned by the way they came.
-space = {"axes": 3, "position": "own_drift", "window_range": (0.8, 1.6), "value_rotation": 100.0}
-sums = {"frame": "absolute", "self_coupling": True, "eps": 1.0, "order_parameter": False, "freq_dim": 6}
-config = OSNConfig(**sizes, **space, **sums, is_causal=False, delay=0.0, token_shift=False)
+config = OSNConfig.preset("points", **sizes)
 embed, base, read = torch.nn.Linear(1, 48), OSNModel(config), torch.nn.Linear(48, 3)
 
 

@@ -45,9 +45,9 @@ def least_squares(past):
 
 torch.manual_seed(SEED)
 # Two heads hear what is near in time, and two what stands at the same place of the year.
-forms = {"position": ["own_drift", "own_drift", "own_helix", "own_helix"], "window_range": (4.0, 52.0)}
+times = {"window_range": (4.0, 52.0), "helix_scales": [YEAR / (2 * math.pi)]}
 sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "prediction_length": NEXT}
-model = OSNForTimeSeriesPrediction(OSNSeriesConfig(**sizes, **forms, helix_scales=[YEAR / (2 * math.pi)]))
+model = OSNForTimeSeriesPrediction(OSNSeriesConfig.preset("series", **sizes, **times))
 calibrate(model, windows(torch.arange(0, 1280, 40))[0])
 optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS)

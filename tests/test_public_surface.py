@@ -35,6 +35,7 @@ def test_names():
         "count_locked",
         "limit_density_",
         "locked_density",
+        "preset",
     }
     assert set(syncattn.backends.__all__) == {"Explanation", "availability", "explain", "use_backend"}
     for module in (syncattn, syncattn.nn, syncattn.backends, syncattn.locking):

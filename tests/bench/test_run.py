@@ -133,6 +133,8 @@ def test_generation_is_beside_the_transformer_and_llama(bench):
     (entry,) = record(out)["entries"]
     assert status == 0 and list(entry["contenders"]) == ["osn", "sdpa", "llama"]
     assert entry["case"]["batch"] == 2 and entry["case"]["tokens"] == 32
+    assert entry["cache"]["osn"]["nbytes"] > 0 and entry["cache"]["sdpa"]["nbytes"] > 0
+    assert "## Generation: bytes of the cache" in (out / "bench.md").read_text()
     assert all(result["errors"]["out"] < 1e-3 for result in entry["contenders"].values())
 
 

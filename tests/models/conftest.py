@@ -34,12 +34,22 @@ OSN = {
     "osn no position": OSNConfig(**DENSE, position="none", delay=0.0, order_parameter=False),
     "osn mix": OSNConfig(
         **DENSE,
-        position=["drift", "own_helix", "none", "helix"],
+        position=["drift", "own_helix", "none", "own_screw"],
         helix_scales=[2.0, 8.0],
         value_rotation=100.0,
+        directed=[False, False, True, True],
+        delay=[True, False, True, False],
+        windows=[5.0, None, None, 20.0],
     ),
     "osn top k": OSNConfig(**DENSE, top_k=3, self_coupling=True, power=1, edge=0.01),
     "osn token shift": OSNConfig(**DENSE, token_shift=True, gated=True, hidden_act="silu"),
+    "osn modern": OSNConfig(
+        **DENSE,
+        **(CAPPED := {"hidden_act": "relu2", "gated": False, "logit_softcap": 3.0}),
+        token_shift=False,
+        short_convolution=4,
+        value_residual=True,
+    ),
     "osn paper": OSNConfig.paper(**SIZES),
     "osn post-norm": OSNConfig(**DENSE, norm_first=False, tie_word_embeddings=False),
 }
@@ -47,6 +57,9 @@ TRANSFORMERS = {
     "rotary": TransformerConfig(**SIZES),
     "rotary delay": TransformerConfig(**SIZES, delay=0.5),
     "rotary token shift": TransformerConfig(**SIZES, token_shift=True, gated=True, delay=0.5),
+    "rotary modern": TransformerConfig(
+        **SIZES, **CAPPED, short_convolution=4, qk_norm=True, value_residual=True, delay=0.5
+    ),
     "alibi": TransformerConfig(**SIZES, position="alibi"),
     "alibi delay": TransformerConfig(**SIZES, position="alibi", delay=0.5),
 }
@@ -62,7 +75,7 @@ def build(name: str) -> OSNForCausalLM:
     ids = torch.randint(1, config.vocab_size, (2, 24))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith(("bias", "shift")):
+            if parameter_name.endswith(("bias", "shift", "convolution", "gains", "value_mix")):
                 parameter.normal_(std=0.1)
     if name == "osn paper":  # as published no pair locks
         for layer in model.model.layers:

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from syncattn.models import DecoderCache, TransformerForCausalLM
+from syncattn.nn.state import _TENSORS
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -27,7 +28,10 @@ def test_the_cache_takes_the_documented_bytes(model, ids):
         freq_dim = config.freq_dim or min(16, head_dim)
         sums = 2 * config.phase_dim if config.order_parameter else 0
     numbers = batch * tokens * heads * (freq_dim + head_dim) + batch * heads * (freq_dim + sums)
-    numbers += batch * config.hidden_size * config.token_shift
+    before = 1 if config.token_shift else (config.short_convolution or 1) - 1
+    if config.short_convolution and isinstance(model, TransformerForCausalLM):
+        before *= 3  # of queries, keys and values
+    numbers += batch * config.hidden_size * before
     assert cache.nbytes == config.num_hidden_layers * (4 * numbers + 8 * batch)
     padded = model(ids, attention_mask=(torch.arange(tokens) > 2).expand(batch, -1), use_cache=True)
     assert padded.past_key_values.nbytes == cache.nbytes + config.num_hidden_layers * batch * tokens
@@ -103,12 +107,9 @@ def test_a_call_that_fails_in_a_later_layer_leaves_the_whole_cache_as_it_was(typ
                     typical(ids[:, past:], past_key_values=cache)
         assert cache.get_seq_length() == past and cache.nbytes == held.nbytes
         for now, before in zip(cache.states, held.states, strict=True):
-            for name, tensor in vars(before).items():
-                if name in ("room", "steps"):
-                    continue
-                assert (
-                    getattr(now, name) is None if tensor is None else torch.equal(getattr(now, name), tensor)
-                )
+            for name in ("send", "value", *_TENSORS):
+                held, tensor = getattr(now, name), getattr(before, name)
+                assert held is None if tensor is None else torch.equal(held, tensor)
         got = typical(ids[:, past:], past_key_values=cache).logits
         torch.testing.assert_close(got, want[:, past:])
 

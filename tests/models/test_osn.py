@@ -2,13 +2,14 @@
 
 import functools
 import inspect
+import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from syncattn.models import OSNConfig, OSNForCausalLM, OSNModel
-from syncattn.nn import SelectiveSynchronizationAttention, calibrate, locked_density
+from syncattn.models import OSNConfig, OSNForCausalLM, OSNImageConfig, OSNModel, OSNSeriesConfig
+from syncattn.nn import SelectiveSynchronizationAttention, calibrate, locked_density, preset
 
 
 def test_the_attention_options_are_the_layers_arguments_with_the_same_defaults():
@@ -26,9 +27,10 @@ def test_every_option_reaches_the_layer():
         "directed": True,
         "position": "rotary",
         "window_range": (2.0, 9.0),
+        "windows": (2.0, 3.0, 9.0, 7.0),
         "delay": 0.25,
         "detuning": True,
-        "token_shift": True,
+        "token_shift": False,
         "self_coupling": True,
         "frame": "absolute",
         "power": 1.5,
@@ -43,6 +45,8 @@ def test_every_option_reaches_the_layer():
         "axes": 3,
         "helix_scales": (2.0, 5.0),
         "value_rotation": 100.0,
+        "short_convolution": 3,
+        "value_residual": True,
     }
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
     config = OSNConfig(**sizes, attention_dropout=0.1, **options)
@@ -52,11 +56,81 @@ def test_every_option_reaches_the_layer():
     assert (layer.num_heads, layer.freq_dim, layer.dropout, layer.top_k) == (4, 6, 0.1, 7)
     assert (layer.frame, layer.power, layer.edge, layer.self_coupling) == ("absolute", 1.5, 0.1, True)
     assert (layer.density_range, layer.sharpness, layer.parametrisation) == ((0.2, 0.4), 10.0, "softplus")
-    assert layer.phase_proj is None
+    assert layer.phase_proj is None and layer.value_mix is not None and layer.shift.shape == (2, 2, 32)
     assert (frequency.position, frequency.window_range, frequency.delay) == ("rotary", (2.0, 9.0), 0.25)
     assert (frequency.axes, frequency.helix_scales, layer.value_rotation) == (3, (2.0, 5.0), 100.0)
     assert frequency.send_proj is not None and frequency.detuning is not None
     assert frequency.receive_proj.bias is not None
+
+
+MIX = {
+    "position": ("drift", "own_screw", "none", "helix"),
+    "directed": (True, False, False, True),
+    "delay": (True, True, False, False),
+    "windows": (3.0, 12.0, None, None),
+}
+
+
+def test_a_mix_of_heads_is_stored_as_it_is(tmp_path):
+    sizes = {"vocab_size": 40, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
+    config = OSNConfig(**sizes, helix_scales=(3.0,), **MIX)
+    assert OSNConfig.from_dict(json.loads(config.to_json_string())).attention_options() == (
+        config.attention_options()
+    )
+    torch.manual_seed(0)
+    model, ids = OSNForCausalLM(config).eval(), torch.randint(0, 40, (2, 12))
+    model.save_pretrained(tmp_path)
+    again = OSNForCausalLM.from_pretrained(tmp_path).eval()
+    assert {name: getattr(again.config, name) for name in MIX} == MIX
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    cached, whole = (again.generate(ids, use_cache=cache, **options) for cache in (True, False))
+    assert torch.equal(cached, whole)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    del fields["windows"]  # a folder of an older version has none
+    fields["delay"], fields["directed"] = 0.5, False
+    old = OSNConfig.from_dict(fields)
+    assert (old.windows, old.delay, old.directed) == (None, 0.5, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"directed": [True]}, "directed must be True or False, or a list .* each of the 8 heads"),
+        ({"delay": [True]}, "delay must be a fraction of the heads, or a list .* each of the 8 heads"),
+        ({"windows": [3.0]}, "windows must be None or a list with one for each of the 8 heads"),
+    ],
+)
+def test_mixes_that_do_not_fit_the_heads(options, message):
+    with pytest.raises(ValueError, match=message):
+        OSNConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(OSNConfig, "text"), (OSNConfig, "points"), (OSNImageConfig, "images"), (OSNSeriesConfig, "series")],
+)
+def test_presets(kind, name):
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
+    config = kind.preset(name, **sizes, sharpness=50.0)
+    wanted = {n: tuple(v) if isinstance(v, list) else v for n, v in preset(name, 4).items()}
+    assert {n: getattr(config, n) for n in wanted} == wanted and config.sharpness == 50.0
+    assert config.is_causal == (name == "text")
+    assert kind.preset(name, **sizes, value_rotation=7.0).value_rotation == 7.0
+    assert kind.from_dict(json.loads(config.to_json_string())).attention_options() == (
+        config.attention_options()
+    )
+
+
+def test_presets_that_do_not_exist_or_fit():
+    with pytest.raises(ValueError, match=r"preset must be one of 'text', .* got 'prose'"):
+        OSNConfig.preset("prose")
+    with pytest.raises(ValueError, match="num_heads must be at least 2 for preset='text'"):
+        OSNConfig.preset("text", num_attention_heads=1)
+    with pytest.raises(ValueError, match=r"position='own_helix' needs freq_dim of at least 7 .* got 4"):
+        OSNConfig.preset("text", hidden_size=16, num_attention_heads=4)
+    with pytest.raises(ValueError, match="axes must be 2 for images"):
+        OSNImageConfig.preset("points")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Softmax attention against the formula."""
 
+import itertools
 import math
 
 import pytest
@@ -72,6 +73,53 @@ def test_the_formula(position, delay, causal):
 
 
 @torch.no_grad()
+def test_convolution_norm_and_first_values_by_hand():
+    """Values mixed with the first layer's, then the convolution, then queries and keys of one length."""
+    torch.manual_seed(0)
+    options = {"short_convolution": 4, "qk_norm": True, "value_residual": True}
+    layer = SoftmaxAttention(12, 3, **options, dtype=torch.float64)
+    layer.convolution.normal_()
+    layer.gains.normal_()
+    layer.value_mix.copy_(torch.tensor([0.3, 0.9]))
+    x, first = torch.randn(2, 2, 6, 12, dtype=torch.float64)
+    projected = layer.in_proj(x)
+    assert torch.equal(
+        layer.first_values(x),
+        torch.nn.functional.linear(x, layer.in_proj.weight[24:], layer.in_proj.bias[24:]),
+    )
+    projected[..., 24:] = 0.3 * projected[..., 24:] + 0.9 * first
+    mixed = projected.clone()
+    for back, amount in enumerate(layer.convolution, 1):
+        mixed[:, back:] += amount * projected[:, :-back]
+    q, k, v = (part.reshape(2, 6, 3, 4) for part in mixed.split(12, -1))
+    # As PyTorch's rms_norm: the smallest step above 1 is added to the mean square.
+    eps = torch.finfo(torch.float64).eps
+    q, k = (
+        part / (part.square().mean(-1, keepdim=True) + eps).sqrt() * gain
+        for part, gain in zip((q, k), layer.gains)
+    )
+    out = torch.zeros(2, 6, 3, 4, dtype=torch.float64)
+    for b, i, h in itertools.product(range(2), range(6), range(3)):
+        scores = [turn(q[b, i, h], i) @ turn(k[b, j, h], j) / 2 for j in range(i + 1)]
+        out[b, i, h] = torch.stack(scores).softmax(0) @ v[b, : i + 1, h]
+    found = layer(x, is_causal=True, first_value=first)[0]
+    torch.testing.assert_close(found, layer.out_proj(out.flatten(2)), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_convolution_of_width_two_is_a_shift_of_what_is_projected():
+    torch.manual_seed(0)
+    shifted = SoftmaxAttention(8, 2, token_shift=True, bias=False)
+    convolved = SoftmaxAttention(8, 2, short_convolution=2, bias=False)
+    convolved.load_state_dict(shifted.state_dict() | {"convolution": torch.full((1, 24), 0.5)}, strict=False)
+    shifted.shift.fill_(0.5)
+    x = torch.randn(2, 5, 8)
+    padding = torch.tensor([[False] * 5, [True, True, False, False, False]])
+    given = {"key_padding_mask": padding, "is_causal": True}
+    torch.testing.assert_close(convolved(x, **given)[0][~padding], shifted(x, **given)[0][~padding])
+
+
+@torch.no_grad()
 def test_a_row_that_sees_nobody_is_zero():
     layer = SoftmaxAttention(8, 2, bias=False, position="alibi")
     x = torch.randn(1, 4, 8)
@@ -107,10 +155,10 @@ def test_what_the_layer_refuses():
         layer(x[:1], is_causal=True, state=state)
     with pytest.raises(ValueError, match="query must be a dense tensor"):
         layer(x.to_sparse())
-    for options in ({"delay": 0.5}, {"token_shift": True}):
-        with pytest.raises(
-            ValueError, match="attn_mask must be None with a delay or a token shift, got a mask"
-        ):
+    convolution = {"short_convolution": 4}
+    for options in ({"delay": 0.5}, {"token_shift": True}, convolution):
+        kind = "short convolution" if options is convolution else "token shift"
+        with pytest.raises(ValueError, match=f"attn_mask must be None with a delay or a {kind}, got a mask"):
             SoftmaxAttention(8, 2, **options)(x, attn_mask=torch.zeros(4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"state must come with is_causal=True .* got is_causal=False"):
         layer(x, state=IncrementalState())

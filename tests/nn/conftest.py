@@ -18,6 +18,13 @@ KINDS = {
     "token shift, directed": {"token_shift": True, "directed": True, "delay": 0.0},
     "top k": {"top_k": 3, "delay": 0.25, "freq_dim": 2},
     "mix of forms": {"position": ["drift", "own_helix", "none", "rotary"], "helix_scales": (2.0, 9.0)},
+    "mix of kinds": {
+        "position": ["drift", "own_screw", "none", "own_drift"],
+        "helix_scales": (3.0,),
+        "directed": [False, True, True, False],
+        "delay": [True, True, False, False],
+        "windows": [6.0, 20.0, None, 9.0],
+    },
     "published": published(EMBED_DIM // HEADS),
 }
 

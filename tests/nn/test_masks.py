@@ -254,7 +254,7 @@ def test_a_hidden_value_that_is_no_number_does_not_spread(layer, tokens, bad):
 def test_who_looks_back_only_where_it_may(layer, tokens):
     """Where all who see a sender agree about the one before, it stands there once; else in all its forms."""
     x = tokens(2, LENGTH)
-    forms = 1 + (layer.frequency.delay > 0) + (layer.shift is not None)
+    forms = 1 + layer.frequency.has_delay + (layer.shift is not None)
     for mask, want in (("nothing", 1), ("future", 1), ("other texts", 1), ("outside of a window", forms)):
         call = layer.operator_call(x, attn_mask=draw_mask(mask, LENGTH, LENGTH, 0))
         assert call.send.shape[2] == want * LENGTH, mask

@@ -7,6 +7,7 @@ import torch
 
 from syncattn.models.softmax import SoftmaxAttention
 from syncattn.nn import IncrementalState
+from syncattn.nn.state import _TENSORS
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 LENGTH = 13
@@ -147,7 +148,7 @@ def test_an_empty_call_changes_nothing(layer, tokens):
 
 def tensors_of(state):
     """What a state holds, by name; the memory that its tensors stand in is no part of that."""
-    return {name: held for name, held in vars(state).items() if name not in ("room", "steps")}
+    return {name: getattr(state, name) for name in ("send", "value", *_TENSORS)}
 
 
 def broken(*_, **__):

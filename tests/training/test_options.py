@@ -80,6 +80,23 @@ def test_settings_reach_the_config():
     assert (config.delay, config.window_range, config.position) == (0.25, (2.0, 32.0), "own_drift")
     assert (config.vocab_size, config.freq_dim, config.max_position_embeddings) == (256, 4, 64)
     assert make_config(byte_tokenizer(), 64, 32, 2, 4, paper=True).parametrisation == "softplus"
+    settings = ["value_rotation=50", "delay=[true, false, false, true]"]
+    config = make_config(byte_tokenizer(), 64, 32, 2, 4, preset="text", settings=settings)
+    assert config.position == ("drift", "drift", "drift", "own_helix")
+    assert (config.value_rotation, config.delay) == (50, (True, False, False, True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "points"}, "--preset must be text, .* got points"),
+        ({"preset": "text", "paper": True}, "without --paper, got text and --paper"),
+        ({"preset": "text", "freq_dim": 4}, "position='own_helix' needs freq_dim of at least 7"),
+    ],
+)
+def test_bad_presets_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        make_config(byte_tokenizer(), 64, 32, 2, 4, **options)
 
 
 @pytest.mark.parametrize(

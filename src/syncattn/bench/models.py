@@ -37,6 +37,8 @@ STEP = "training step"
 _PREFIX = 128
 _TOLERANCE = {"out": 1e-3, "gradient": 1e-2}
 _VOCABULARY = 256
+# Of more tokens in all texts the Transformer's cache alone would take gigabytes.
+_MOST_CACHED = 2**17
 # To calibrate on a long text takes longer than all that is timed.
 _CALIBRATED = 256
 
@@ -74,6 +76,7 @@ def jobs(plan: BenchPlan) -> Iterator[tuple[str, list[Job]]]:
             for threads in plan.threads
             for batch in plan.generation_batches
             for n in plan.generation_keys
+            if batch * n <= _MOST_CACHED
         ],
     )
 
@@ -242,7 +245,7 @@ def run_generation(
     described = describe(session, "generation", name, threads, tokens, batch, size) | {"passes": FORWARD}
     described |= {"counted": density_of(ours, first)}
     described |= {"backend": _backend(lambda: models[OSN](first, use_cache=False))}
-    errors, wrong, runners = {}, {}, {}
+    errors, wrong, runners, held = {}, {}, {}, {}
     for each, model in models.items():
         model.eval()
         cache = DynamicCache() if each == LLAMA else DecoderCache(model.config)
@@ -252,13 +255,15 @@ def run_generation(
             cache.batch_repeat_interleave(batch)
             step = model(last, past_key_values=cache).logits[:, -1]
             whole = model(ids, use_cache=False, logits_to_keep=1).logits[:, -1]
+        if isinstance(cache, DecoderCache):
+            held[each] = {"nbytes": cache.nbytes, "spare_nbytes": cache.spare_nbytes}
         error = _error(step, whole.expand_as(step))
         errors[each] = as_json({"out": error})
         if error <= _TOLERANCE["out"]:
             runners[each] = _decode_runner(model, cache, last)
         else:
             wrong[each] = f"the cached step is off by {error:.1e} from the whole forward"
-    session.measure(described, Field(runners, errors, wrong, {}))
+    session.measure(described | {"cache": held}, Field(runners, errors, wrong, {}))
 
 
 def _llama(like: Any, device: str) -> Any:

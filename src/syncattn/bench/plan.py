@@ -54,7 +54,8 @@ class BenchPlan:
         gpu_cache: M that suite "gpu-decode" decodes from.
         gpu_heads, gpu_window: H and the drifting heads' window of these suites.
         gpu_tiles: shares of the tiles that lock, in their sparse cases.
-        generation_keys, generation_batches: cache lengths, and numbers of texts, of suite "generation".
+        generation_keys, generation_batches: cache lengths, and numbers of texts, of suite "generation";
+            together 131,072 tokens at most.
         generation_size: (hidden size, blocks, heads) of its models.
         model_tokens: N of the blocks and training steps.
         counting_tokens: N of suite "counting".
@@ -85,7 +86,7 @@ class BenchPlan:
     freq_tokens: int = 2048
     scaling: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536)
     decode_keys: tuple[int, ...] = (512, 2048, 4096, 16384)
-    generation_keys: tuple[int, ...] = (64, 2048, 8192)
+    generation_keys: tuple[int, ...] = (64, 2048, 8192, 32768)
     generation_batches: tuple[int, ...] = (1, 16)
     generation_size: tuple[int, int, int] = (256, 4, 8)
     gpu_tokens: tuple[int, ...] = (32768, 8192, 65536, 2048)

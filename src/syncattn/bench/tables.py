@@ -89,7 +89,7 @@ def all_tables(record: dict[str, Any]) -> Tables:
             for entry in entries
         ]
         found.append((f"{suite}: {about}", header, rows))
-    found.append(_memory_table(record))
+    found += [_cache_table(record), _memory_table(record)]
     return [each for each in found if each[2]]
 
 
@@ -109,6 +109,19 @@ def _scaling_table(entries: list[dict[str, Any]]) -> tuple[str, list[str], list[
             rows.append([entry["name"], str(tokens), entry["passes"], cell(result, True), growth])
     header = ["case", "N", "pass", "ms", "time over linear growth"]
     return f"scaling: {SUITES['scaling']}", header, rows
+
+
+def _cache_table(record: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    rows = []
+    for entry in record["entries"]:
+        held = entry.get("cache") or {}
+        if OSN in held and SDPA in held:
+            ours, theirs = held[OSN], held[SDPA]["nbytes"]
+            with_room = (ours["nbytes"] + ours["spare_nbytes"]) / (theirs + held[SDPA]["spare_nbytes"])
+            mib = [f"{x / 2**20:,.2f}" for x in (ours["nbytes"], theirs)]
+            rows.append([entry["name"], *mib, f"{ours['nbytes'] / theirs:.3f}", f"{with_room:.3f}"])
+    header = ["case", "OSN, MiB", "softmax, MiB", "share", "with the room for more"]
+    return "generation: bytes of the cache", header, list({tuple(row): row for row in rows}.values())
 
 
 def _memory_table(record: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:

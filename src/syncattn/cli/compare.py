@@ -38,6 +38,12 @@ class Comparison:
     baseline_token_shift: bool | None = option(
         None, "Whether the Transformer mixes tokens with the one before.", shown="the OSN's"
     )
+    baseline_settings: list[str] | None = option(
+        None,
+        "Any other field of TransformerConfig, its value as JSON: --baseline-set qk_norm=true.",
+        flag="--baseline-set",
+        metavar="NAME=VALUE",
+    )
     seeds: str = option("0", "Seeds, as a list: 0,1,2.")
     learning_rate: float = option(6e-3, "Peak learning rate of all models.", flag="--lr")
     baseline_learning_rate: float | None = option(
@@ -94,7 +100,8 @@ def compare_command(
     config = config_of(model, tokenizer, options.context)
     results = compare(
         contenders(
-            config, names, rates, own_rates, comparison.baseline_delay, comparison.baseline_token_shift
+            *(config, names, rates, own_rates, comparison.baseline_delay, comparison.baseline_token_shift),
+            baseline_settings=comparison.baseline_settings or (),
         ),
         corpus,
         tokenizer,

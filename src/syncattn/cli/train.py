@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from syncattn.training.record import Record
 
-_SHAPE = {"hidden_size", "layers", "heads", "freq_dim", "paper", "settings"}
+_SHAPE = {"hidden_size", "layers", "heads", "freq_dim", "paper", "preset", "settings"}
 
 
 @dataclass(frozen=True)

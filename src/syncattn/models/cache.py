@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from torch import Tensor
 from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
+from syncattn.checks import check_flag
 from syncattn.nn import IncrementalState
+from syncattn.nn.groups import BLOCK, in_groups, may_look
 
 
 class DecoderCacheLayer(CacheLayerMixin):
@@ -122,16 +125,18 @@ class DecoderCacheLayer(CacheLayerMixin):
 
 
 class DecoderCache(Cache):
-    """Everything that cached decoding needs of the past, for every layer. Grows with the text.
+    """Everything that cached decoding needs of the past, for every layer.
 
     Pass it as `past_key_values`; `generate()` makes one by itself. Its size in bytes is `nbytes`: per layer
 
         B * M * H * (freq_dim * f + head_dim * v)      frequencies and values
         B * H * (freq_dim + 2 * phase_dim) * f         the last frequency; the order parameter's running sums
-        B * H * head_dim * v                           the last hidden state, with a token shift
+        B * H * head_dim * v                           the last hidden state, with a token shift; of L tokens
+                                                       with a short convolution of width L + 1 (in a
+                                                       Transformer their queries, keys and values)
         B * 8                                          the number of real tokens
         B * A * 16                                     with given positions: the first and the last
-        B * M                                          which tokens are padding, if any are
+        B * N                                          which of all N tokens are padding, if any are
 
     for B sequences of M tokens, H heads, v bytes per number of the model's dtype and f = max(v, 4):
     frequencies and sums are kept in float32 at least. Without an order parameter there are no sums. A
@@ -144,8 +149,19 @@ class DecoderCache(Cache):
     decoding call both. While it records, the cache holds, of the last 1,024 tokens or of the last call's,
     E + H (freq_dim + 2 * phase_dim) numbers more.
 
+    Heads that cannot reach farther than their windows (`model.windows()`) are not read farther, and with
+    `evict` what lies behind is forgotten, in blocks of 512 tokens: what such a head holds does not grow with
+    the text. The outputs are the same bits with it and without. Then M above is, per head, the number of
+    tokens that it holds. While a cache records how to go back it keeps what the earliest of these moments
+    would read. Tokens with positions of their own are kept, since they may leave gaps.
+
     Args:
         config: the model's configuration; only `num_hidden_layers` is read.
+        evict: forget tokens that no later one can lock to. False keeps all, for calls with `position_ids` or
+            `positions` that leave out numbers after a cache has grown without them.
+
+    Raises:
+        TypeError: evict is no bool.
 
     Example:
         >>> cache = DecoderCache(model.config)
@@ -153,7 +169,9 @@ class DecoderCache(Cache):
         >>> then = model(next_token, past_key_values=cache)      # sees the whole prompt
     """
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: PreTrainedConfig, evict: bool = True) -> None:
+        check_flag("evict", evict)
+        self.evict, self._has_windows = evict, False
         own = [DecoderCacheLayer() for _ in range(config.num_hidden_layers)]
         super().__init__(layers=list(own))
 
@@ -165,13 +183,29 @@ class DecoderCache(Cache):
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """Within it a model's layers append to their states; if one fails, nothing was appended to any."""
-        marks = [state.mark() for state in self.states]
+        before = [replace(state) for state in self.states]
         try:
             yield
         except BaseException:
-            for state, mark in zip(self.states, marks, strict=True):
-                state.rewind_(mark)
+            for state, past in zip(self.states, before, strict=True):
+                state.become_(past)
             raise
+
+    def use_windows_of(self, model: Any, new: Tensor) -> None:
+        """Learn how far a model's heads reach, once there are so many tokens that any could be out of reach.
+
+        Args:
+            model: whose `windows()` says it.
+            new: hidden states (B, N, D) that come.
+        """
+        length = self.get_seq_length()
+        if length == 0:
+            self._has_windows = False
+        if self._has_windows or length + new.shape[1] < BLOCK or not may_look(new):
+            return
+        for state, windows in zip(self.states, model.windows(), strict=True):
+            state.windows = in_groups(windows, self.evict)
+        self._has_windows = True
 
     def check_made_by(self, attention: Any) -> None:
         """Make sure that layers like this one made what is cached, as far as kinds and sizes tell.
@@ -180,11 +214,12 @@ class DecoderCache(Cache):
             ValueError: another model's did.
         """
         held = self.states[0]
-        if held.send is None or held.value is None:
+        if held.sizes is None:
             return
         own = attention.num_heads, getattr(attention, "freq_dim", attention.head_dim), attention.head_dim
-        found = held.value.shape[1], held.send.shape[3], held.value.shape[3]
-        alike = (held.last_input is not None) == (attention.shift is not None)
+        found = held.sizes[1:]
+        kept = 0 if held.last_input is None else held.last_input.shape[1]
+        alike = kept == attention.kept_before
         alike &= (held.phase_sum is not None) == (getattr(attention, "phase_proj", None) is not None)
         if own != found or not alike:
             sizes = "{} heads of {} + {} numbers a token".format
@@ -206,8 +241,8 @@ class DecoderCache(Cache):
     @property
     def batch_size(self) -> int:
         """Number of cached sequences, -1 while nothing is cached."""
-        value = self.states[0].value
-        return -1 if value is None else value.shape[0]
+        sizes = self.states[0].sizes
+        return -1 if sizes is None else sizes[0]
 
     @property
     def is_initialized(self) -> bool:

@@ -54,6 +54,11 @@ class DecoderConfig(PreTrainedConfig):
             model, an encoder. It has no cache and does not generate.
         chunk_size_feed_forward: the feed-forward layers run over so many tokens at a time, which takes less
             memory without gradients and changes nothing else; 0 for all at once.
+        zero_outputs: the weights of the maps that end in the residual stream, attention's output projection
+            and the feed-forward layer's second one, start at 0, so that every block starts as the identity
+            (Zhang et al. 2019).
+        logit_softcap: None, or a bound c of a language model's logits z, which are c tanh(z / c) instead
+            (Gemma Team 2024).
         use_cache: whether generation keeps a `DecoderCache`; without effect where is_causal is False.
         bos_token_id, eos_token_id, pad_token_id: special tokens, below `vocab_size`, or None.
 
@@ -86,6 +91,8 @@ class DecoderConfig(PreTrainedConfig):
     max_position_embeddings: int = 1024
     norm_first: bool = True
     tie_word_embeddings: bool = True
+    zero_outputs: bool = False
+    logit_softcap: float | None = None
     is_causal: bool = True
     use_cache: bool = True
     bos_token_id: int | None = None
@@ -194,8 +201,12 @@ class DecoderConfig(PreTrainedConfig):
                 f"num_key_value_heads must be num_attention_heads = {self.num_attention_heads} or left out: "
                 f"heads are not grouped here, got {short(self.num_key_value_heads)}"
             )
-        for name in ("gated", "norm_first", "tie_word_embeddings", "is_causal", "use_cache"):
+        flags = ("gated", "norm_first", "tie_word_embeddings", "zero_outputs", "is_causal", "use_cache")
+        for name in flags:
             check_flag(name, getattr(self, name))
+        if self.logit_softcap is not None:
+            expected = "positive and finite, or None"
+            check_real("logit_softcap", self.logit_softcap, expected, lambda x: 0 < x < math.inf)
         if self.intermediate_size is None:
             self.intermediate_size = self.hidden_size * 8 // 3 if self.gated else 4 * self.hidden_size
         if self.initializer_range is None:

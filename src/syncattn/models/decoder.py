@@ -39,6 +39,7 @@ from syncattn.models.labels import token_labels
 from syncattn.models.packing import given_texts, refuse_cache, row_texts, within_texts
 from syncattn.models.sharing import accompany
 from syncattn.nn.block import Block
+from syncattn.nn.windows import head_windows
 
 
 class DecoderLayer(Block, GradientCheckpointingLayer):
@@ -62,8 +63,9 @@ class DecoderLayer(Block, GradientCheckpointingLayer):
             gated=config.gated,
         )
         # Branches that end in the residual stream start smaller: its variance then does not grow with depth.
+        scale = 0.0 if config.zero_outputs else (2 * config.num_hidden_layers) ** -0.5
         for branch in (self.self_attn.out_proj, self.linear2):
-            branch.initializer_scale = (2 * config.num_hidden_layers) ** -0.5  # type: ignore
+            branch.initializer_scale = scale  # type: ignore
         self.chunk_size = config.chunk_size_feed_forward
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -245,13 +247,19 @@ class DecoderModel(DecoderPreTrainedModel):
         hidden = self.embed_dropout(inputs_embeds)  # (B, N, D)
         all_hidden: tuple[Tensor | None, ...] = ()
         all_weights: tuple[Tensor, ...] = ()
+        placed: dict[str, Any] = {"positions": positions, "sequence_ids": texts}
+        if getattr(self.config, "value_residual", False):
+            first: Any = self.layers[0]
+            given = first.norm1(hidden) if self.config.norm_first else hidden
+            placed["first_value"] = first.self_attn.first_values(given)
         states = [None] * len(self.layers) if cache is None else cache.states
+        if cache is not None:
+            cache.use_windows_of(self, hidden)
         with nullcontext() if cache is None else cache.all_or_nothing():
             for layer, state in zip(self.layers, states):
                 if kept:
                     all_hidden += (hidden if len(all_hidden) in kept else None,)
                 options = {"is_causal": is_causal, "state": state, "need_weights": output_attentions}
-                placed = {"positions": positions, "sequence_ids": texts}
                 hidden = layer(hidden, None, is_padding, **options, **placed)
                 if output_attentions:
                     hidden, weights = hidden
@@ -264,6 +272,26 @@ class DecoderModel(DecoderPreTrainedModel):
             hidden_states=all_hidden if kept else None,  # type: ignore[arg-type]
             attentions=all_weights if output_attentions else None,
         )
+
+    def windows(self) -> Tensor:
+        """How far each head reaches: the distance in tokens beyond which no later token can lock, (layers, H)
+        float64, whatever the text.
+
+        It is proved from the weights (`syncattn.nn.windows`), and infinite where nothing is known: heads
+        without a drift, softmax attention, layers whose inputs are not normalised, as the first with
+        norm_first=False, or modules that were replaced or hooked, as adapters do. It changes as the model is
+        trained.
+        """
+        found, before = [], None
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            norm: nn.Module | None = layer.norm1
+            if not layer.norm_first:  # what the layer before gives, unless somebody changes it on the way
+                changed = layer._forward_pre_hooks or (before is not None and before._forward_hooks)
+                norm = None if before is None or changed else before.norm2
+            found.append(head_windows(layer.self_attn, norm))
+            before = layer
+        return torch.stack(found)
 
     def _positions(
         self,
@@ -334,6 +362,11 @@ class DecoderModel(DecoderPreTrainedModel):
         return given
 
 
+def soft_capped(logits: Tensor, bound: float | None) -> Tensor:
+    """Logits between -bound and bound, near 0 as they are; None: as they are everywhere."""
+    return logits if bound is None else bound * torch.tanh(logits / bound)
+
+
 class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
     """A `DecoderModel` with an output layer: next-token logits, the language-modelling loss, `generate()`.
 
@@ -396,7 +429,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         placed = {"positions": positions, "sequence_ids": sequence_ids}
         outputs = self.model(*inputs, return_dict=True, **placed, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        logits = soft_capped(self.lm_head(outputs.last_hidden_state[:, keep]), self.config.logit_softcap)
         loss = None
         if labels is not None:
             ignored = kwargs.get("ignore_index", -100)
@@ -414,6 +447,10 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def windows(self) -> Tensor:
+        """How far each head reaches, see `DecoderModel.windows`."""
+        return self.model.windows()
 
     def _check_causal(self) -> None:
         if not self.config.is_causal:

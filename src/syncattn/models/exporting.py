@@ -94,8 +94,10 @@ class CachedStep(nn.Module):
         real = attention_mask.narrow(1, 0, past[0].shape[2]) == 1  # a slice would clamp its end, of any size
         per_layer = len(self._fields)
         for i, state in enumerate(cache.states):
-            for name, held in zip(self._fields, past[i * per_layer :], strict=False):
-                setattr(state, name, held)
+            held = dict(zip(self._fields, past[i * per_layer :], strict=False))
+            state.hold_(held.pop("send"), held.pop("value"))
+            for name, tensor in held.items():
+                setattr(state, name, tensor)
             state.mask, state.count = real, real.sum(-1, keepdim=True)
         logits = self.model(input_ids, attention_mask, past_key_values=cache).logits
         return logits, [getattr(state, name) for state in cache.states for name in self._fields]

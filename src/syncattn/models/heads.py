@@ -14,7 +14,7 @@ from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutp
 from transformers.utils import can_return_tuple
 
 from syncattn.models.configuration import DecoderConfig
-from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel
+from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel, soft_capped
 from syncattn.models.labels import answer_place, class_labels, token_labels
 from syncattn.models.osn import OSNModel, OSNPreTrainedModel
 from syncattn.models.packing import row_texts
@@ -79,7 +79,7 @@ class DecoderForMaskedLM(DecoderPreTrainedModel):
         inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
         inputs |= {"positions": positions, "sequence_ids": sequence_ids}
         outputs = self.model(input_ids, attention_mask, return_dict=True, **inputs, **kwargs)
-        logits = self.lm_head(outputs.last_hidden_state)
+        logits = soft_capped(self.lm_head(outputs.last_hidden_state), self.config.logit_softcap)
         loss = None
         if labels is not None:
             ignored = kwargs.get("ignore_index", -100)

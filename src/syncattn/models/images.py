@@ -46,7 +46,7 @@ class OSNImageConfig(OSNConfig):
     use_cache: bool = False
     tie_word_embeddings: bool = False
     axes: int = 2
-    delay: float = 0.0
+    delay: float | Sequence[bool] = 0.0
     token_shift: bool = False
     window_range: Sequence[float] = (1.5, 6.0)
     value_rotation: float | None = 100.0

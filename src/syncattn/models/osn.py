@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -12,9 +12,14 @@ from syncattn.checks import check_flag
 from syncattn.models.configuration import DecoderConfig
 from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
 from syncattn.models.fields import check_heads, check_size
-from syncattn.nn import SelectiveSynchronizationAttention
+from syncattn.nn import SelectiveSynchronizationAttention, preset
 from syncattn.nn.frequency import check_frequency
-from syncattn.nn.options import check_start, check_synchronization, check_value_rotation
+from syncattn.nn.options import (
+    check_looking_back,
+    check_start,
+    check_synchronization,
+    check_value_rotation,
+)
 from syncattn.nn.published import published
 
 
@@ -29,10 +34,11 @@ class OSNConfig(DecoderConfig):
             norm_first, tie_word_embeddings, is_causal, use_cache, bos_token_id, eos_token_id, pad_token_id:
             as in `syncattn.models.DecoderConfig`. Whatever initializer_range is, frequencies, bandwidths,
             couplings and slopes keep the layer's calibrated start.
-        freq_dim, phase_dim, directed, position, window_range, delay, detuning, token_shift, self_coupling,
-            frame, power, edge, eps, top_k, order_parameter, density_range, sharpness, parametrisation,
-            freq_bias, axes, helix_scales, value_rotation: as in
-            `syncattn.nn.SelectiveSynchronizationAttention`.
+        freq_dim, phase_dim, directed, position, window_range, windows, delay, detuning, token_shift,
+            self_coupling, frame, power, edge, eps, top_k, order_parameter, density_range, sharpness,
+            parametrisation, freq_bias, axes, helix_scales, value_rotation, short_convolution, value_residual:
+            as in `syncattn.nn.SelectiveSynchronizationAttention`. `OSNConfig.preset` has mixes of heads by
+            name.
 
     The defaults and what speaks for each: by how much the validation loss on WikiText-2 rises, in nats per
     byte, when it alone is changed (117,000 parameters, one seed, where seeds differ by .006;
@@ -61,10 +67,11 @@ class OSNConfig(DecoderConfig):
 
     freq_dim: int | None = None
     phase_dim: int = 1
-    directed: bool = False
+    directed: bool | Sequence[bool] = False
     position: str | Sequence[str] = "drift"
     window_range: Sequence[float] = (4.0, 64.0)
-    delay: float = 0.5
+    windows: Sequence[float | None] | None = None
+    delay: float | Sequence[bool] = 0.5
     detuning: bool = False
     token_shift: bool = True
     self_coupling: bool = False
@@ -81,6 +88,8 @@ class OSNConfig(DecoderConfig):
     axes: int = 1
     helix_scales: Sequence[float] = (4.0, 16.0, 64.0)
     value_rotation: float | None = None
+    short_convolution: int | None = None
+    value_residual: bool = False
 
     @classmethod
     def paper(cls, **overrides: Any) -> OSNConfig:
@@ -97,6 +106,20 @@ class OSNConfig(DecoderConfig):
         feed_forward = {"gated": False, "hidden_act": "gelu"}
         return cls(**{**published(hidden // heads), **feed_forward, **overrides})
 
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """A mix of heads by name, see `syncattn.nn.preset`; `overrides` are any fields.
+
+        Only texts are read causally. What is stored are the mix's own fields, so that a model outlives a
+        change of the presets.
+
+        Raises:
+            TypeError, ValueError: as `syncattn.nn.preset`, and as the class.
+        """
+        heads = overrides.get("num_attention_heads", cls.num_attention_heads)
+        check_heads(overrides.get("hidden_size", cls.hidden_size), heads)
+        return cls(**{**preset(name, heads), "is_causal": name == "text", **overrides})
+
     def check(self) -> None:
         """As `DecoderConfig.check`, and the options of synchronization, as the layer asks of them."""
         super().check()
@@ -105,21 +128,26 @@ class OSNConfig(DecoderConfig):
         for name in ("freq_dim", "top_k"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
-        for name in ("directed", "detuning", "token_shift", "self_coupling", "order_parameter", "freq_bias"):
+        for name in ("detuning", "self_coupling", "order_parameter", "freq_bias", "value_residual"):
             check_flag(name, getattr(self, name))
+        check_looking_back(self.token_shift, self.short_convolution)
         freq_dim = min(16, self.head_dim) if self.freq_dim is None else self.freq_dim
         check_frequency(
             *(freq_dim, self.position, self.window_range, self.delay),
             num_heads=self.num_attention_heads,
             axes=self.axes,
             helix_scales=self.helix_scales,
+            directed=self.directed,
+            windows=self.windows,
         )
         check_value_rotation(self.value_rotation, self.head_dim, self.axes)
         check_synchronization(self.frame, self.power, self.edge, self.eps, self.top_k)
         check_start(self.density_range, self.sharpness, self.parametrisation)
         # JSON makes lists of tuples
         self.window_range, self.helix_scales = tuple(self.window_range), tuple(self.helix_scales)
-        self.position = self.position if isinstance(self.position, str) else tuple(self.position)
+        for name in ("position", "directed", "delay", "windows"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, tuple(getattr(self, name)))
         self.density_range = None if self.density_range is None else tuple(self.density_range)
 
 

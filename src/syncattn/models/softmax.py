@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from syncattn.checks import check_choice, check_flag, check_real
 from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
-from syncattn.nn.options import check_delay
+from syncattn.nn.options import check_delay, check_looking_back
 from syncattn.nn.packing import counted_from_first, find_texts
 from syncattn.nn.places import checked_positions, locate
+from syncattn.nn.residual import check_first_value, mix_first_value, new_value_mix
 from syncattn.nn.state import Step
 from syncattn.nn.tokens import (
     allowed_by_mask,
@@ -25,6 +26,7 @@ from syncattn.nn.tokens import (
     mix_previous,
     real_tokens,
     shift_by_one,
+    with_before,
 )
 from syncattn.nn.tokens import positions as count_positions
 
@@ -44,6 +46,12 @@ class SoftmaxAttention(nn.Module):
         delay: fraction of the heads in which a token is found by the key of the token before it, and its own
             value is read. Before the first token stands a key of zeros.
         token_shift: as in `SelectiveSynchronizationAttention`; queries and keys take the frequencies' part.
+        short_convolution: None, or the width L + 1 of a causal convolution over tokens, channel by channel,
+            of queries, keys and values (So et al. 2021), in place of the token shift: of what is projected,
+            p_j + sum of a_l * p_(j-l) over l = 1 ... L, with a learned a (L, 3 E) that starts at 0.
+        qk_norm: queries and keys of each head are divided by their root mean square and multiplied by
+            learned gains (E / H,) of their own, before they turn with position (Henry et al. 2020).
+        value_residual: as in `SelectiveSynchronizationAttention`; a short convolution comes after it.
 
     Raises:
         ValueError: an argument is out of range.
@@ -62,6 +70,9 @@ class SoftmaxAttention(nn.Module):
         position: str = "rotary",
         delay: float = 0.0,
         token_shift: bool = False,
+        short_convolution: int | None = None,
+        qk_norm: bool = False,
+        value_residual: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -72,13 +83,23 @@ class SoftmaxAttention(nn.Module):
             )
         check_real("dropout", dropout, "in [0, 1)", lambda x: 0 <= x < 1)
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
-        check_options(self.head_dim, position, delay, token_shift)
+        check_options(self.head_dim, position, delay, token_shift, short_convolution, qk_norm, value_residual)
         self.dropout, self.batch_first, self.position, self.delay = dropout, batch_first, position, delay
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
         self.shift = None
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         if token_shift:
-            self.shift = nn.Parameter(torch.zeros(2, embed_dim, device=device, dtype=dtype))
+            self.shift = nn.Parameter(torch.zeros(2, embed_dim, **factory))
+        self.looks_back = 1 if token_shift else (short_convolution or 1) - 1
+        self.convolution = self.gains = self.value_mix = None
+        if short_convolution is not None:
+            self.convolution = nn.Parameter(torch.zeros(self.looks_back, 3 * embed_dim, **factory))
+        if qk_norm:
+            self.gains = nn.Parameter(torch.ones(2, self.head_dim, **factory))
+        if value_residual:
+            self.value_mix = new_value_mix(**factory)
+            nn.init.constant_(self.value_mix, 0.5)
         # The heads that an OSN with this delay would delay.
         self.register_buffer("delayed", delayed_heads(num_heads, delay, device))
 
@@ -96,14 +117,15 @@ class SoftmaxAttention(nn.Module):
         state: IncrementalState | None = None,
         positions: Tensor | None = None,
         sequence_ids: Tensor | None = None,
+        first_value: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Self-attention of query (B, N, E); arguments and result as in `SelectiveSynchronizationAttention`.
 
         `state` holds rotated keys where that layer's holds frequencies: 2 * head_dim numbers per token and
-        head. A row whose keys are all masked gives exactly 0. With a delay or a token shift there is no
-        attn_mask: key_padding_mask and is_causal say who sees whom. `positions` have one axis, (B or 1, N,
-        1), and go with position="rotary" only. `sequence_ids`, which go with neither attn_mask nor state,
-        become a mask of N x N.
+        head. A row whose keys are all masked gives exactly 0. With a delay, a token shift or a short
+        convolution there is no attn_mask: key_padding_mask and is_causal say who sees whom. `positions` have
+        one axis, (B or 1, N, 1), and go with position="rotary" only. `sequence_ids`, which go with neither
+        attn_mask nor state, become a mask of N x N. `first_value`: see `value_residual`.
 
         Raises:
             ValueError: key or value is not query, a shape or mask is not as documented, or positions are
@@ -112,6 +134,7 @@ class SoftmaxAttention(nn.Module):
         self._check(query, key, value, attn_mask, is_causal, state)
         x = query if self.batch_first else query.transpose(0, 1)
         batch, tokens, _ = x.shape
+        check_first_value(first_value, x, self.value_mix is not None)
         real = real_tokens(key_padding_mask, batch, tokens)
         texts = follows = None
         if sequence_ids is not None:
@@ -129,20 +152,17 @@ class SoftmaxAttention(nn.Module):
             position = counted_from_first(position, texts)
             allowed = (texts.ids[:, :, None] == texts.ids[:, None])[:, None]
 
-        last_input = None
-        if state is not None and self.shift is not None:
-            last_input = last_real_input(x, real, state.last_input)
-        q, k, v = self._project(x, real, state, follows)  # (B, H, N, d) each
+        q, k, v, mixed_in = self._project(x, real, state, follows, first_value)  # (B, H, N, d) each
         if self.position == "rotary":
             q, k = rotate(q, position), rotate(k, position)
         emitted, k = k, self._delay_by_one(k, real, None if state is None else state.last_emitted, follows)
         after = None
         if state is not None:
             after = state.extended(k, v, real, last_emitted=last_real(emitted, real, state.last_emitted))
-            after.last_input, after.origin, after.last_place = last_input, origin, last
-            step = Step(
-                state.mark(), real, emitted, state.last_emitted, None if self.shift is None else x, None
-            )
+            if mixed_in is not None:
+                after.last_input = last_real_input(mixed_in, real, state.last_input)
+            after.origin, after.last_place = origin, last
+            step = Step(state.mark(), real, emitted, state.last_emitted, mixed_in, None)
             after.record_(state, step._replace(origin=origin, place=position))
             k, v, real = after.held
 
@@ -168,10 +188,23 @@ class SoftmaxAttention(nn.Module):
             state.become_(after)  # the last step: whatever fails, the past is as it was
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
+    @property
+    def kept_before(self) -> int:
+        """How many numbers an `IncrementalState` keeps of the tokens that the next one is mixed with."""
+        return self.embed_dim * self.looks_back * (1 if self.convolution is None else 3)
+
+    def first_values(self, x: Tensor) -> Tensor:
+        """As in `SelectiveSynchronizationAttention`."""
+        size = self.embed_dim
+        return F.linear(x, self.in_proj.weight[2 * size :], self._bias(slice(2 * size, None)))
+
     def extra_repr(self) -> str:
+        convolution = None if self.convolution is None else self.looks_back + 1
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, position={self.position!r}, "
-            f"delay={self.delay}, token_shift={self.shift is not None}"
+            f"delay={self.delay}, token_shift={self.shift is not None}, "
+            f"short_convolution={convolution}, qk_norm={self.gains is not None}, "
+            f"value_residual={self.value_mix is not None}"
         )
 
     def _check(
@@ -195,9 +228,10 @@ class SoftmaxAttention(nn.Module):
             raise ValueError(
                 f"state must come with is_causal=True and no attn_mask, got is_causal={is_causal}, {masked}"
             )
-        if attn_mask is not None and (self.delay or self.shift is not None):
+        if attn_mask is not None and (self.delay or self.looks_back):
+            kind = "short convolution" if self.convolution is not None else "token shift"
             raise ValueError(
-                "attn_mask must be None with a delay or a token shift, got a mask: what it hides would reach "
+                f"attn_mask must be None with a delay or a {kind}, got a mask: what it hides would reach "
                 "other rows through the token after"
             )
         batch = query.shape[0 if self.batch_first else 1]
@@ -205,20 +239,41 @@ class SoftmaxAttention(nn.Module):
             raise ValueError(f"state must hold a batch of {batch} sequences, got {state.value.shape[0]}")
 
     def _project(
-        self, x: Tensor, real: Tensor | None, state: IncrementalState | None, follows: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, H, N, d) of x (B, N, E)."""
-        heads = (self.num_heads, self.head_dim)
-        if self.shift is None:
-            q, k, v = self.in_proj(x).unflatten(-1, (3, *heads)).permute(2, 0, 3, 1, 4)
-            return q, k, v
+        self,
+        x: Tensor,
+        real: Tensor | None,
+        state: IncrementalState | None,
+        follows: Tensor | None,
+        first_value: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values (B, H, N, d) of x (B, N, E), and what of each token and those before it
+        the next one is mixed with, (B, N, kept_before), None for nothing."""
+        size, mixed_in = self.embed_dim, None
         before = None if state is None else state.last_input
-        sizes, bias = (2 * self.embed_dim, self.embed_dim), self.in_proj.bias
-        weights = self.in_proj.weight.split(sizes)
-        biases = (None, None) if bias is None else bias.split(sizes)
-        mixed = [mix_previous(x, amount, before, real, follows) for amount in self.shift]
-        q, k = F.linear(mixed[0], weights[0], biases[0]).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
-        return q, k, F.linear(mixed[1], weights[1], biases[1]).unflatten(-1, heads).transpose(1, 2)
+        if self.shift is None:
+            projected = self.in_proj(x)
+        else:
+            mixed_in = x
+            for_keys, for_values = (mix_previous(x, amount, before, real, follows) for amount in self.shift)
+            parts = ((for_keys, slice(2 * size)), (for_values, slice(2 * size, None)))
+            projected = torch.cat(
+                [F.linear(given, self.in_proj.weight[rows], self._bias(rows)) for given, rows in parts], -1
+            )
+        if first_value is not None and self.value_mix is not None:
+            keys, values = projected.split((2 * size, size), -1)
+            projected = torch.cat((keys, mix_first_value(values, first_value, self.value_mix)), -1)
+        if self.convolution is not None:
+            if state is not None:
+                mixed_in = with_before(projected, self.looks_back, before, real)
+            projected = mix_previous(projected, self.convolution, before, real, follows)
+        q, k, v = projected.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        if self.gains is not None:
+            q, k = (F.rms_norm(part, (self.head_dim,), gain) for part, gain in zip((q, k), self.gains))
+        return q, k, v, mixed_in
+
+    def _bias(self, rows: slice) -> Tensor | None:
+        """The projection's biases of these rows."""
+        return None if self.in_proj.bias is None else self.in_proj.bias[rows]
 
     def _delay_by_one(
         self, keys: Tensor, real: Tensor | None, last: Tensor | None, follows: Tensor | None
@@ -290,7 +345,15 @@ def _softmax_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(-1)
 
 
-def check_options(head_dim: int, position: Any, delay: Any, token_shift: Any) -> None:
+def check_options(
+    head_dim: int,
+    position: Any,
+    delay: Any,
+    token_shift: Any,
+    short_convolution: Any = None,
+    qk_norm: Any = False,
+    value_residual: Any = False,
+) -> None:
     """Make sure that the options of the layer, or of a configuration, are in range.
 
     Raises:
@@ -300,4 +363,6 @@ def check_options(head_dim: int, position: Any, delay: Any, token_shift: Any) ->
     if position == "rotary" and head_dim % 2:
         raise ValueError(f"position='rotary' needs an even head_dim (embed_dim / num_heads), got {head_dim}")
     check_delay(delay)
-    check_flag("token_shift", token_shift)
+    check_looking_back(token_shift, short_convolution)
+    check_flag("qk_norm", qk_norm)
+    check_flag("value_residual", value_residual)

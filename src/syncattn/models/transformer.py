@@ -24,6 +24,11 @@ class TransformerConfig(DecoderConfig):
         delay: fraction of the heads that read the key of the token before, as an OSN's delayed heads do.
         token_shift: queries and keys, and values, are made of mixtures with the token before, as an OSN's
             frequencies and values.
+        short_convolution: a causal convolution of this width on queries, keys and values, in place of the
+            token shift; None for none.
+        qk_norm: queries and keys are divided by their root mean square.
+        value_residual: values are mixtures with what the first layer's would be.
+            These three as in `syncattn.models.SoftmaxAttention`.
 
     Raises:
         TypeError, ValueError: as `DecoderConfig`.
@@ -34,6 +39,9 @@ class TransformerConfig(DecoderConfig):
     position: str = "rotary"
     delay: float = 0.0
     token_shift: bool = False
+    short_convolution: int | None = None
+    qk_norm: bool = False
+    value_residual: bool = False
 
     def check(self) -> None:
         """As `DecoderConfig.check`, and the options of softmax attention."""
@@ -52,8 +60,13 @@ class TransformerPreTrainedModel(DecoderPreTrainedModel):
         """Initialise one submodule, and what an attention layer holds besides its linear layers."""
         super()._init_weights(module)
         if isinstance(module, SoftmaxAttention):
-            if module.shift is not None:
-                init.zeros_(module.shift)
+            for zeros in (module.shift, module.convolution):
+                if zeros is not None:
+                    init.zeros_(zeros)
+            if module.gains is not None:
+                init.ones_(module.gains)
+            if module.value_mix is not None:
+                init.constant_(module.value_mix, 0.5)
             # of a module made on the meta device and emptied since, this holds anything
             init.copy_(module.delayed, delayed_heads(module.num_heads, module.delay, module.delayed.device))
 

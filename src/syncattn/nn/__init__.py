@@ -4,6 +4,7 @@ from syncattn.nn.attention import SelectiveSynchronizationAttention
 from syncattn.nn.block import OSNBlock
 from syncattn.nn.calibration import calibrate, count_locked, limit_density_, locked_density
 from syncattn.nn.frequency import Frequency
+from syncattn.nn.presets import preset
 from syncattn.nn.state import IncrementalState
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "count_locked",
     "limit_density_",
     "locked_density",
+    "preset",
 ]

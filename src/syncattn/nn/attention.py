@@ -15,11 +15,12 @@ from syncattn.nn.coupled_heads import CoupledHeads
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
 from syncattn.nn.frequency import Frequency, turn_values
 from syncattn.nn.hosts import NeverFused
-from syncattn.nn.inputs import Inputs, batch_first, check_past, checked_inputs, with_texts
-from syncattn.nn.operands import as_they_are, in_every_form, remember_
-from syncattn.nn.options import check_synchronization, check_value_rotation
+from syncattn.nn.inputs import Inputs, batch_first, checked_inputs, go_on_from, with_texts
+from syncattn.nn.operands import as_they_are, by_groups, in_every_form, remember_
+from syncattn.nn.options import check_looking_back, check_synchronization, check_value_rotation
 from syncattn.nn.places import find_places, lattice, with_positions
 from syncattn.nn.published import published, renamed_parameters
+from syncattn.nn.residual import check_first_value, mix_first_value, new_value_mix
 from syncattn.nn.shift import Mixed, mix_tokens
 from syncattn.nn.sight import fold, who_sees_whom
 from syncattn.nn.state import IncrementalState
@@ -39,11 +40,16 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             `nn.MultiheadAttention`, where it is False.
         freq_dim: m, coordinates of a frequency; None for the smaller of 16 and E / H.
         phase_dim: phases per token and head, seen only by the order parameter.
-        directed, position, window_range, delay, detuning, freq_bias, axes, helix_scales: see
-            `syncattn.nn.Frequency`.
+        directed, position, window_range, windows, delay, detuning, freq_bias, axes, helix_scales: see
+            `syncattn.nn.Frequency`. `syncattn.nn.preset` has mixes of heads by name.
         token_shift: frequencies are made of x_j + a * x_(j-1), values of x_j + b * x_(j-1), with learned a
             and b (E,) that start at 0: tokens mix with the ones before them (compare Peng et al. 2023). The
             models of `syncattn.models` have it by default, a layer, which may stand anywhere, does not.
+        short_convolution: None, or the width L + 1 of a causal convolution in place of the token shift:
+            frequencies are made of x_j + sum of a_l * x_(j-l) over l = 1 ... L, values likewise, with learned
+            a and b (L, E) that start at 0. Width 2 is the token shift.
+        value_residual: values are c * v + c1 * v1, with v1 what the network's first layer made of the same
+            tokens (Zhou et al. 2024), given as `first_value`; c and c1 are learned and start at 1/2.
         self_coupling: whether a token may listen to itself. In the Kuramoto sum the self term is sin 0 = 0.
         value_rotation: None, or the base of co-rotating values: v_j is turned by R(x_j), pairs of coordinates
             by angles proportional to its position, as "rotary" turns frequencies, with this number in place
@@ -73,10 +79,11 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         *,
         freq_dim: int | None = None,
         phase_dim: int = 1,
-        directed: bool = False,
+        directed: bool | Sequence[bool] = False,
         position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
-        delay: float = 0.5,
+        windows: Sequence[float | None] | None = None,
+        delay: float | Sequence[bool] = 0.5,
         detuning: bool = False,
         token_shift: bool = False,
         self_coupling: bool = False,
@@ -93,6 +100,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         axes: int = 1,
         helix_scales: Sequence[float] = (4.0, 16.0, 64.0),
         value_rotation: float | None = None,
+        short_convolution: int | None = None,
+        value_residual: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -106,7 +115,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         check_count("phase_dim", phase_dim)
         check_real("dropout", dropout, "in [0, 1)", lambda x: 0 <= x < 1)
         check_synchronization(frame, power, edge, eps, top_k)
-        check_flag("token_shift", token_shift)
+        check_looking_back(token_shift, short_convolution)
+        check_flag("value_residual", value_residual)
         check_flag("self_coupling", self_coupling)
         check_flag("order_parameter", order_parameter)
         check_flag("freq_bias", freq_bias)
@@ -124,6 +134,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             directed=directed,
             position=position,
             window_range=window_range,
+            windows=windows,
             delay=delay,
             detuning=detuning,
             bias=freq_bias,
@@ -134,8 +145,13 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         self.phase_proj = nn.Linear(embed_dim, num_heads * phase_dim, **factory) if order_parameter else None
         self.value_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
-        # (2, E): the share of the token before in what frequencies, and what values, are made of
-        self.shift = nn.Parameter(torch.empty(2, embed_dim, **factory)) if token_shift else None
+        # (2, E) or (2, L, E): the shares of tokens before in what frequencies, and what values, are made of
+        self.looks_back = 1 if token_shift else (short_convolution or 1) - 1
+        self.shift = None
+        if self.looks_back:
+            shape = (2, embed_dim) if token_shift else (2, self.looks_back, embed_dim)
+            self.shift = nn.Parameter(torch.empty(shape, **factory))
+        self.value_mix = new_value_mix(**factory) if value_residual else None
         self._add_coupling(**factory)
         self.reset_parameters()
 
@@ -148,6 +164,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             return
         if self.shift is not None:
             nn.init.zeros_(self.shift)
+        if self.value_mix is not None:
+            nn.init.constant_(self.value_mix, 0.5)
         self._reset_coupling(self.freq_dim)
         if self.parametrisation == "softplus":
             for module in self.modules():
@@ -185,6 +203,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         positions: Tensor | None = None,
         key_positions: Tensor | None = None,
         sequence_ids: Tensor | None = None,
+        first_value: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend: self-attention if only query is given.
 
@@ -222,6 +241,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
                 text; negative ones are padding. Each text comes out as if it stood alone: weights, order
                 parameter, positions (which begin anew), delay and token shift see no other. Not with an
                 attn_mask or a state. `syncattn.sequence_ids_of` makes them of cumulative lengths.
+            first_value: with value_residual, and only then: what the first layer's `first_values` gave for
+                the senders, (B, M, E), also if not batch_first.
 
         Returns:
             (out, weights): out like query; weights None, or (B, N, M), or (B, H, N, M) if not averaged.
@@ -238,11 +259,14 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             sequence_ids=sequence_ids,
         )
         if state is not None:
-            check_past(state, given)
-        arguments, after, own = self._operator_arguments(given, state)
+            given = go_on_from(state, given)
+        check_first_value(first_value, given.key, self.value_mix is not None)
+        arguments, after, own = self._operator_arguments(given, state, first_value)
         dropout_p, weights = self.dropout if self.training else 0.0, None
         arguments |= {"dropout_p": dropout_p, "return_weights": need_weights}
-        if state is not None and state.checked:
+        if after is not None and not after.reads_all:
+            result = by_groups(after, arguments)
+        elif state is not None and state.checked:
             tensors = (arguments.pop(n) for n in ("receive", "send", "value", "coupling", "bandwidth"))
             result = go_on(state.checked, *tensors, **arguments)
         else:
@@ -257,10 +281,21 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
         if state is not None and after is not None:
             after.was_checked_()
+            after.look_ahead_()
             state.become_(after)  # the last step: whatever fails, the past is as it was
         if query.ndim == 2:
             return out[0], None if weights is None else weights[0]
         return (out if self.batch_first else out.transpose(0, 1)), weights
+
+    @property
+    def kept_before(self) -> int:
+        """How many numbers an `IncrementalState` keeps of the tokens that the next one is mixed with."""
+        return self.looks_back * self.embed_dim
+
+    def first_values(self, x: Tensor) -> Tensor:
+        """Of this layer's input (B, N, E), or of its part that is `value`: the values (B, N, E), each of its
+        own token alone, that later layers with a value_residual take as `first_value`."""
+        return self.value_proj(x)
 
     def operator_call(
         self,
@@ -366,11 +401,11 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         return with_positions(given, positions, key_positions, self.frequency.axes)
 
     def _operator_arguments(
-        self, given: Inputs, past: IncrementalState | None
+        self, given: Inputs, past: IncrementalState | None, first_value: Tensor | None = None
     ) -> tuple[dict[str, Any], IncrementalState | None, Tensor]:
         """What the operator is called with, by name, all but dropout_p, backend and return_weights; the past
         that a next call goes on from, if these tokens go on from one; and where the receivers stand."""
-        has_shift, has_delay = self.shift is not None, self.frequency.delay > 0
+        has_shift, has_delay = self.shift is not None, self.frequency.has_delay
         seen = who_sees_whom(given, has_shift, has_delay)
         places = find_places(given, seen, past, has_delay)
         tokens = mix_tokens(given, seen, places, self.shift, past)
@@ -378,7 +413,10 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             None if given.itself and tokens.key is tokens.query else tokens.query,
             *(tokens.key, tokens.places.own, tokens.places.position, tokens.places.first),
         )
-        value = self._of_heads(self.value_proj(tokens.value))
+        value = self.value_proj(tokens.value)
+        if first_value is not None and self.value_mix is not None:
+            value = mix_first_value(value, first_value, self.value_mix)
+        value = self._of_heads(value)
         if self.value_rotation is not None:
             value = turn_values(value, tokens.places.position, self.value_rotation)
         coupling, sums = self._effective_coupling(given, tokens, past)
@@ -388,7 +426,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         else:
             operands, after = as_they_are(made, value, given, seen, past, self_coupling)
         if past is not None and after is not None:
-            remember_(after, past, given, places, made, sums, has_shift)
+            remember_(after, past, given, places, made, sums, self.looks_back)
         options = {name: getattr(self, name) for name in ("top_k", "frame", "power", "edge", "eps")}
         return (
             {**operands._asdict(), "coupling": coupling, "bandwidth": self.bandwidth, **options},
@@ -415,12 +453,17 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
 
     def extra_repr(self) -> str:
         f = self.frequency
+        convolution = None if self.shift is None or self.shift.ndim == 2 else self.looks_back + 1
         phases = 0 if self.phase_proj is None else self.phase_proj.out_features // self.num_heads
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, freq_dim={self.freq_dim}, "
-            f"phase_dim={phases}, directed={f.send_proj is not None}, position={f.position!r}, "
+            f"phase_dim={phases}, directed={f.directed if f.is_mixed else all(f.directed)}, "
+            f"position={f.position!r}, windows={f.windows}, "
             f"axes={f.axes}, value_rotation={self.value_rotation}, "
-            f"delay={f.delay}, detuning={f.detuning is not None}, token_shift={self.shift is not None}, "
+            f"delay={f.delay}, detuning={f.detuning is not None}, "
+            f"token_shift={self.shift is not None and convolution is None}, "
+            f"short_convolution={convolution}, "
+            f"value_residual={self.value_mix is not None}, "
             f"self_coupling={self.self_coupling}, "
             f"frame={self.frame!r}, power={self.power}, edge={self.edge}, eps={self.eps}, "
             f"top_k={self.top_k}, parametrisation={self.parametrisation!r}"

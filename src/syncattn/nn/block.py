@@ -76,6 +76,7 @@ class Block(nn.Module):
         need_weights: bool = False,
         positions: Tensor | None = None,
         sequence_ids: Tensor | None = None,
+        first_value: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
         """src (N, B, E), or (B, N, E) with batch_first, to the same shape.
 
@@ -86,12 +87,13 @@ class Block(nn.Module):
             need_weights: return (out, weights (B, H, N, M)).
             positions: where the tokens stand, see `SelectiveSynchronizationAttention.forward`.
             sequence_ids: several texts in a row, see there.
+            first_value: with a value residual, see there.
 
         Raises:
             ValueError: src is nested, or as `SelectiveSynchronizationAttention.forward`.
         """
         check_dense("src", src)
-        given = {"positions": positions, "sequence_ids": sequence_ids}
+        given = {"positions": positions, "sequence_ids": sequence_ids, "first_value": first_value}
         placed = {
             name: x for name, x in given.items() if x is not None
         }  # attention of others may not know it

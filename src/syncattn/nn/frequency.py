@@ -4,72 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from syncattn.checks import check_choice, check_count, check_flag, check_range, check_real, short
-from syncattn.nn.options import check_delay
+from syncattn.checks import check_flag
+from syncattn.nn.mix import (
+    DRIFTS,
+    HELICES,
+    Run,
+    check_frequency,
+    directed_heads,
+    forms_of_heads,
+    kept_coordinates,
+    runs_of,
+)
 from syncattn.nn.tokens import delayed_heads, shift_by_one
-
-POSITIONS = ("drift", "own_drift", "rotary", "helix", "own_helix", "none")
-_DRIFTS, _HELICES = ("drift", "own_drift"), ("helix", "own_helix")
-
-
-def forms_of_heads(position: str | Sequence[str], num_heads: int) -> tuple[str, ...]:
-    """Each head's form of position, of one for all of them or a list with one for each.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    forms = (position,) * num_heads if isinstance(position, str) else position
-    if not isinstance(forms, (tuple, list)) or len(forms) != num_heads:
-        raise ValueError(
-            f"position must be one of {', '.join(map(repr, POSITIONS))}, or a list with one for each of the "
-            f"{num_heads} heads, got {short(position)}"
-        )
-    for form in forms:
-        check_choice("position", form, POSITIONS)
-    return tuple(forms)
-
-
-def check_frequency(
-    freq_dim: int,
-    position: str | Sequence[str],
-    window_range: Sequence[float],
-    delay: float,
-    *,
-    num_heads: int,
-    axes: int,
-    helix_scales: Sequence[float],
-) -> None:
-    """Make sure that the options of a `Frequency` are in range.
-
-    Raises:
-        TypeError, ValueError: they are not.
-    """
-    check_count("freq_dim", freq_dim)
-    check_count("axes", axes)
-    forms = forms_of_heads(position, num_heads)
-    if not isinstance(helix_scales, (tuple, list)) or not helix_scales:
-        raise TypeError(f"helix_scales must be a list of at least one number, got {short(helix_scales)}")
-    for scale in helix_scales:
-        check_real("helix_scales", scale, "positive and finite", lambda x: 0 < x < math.inf)
-    circles = 2 * axes * len(helix_scales)
-    for form, least in (("own_drift", axes + 1), ("helix", circles), ("own_helix", circles + 1)):
-        if form in forms and freq_dim < least:
-            detail = "" if form == "own_drift" else " (2 * axes * len(helix_scales) for the helix)"
-            raise ValueError(f"position={form!r} needs freq_dim of at least {least}{detail}, got {freq_dim}")
-    if "rotary" in forms and freq_dim % 2:
-        raise ValueError(f"position='rotary' needs an even freq_dim, got {freq_dim}")
-    if "rotary" in forms and freq_dim < 2 * axes:
-        raise ValueError(
-            f"position='rotary' needs freq_dim of at least 2 * axes = {2 * axes}, got {freq_dim}"
-        )
-    check_range("window_range", window_range, math.inf)
-    check_delay(delay)
 
 
 class Frequencies(NamedTuple):
@@ -111,21 +62,27 @@ class Frequency(nn.Module):
         embed_dim: E, size of the hidden states.
         num_heads: H.
         freq_dim: m, coordinates of a frequency.
-        directed: receive and send frequencies have projections of their own; False is the symmetric form.
+        directed: receive and send frequencies have projections of their own; False is the symmetric form. Or
+            a list with one flag per head: a directed head has E m parameters more (and m with a bias), a
+            symmetric one beside it has none and is what it is alone.
         position: "drift": slope_h i u_h is added, u_h a learned direction among the content's coordinates, so
             that content can pull a token to other positions. "own_drift": the last coordinate is slope_h i
             alone, so that in the absolute frame a token locks at most floor(rho / |slope_h|) tokens away.
             "rotary": pairs of coordinates are turned by angles proportional to i. "helix": amplitude_h (cos
             (i / w), sin(i / w)), for each w of `helix_scales`, is added to two of the content's coordinates:
             bounded, so that near is preferred and far stays within reach of a token that is alike.
-            "own_helix": those coordinates are the helix's alone. "none": without delay, the layer does not
-            see order. Or a list with one form per head. All but "helix" make D depend on differences of
-            positions alone; a helix among contents is counted from each sequence's first token.
+            "own_helix": those coordinates are the helix's alone. "screw", "own_screw": drift and helix, a
+            window with circles in it. "none": without delay, the layer does not see order. Or a list with one
+            form per head. All but "helix" and "screw" make D depend on differences of positions alone; a
+            helix among contents is counted from each sequence's first token.
         window_range: (narrowest, widest), in tokens: slopes start at sqrt(2 m) / window with windows in
             geometric progression over the heads. At a distance of one window, position detunes as much
             as two unrelated tokens' contents do.
+        windows: None, or each head's window at the start, in place of `window_range`'s; None for a head that
+            does not drift.
         delay: fraction of heads that couple to the frequency which the token before emitted but read this
-            token's value: "what followed my like". Before the first token stands one without content.
+            token's value: "what followed my like"; or a list with one flag per head. Before the first token
+            stands one without content.
         detuning: a learned offset per head on the receive frequency; with drift it moves the window.
         bias: whether projections have a bias (the published form has; a symmetric D does not see it).
         axes: A, how many coordinates a position has. Each axis has its slope and direction in each drifting
@@ -146,10 +103,11 @@ class Frequency(nn.Module):
         num_heads: int,
         freq_dim: int,
         *,
-        directed: bool = False,
+        directed: bool | Sequence[bool] = False,
         position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
-        delay: float = 0.5,
+        windows: Sequence[float | None] | None = None,
+        delay: float | Sequence[bool] = 0.5,
         detuning: bool = False,
         bias: bool = False,
         axes: int = 1,
@@ -158,32 +116,35 @@ class Frequency(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        own: dict[str, Any] = {"num_heads": num_heads, "axes": axes, "helix_scales": helix_scales}
-        check_frequency(freq_dim, position, window_range, delay, **own)
-        for name, flag in (("directed", directed), ("detuning", detuning), ("bias", bias)):
+        heads: dict[str, Any] = {"num_heads": num_heads, "directed": directed, "windows": windows}
+        check_frequency(
+            freq_dim, position, window_range, delay, axes=axes, helix_scales=helix_scales, **heads
+        )
+        for name, flag in (("detuning", detuning), ("bias", bias)):
             check_flag(name, flag)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
         self.position, self.window_range, self.delay = position, tuple(window_range), delay
+        self.windows = None if windows is None else tuple(windows)
         self.axes, self.helix_scales = axes, tuple(helix_scales)
         forms = forms_of_heads(position, num_heads)
         # Where all heads keep coordinates for position, contents have none there; in a mix they go unused.
-        kept = {"own_drift": axes, "own_helix": 2 * axes * len(self.helix_scales)}
+        kept = kept_coordinates(axes, len(self.helix_scales))
         self.content_dim = freq_dim - (kept.get(forms[0], 0) if len(set(forms)) == 1 else 0)
-        self.receive_proj = nn.Linear(embed_dim, num_heads * self.content_dim, bias, **factory)
-        self.send_proj = (
-            nn.Linear(embed_dim, num_heads * self.content_dim, bias, **factory) if directed else None
-        )
         # what position needs of parameters, of those heads that have the form; (A, ...) with several axes
-        self._runs, counts = _runs_of(forms)
+        self.directed = directed_heads(directed, num_heads)
+        self._runs, counts = runs_of(forms, self.directed)
+        self.receive_proj = nn.Linear(embed_dim, num_heads * self.content_dim, bias, **factory)
+        sent = counts.sent * self.content_dim  # of directed heads alone
+        self.send_proj = nn.Linear(embed_dim, sent, bias, **factory) if sent else None
         first = () if axes == 1 else (axes,)
 
         def of_axes(*sizes: int) -> nn.Parameter | None:
             return nn.Parameter(torch.empty(*first, *sizes, **factory)) if sizes[0] else None
 
-        self.log_slope = of_axes(counts["drift"] + counts["own_drift"])
-        self.direction = of_axes(counts["drift"], freq_dim)
-        self.log_amplitude = of_axes(counts["helix"] + counts["own_helix"])
+        self.log_slope = of_axes(counts.slopes)
+        self.direction = of_axes(counts.directions, freq_dim)
+        self.log_amplitude = of_axes(counts.amplitudes)
         self.detuning = nn.Parameter(torch.empty(num_heads, freq_dim, **factory)) if detuning else None
         self.register_buffer("delayed", delayed_heads(num_heads, delay, device))
         self.reset_parameters()
@@ -198,11 +159,8 @@ class Frequency(nn.Module):
                 if projection.bias is not None:
                     nn.init.zeros_(projection.bias)
         if self.log_slope is not None:
-            low, high = (math.log(w) for w in self.window_range)
-            # one head has the middle; made on the CPU in float32, the same numbers wherever the module is
-            ends = (low, high) if self.num_heads > 1 else ((low + high) / 2,) * 2
-            windows = torch.linspace(*ends, self.num_heads, dtype=torch.float32, device="cpu")
-            drifting = [run.heads for run in self._runs if run.form in _DRIFTS]
+            windows = self._log_windows()
+            drifting = [run.heads for run in self._runs if run.form in DRIFTS]
             windows = torch.cat([windows[heads] for heads in drifting])
             with torch.no_grad():
                 self.log_slope.copy_(0.5 * math.log(2 * self.freq_dim) - windows)
@@ -214,6 +172,26 @@ class Frequency(nn.Module):
                 self.direction.div_(self.direction.norm(dim=-1, keepdim=True))
         if self.detuning is not None:
             nn.init.normal_(self.detuning, std=0.5)
+
+    def _log_windows(self) -> Tensor:
+        """The logarithms of all heads' windows at the start, (H,), the same numbers wherever the module is;
+        anything for a head that does not drift."""
+        made: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+        if self.windows is not None:
+            return torch.tensor([math.log(window or 1) for window in self.windows], **made)
+        low, high = (math.log(w) for w in self.window_range)
+        ends = (low, high) if self.num_heads > 1 else ((low + high) / 2,) * 2  # one head has the middle
+        return torch.linspace(*ends, self.num_heads, **made)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether some heads are directed and others symmetric."""
+        return any(self.directed) and not all(self.directed)
+
+    @property
+    def has_delay(self) -> bool:
+        """Whether heads may be delayed."""
+        return self.delay > 0 if isinstance(self.delay, (int, float)) else any(self.delay)
 
     @property
     def symmetric(self) -> bool:
@@ -233,72 +211,111 @@ class Frequency(nn.Module):
             position: the senders'.
             first: at which places a sender may have nobody before it, of M or 1; None: nowhere.
         """
-        emitted = self.emit(key, position)
-        if query is None and self.symmetric:
-            receive = emitted
+        if query is None and self.is_mixed:
+            # What symmetric heads listen with is what they emit: it is made once.
+            heard = self._locate(self._content(self.receive_proj, key), position)
+            receive, emitted = self._detuned(heard), self._with_sent(heard, key, position)
         else:
-            receive = self.receive(key if query is None else query, own)
+            emitted = self.emit(key, position)
+            if query is None and self.symmetric:
+                receive = emitted
+            else:
+                receive = self.receive(key if query is None else query, own)
         nobody = None if first is None else self._nobody(key, first)
         return Frequencies(receive, emitted, nobody, self.delayed)
 
     def receive(self, x: Tensor, position: Tensor) -> Tensor:
         """What tokens listen with: x (B, N, E), position (B or 1, N, A) -> (B, H, N, m), float32 at least."""
-        frequency = self._locate(self._content(self.receive_proj, x), position)
-        if self.detuning is not None:
-            frequency = frequency + self.detuning[:, None].to(frequency.dtype)
-        return frequency
+        return self._detuned(self._locate(self._content(self.receive_proj, x), position))
 
     def emit(self, x: Tensor, position: Tensor) -> Tensor:
         """What tokens emit, before any delay: as `receive`."""
-        return self._locate(self._content(self.send_proj or self.receive_proj, x), position)
+        return self._locate(self._sent_content(x), position)
+
+    def _detuned(self, frequency: Tensor) -> Tensor:
+        if self.detuning is None:
+            return frequency
+        return frequency + self.detuning[:, None].to(frequency.dtype)
+
+    def _sent_content(self, x: Tensor) -> Tensor:
+        """The contents that tokens emit: x (B, M, E) -> (B, H, M, c)."""
+        if self.send_proj is None or not self.is_mixed:
+            return self._content(self.send_proj or self.receive_proj, x)
+        heard, sent = self._content(self.receive_proj, x), self._content(self.send_proj, x)
+        return torch.cat(
+            [heard[:, run.heads] if run.sent is None else sent[:, run.sent] for run in self._runs], dim=1
+        )
+
+    def _with_sent(self, heard: Tensor, x: Tensor, position: Tensor) -> Tensor:
+        """What tokens x (B, M, E) emit (B, H, M, m), given what they would listen with, without detuning."""
+        assert self.send_proj is not None
+        sent, at = self._content(self.send_proj, x), _on_axes(position)
+        return torch.cat(
+            [
+                heard[:, run.heads] if run.sent is None else self._add(sent[:, run.sent], at, run)
+                for run in self._runs
+            ],
+            dim=1,
+        )
 
     def _nobody(self, like: Tensor, position: Tensor) -> Tensor:
         """What a token without content emits at the place before each position, less 1 on every axis:
         (B or 1, M, A) -> (B or 1, H, M, m)."""
-        content = self._content(self.send_proj or self.receive_proj, like.new_zeros(1, 1, self.embed_dim))
+        content = self._sent_content(like.new_zeros(1, 1, self.embed_dim))
         return self._locate(content.expand(position.shape[0], -1, position.shape[1], -1), position - 1)
 
     def _content(self, projection: nn.Linear, x: Tensor) -> Tensor:
-        content = projection(x).unflatten(-1, (self.num_heads, self.content_dim)).transpose(1, 2)
+        content = projection(x).unflatten(-1, (-1, self.content_dim)).transpose(1, 2)
         return content.to(torch.promote_types(content.dtype, torch.float32))
 
     def _locate(self, content: Tensor, position: Tensor) -> Tensor:
         """Add the position's part to contents (B, H, N, m)."""
-        at = position[..., None] if position.ndim == 2 else position  # (B or 1, N, A)
+        at = _on_axes(position)
         if len(self._runs) == 1:
             return self._add(content, at, self._runs[0])
         return torch.cat([self._add(content[:, run.heads], at, run) for run in self._runs], dim=1)
 
-    def _add(self, content: Tensor, at: Tensor, run: _Run) -> Tensor:
+    def _add(self, content: Tensor, at: Tensor, run: Run) -> Tensor:
         """Add the position's part to contents (B, h, N, m) of the heads of one run."""
         if run.form == "none":
             return content
         if run.form == "rotary":
             return rotate(content, at)
         at = at[:, None].to(content.dtype)  # (B or 1, 1, N, A)
-        if run.form in _HELICES:
-            helix = self._helix(at, run)
-            rest = self.freq_dim - helix.shape[-1]
-            if run.form == "helix":
-                return content + nn.functional.pad(helix, (0, rest))
-            return torch.cat((helix.expand(*content.shape[:-1], -1), content[..., -rest:]), dim=-1)
+        if run.form in HELICES:
+            content = self._with_helix(content, self._helix(at, run), run)
+        if run.form in DRIFTS:
+            content = self._with_drift(content, at, run)
+        return content
+
+    def _with_helix(self, content: Tensor, helix: Tensor, run: Run) -> Tensor:
+        """Contents with the helix (B or 1, h, N, 2 L A) in their first coordinates."""
+        drifts = self.axes if run.form == "own_screw" else 0  # which keeps coordinates for these, too
+        rest = self.freq_dim - helix.shape[-1] - drifts
+        if run.form in ("helix", "screw"):
+            return content + nn.functional.pad(helix, (0, rest))
+        content = content[..., : self.freq_dim - drifts][..., -rest:]  # all of it where all heads are alike
+        return torch.cat((helix.expand(*content.shape[:-1], -1), content), dim=-1)
+
+    def _with_drift(self, content: Tensor, at: Tensor, run: Run) -> Tensor:
+        """Contents that drift: along a direction of theirs, or in the last coordinates, which are drift's."""
         assert self.log_slope is not None
-        slopes = self.log_slope.to(content.dtype).exp().view(self.axes, -1)[:, run.own]
+        slopes = self.log_slope.to(content.dtype).exp().view(self.axes, -1)[:, run.slopes]
         drifts = [at[..., a : a + 1] * slopes[a, :, None, None] for a in range(self.axes)]
-        if run.form == "own_drift":
+        if run.form in ("own_drift", "own_screw"):
             content = content[..., : self.freq_dim - self.axes]
             return torch.cat((content, *(drift.expand(*content.shape[:-1], 1) for drift in drifts)), dim=-1)
         assert self.direction is not None
         units = nn.functional.normalize(self.direction.to(content.dtype), dim=-1)
-        units = units.view(self.axes, -1, self.freq_dim)[:, run.pure]
+        units = units.view(self.axes, -1, self.freq_dim)[:, run.directions]
         for drift, unit in zip(drifts, units):
             content = content + drift * unit[:, None]
         return content
 
-    def _helix(self, at: Tensor, run: _Run) -> Tensor:
+    def _helix(self, at: Tensor, run: Run) -> Tensor:
         """The helix of at (B or 1, 1, N, A), (B or 1, h, N, 2 L A): per axis L cosines, then L sines."""
         assert self.log_amplitude is not None
-        amplitudes = self.log_amplitude.to(at.dtype).exp().view(self.axes, -1)[:, run.own]
+        amplitudes = self.log_amplitude.to(at.dtype).exp().view(self.axes, -1)[:, run.amplitudes]
         # Of two places far apart a helix of radius sqrt(c / 2L) detunes by c on average, contents by 2 m.
         radius = (self.freq_dim / 2 / (2 * len(self.helix_scales))) ** 0.5
         parts = []
@@ -309,25 +326,9 @@ class Frequency(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
-class _Run(NamedTuple):
-    """Heads side by side with the same form of position."""
-
-    form: str
-    heads: slice  # among all heads
-    own: slice  # among the heads that drift, or have a helix: so slopes and amplitudes are numbered
-    pure: slice  # among the heads with this form
-
-
-def _runs_of(forms: Sequence[str]) -> tuple[list[_Run], dict[str, int]]:
-    """Runs of heads with one form, in order; and how many heads have each form."""
-    runs, counts, start = [], dict.fromkeys(POSITIONS, 0), 0
-    for form, heads in groupby(forms):
-        number, kind = len(list(heads)), next((k for k in (_DRIFTS, _HELICES) if form in k), (form,))
-        before, pure = sum(counts[each] for each in kind), counts[form]
-        places = (slice(first, first + number) for first in (start, before, pure))
-        runs.append(_Run(form, *places))
-        start, counts[form] = start + number, pure + number
-    return runs, counts
+def _on_axes(position: Tensor) -> Tensor:
+    """Positions as (B or 1, N, A)."""
+    return position[..., None] if position.ndim == 2 else position
 
 
 def rotate(x: Tensor, position: Tensor, base: float = 10_000.0) -> Tensor:

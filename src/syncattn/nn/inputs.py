@@ -8,7 +8,7 @@ from torch import Tensor
 
 from syncattn.nn.packing import Texts, find_texts
 from syncattn.nn.state import IncrementalState
-from syncattn.nn.tokens import allowed_by_mask, attend_themselves, check_dense, real_tokens
+from syncattn.nn.tokens import allowed_by_mask, attend_themselves, check_dense, positions, real_tokens
 from syncattn.values import readable
 
 
@@ -100,11 +100,13 @@ def checked_inputs(
     return Inputs(query, key, value, real, allowed, is_causal, itself)
 
 
-def check_past(past: IncrementalState, given: Inputs) -> None:
-    """Make sure that these inputs can go on from a state.
+def go_on_from(past: IncrementalState, given: Inputs) -> Inputs:
+    """The inputs as they go on from a state: where it has forgotten tokens, without positions, which can but
+    number the tokens then.
 
     Raises:
-        ValueError: they are not causal self-attention without an attn_mask, or of another batch size.
+        ValueError: they are not causal self-attention without an attn_mask, of another batch size, or their
+            positions leave out a number after tokens were forgotten.
     """
     if not given.itself or not given.is_causal or given.allowed is not None:
         raise ValueError(
@@ -116,8 +118,21 @@ def check_past(past: IncrementalState, given: Inputs) -> None:
             "sequence_ids must be left out with a state, which holds one text a row, got "
             f"{tuple(given.texts.ids.shape)}"
         )
-    if past.send is not None and past.send.shape[0] != batch:
-        raise ValueError(f"state holds a batch of {past.send.shape[0]} sequences, got {batch}")
+    if past.sizes is not None and past.sizes[0] != batch:
+        raise ValueError(f"state holds a batch of {past.sizes[0]} sequences, got {batch}")
+    if given.positions is None or not past.forgets:
+        return given
+    own = positions(given.real, given.keys, past.count, given.query.device)[..., None]
+    alike: Tensor = given.positions == own  # (B, N, A)
+    alike = alike if given.real is None else alike | ~given.real[..., None]
+    known = readable(alike, any_device=True)
+    if known is None or not bool(known.all()):
+        raise ValueError(
+            "positions must be left out, or number the tokens on by 1, with a state that has forgotten what "
+            "lies behind its heads' windows, which are those of numbered tokens, got others of shape "
+            f"{tuple(given.positions.shape)}. DecoderCache(config, evict=False) keeps all and takes any"
+        )
+    return given._replace(positions=None, key_positions=None)
 
 
 def with_texts(given: Inputs, sequence_ids: Any, is_single: bool) -> Inputs:

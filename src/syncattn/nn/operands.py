@@ -3,17 +3,22 @@ what is kept of a call."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from syncattn.functional import go_on
 from syncattn.nn.frequency import Frequencies
+from syncattn.nn.groups import pick, put_together
 from syncattn.nn.inputs import Inputs
 from syncattn.nn.places import Places
 from syncattn.nn.sight import Seen, Sight, forms_of_senders, in_one_call, only
 from syncattn.nn.state import IncrementalState, Step
-from syncattn.nn.tokens import last_real, last_real_input
+from syncattn.nn.tokens import last_real, last_real_input, with_before
+
+_TENSORS = ("receive", "send", "value", "coupling", "bandwidth", "attn_mask")
 
 
 class Operands(NamedTuple):
@@ -38,6 +43,9 @@ def as_they_are(
 ) -> tuple[Operands, IncrementalState | None]:
     """The operator's call in which every sender, past ones too, stands once; and the past with these tokens.
 
+    Where heads are read from different tokens on (`reads_all`), send and value are those of these tokens
+    alone: `by_groups` puts in their place what each group of heads holds.
+
     Args:
         made, value: of these tokens, value (B, H, M, d).
         given, seen: the layer's inputs, and who may see whom of them.
@@ -49,11 +57,52 @@ def as_they_are(
     real, after = given.real, None
     if past is not None:
         after = past.extended(send, value, real, last_emitted=last_real(made.emitted, real, before))
-        send, value, real = after.held
+        if given.positions is not None:
+            after.starts = ()  # windows are those of numbered tokens
+        if after.reads_all:
+            send, value, real = after.held
+        else:
+            real = after.mask
     operands = Operands(made.receive, send, value, None, given.is_causal, self_coupling)
     if given.texts is not None:  # whose ids say what is padding, too
         return operands._replace(sequence_ids=given.texts.ids), after
     return operands._replace(attn_mask=both_allow(given.allowed, real)), after
+
+
+def by_groups(after: IncrementalState, arguments: dict[str, Any]) -> Any:
+    """The operator, each group of heads over what is to be read of its tokens.
+
+    Args:
+        after: the past with the receivers in it.
+        arguments: of the operator, of all heads; what it says of send and value is not read.
+
+    Returns:
+        As the operator: with return_weights, S and P (B, H, N, M) of all M tokens that there were, 0 for
+            those
+        that no head reads any more.
+    """
+    windows = after.windows
+    mask, coupling, length = arguments["attn_mask"], arguments["coupling"], after.length
+    results = []
+    for group, start in zip(after.groups, after.starts or (0,) * len(after.groups), strict=True):
+        own, gone = group.heads, max(0, start - group.first)
+        tensors = (
+            pick(arguments["receive"], own),
+            group.send.narrow(2, gone, group.held - gone),
+            group.value.narrow(2, gone, group.held - gone),
+            pick(coupling, own, 0 if coupling.ndim == 1 else 1),
+            pick(arguments["bandwidth"], own, 0),
+        )
+        seen = None if mask is None else mask.narrow(3, length - group.held + gone, group.held - gone)
+        options = {name: x for name, x in arguments.items() if name not in _TENSORS} | {"attn_mask": seen}
+        results.append(go_on(max(0, group.checked - gone), *tensors, **options))
+    assert windows is not None
+    out = put_together([x[0] if isinstance(x, tuple) else x for x in results], windows)
+    if not isinstance(results[0], tuple):
+        return out
+    told = [x[1:] for x in results if isinstance(x, tuple)]
+    wide = [[pad(x, (length - x.shape[-1], 0)) for x in each] for each in zip(*told, strict=True)]
+    return out, *(put_together(each, windows) for each in wide)
 
 
 def remember_(
@@ -63,26 +112,30 @@ def remember_(
     places: Places,
     made: Frequencies,
     sums: Tensor | None,
-    has_shift: bool,
+    looks_back: int,
 ) -> None:
     """Write into `after`, which `as_they_are` made of `past`, what later tokens need besides senders.
 
     Args:
         given, places, made: of these tokens.
         sums: (B, H, N, p, 2), the phases' sums up to each of them; None without an order parameter.
-        has_shift: whether the token before is mixed in.
+        looks_back: how many tokens before are mixed in.
     """
-    if has_shift:
-        after.last_input = last_real_input(given.key, given.real, past.last_input)
+    mixed_in = None
+    if looks_back:
+        mixed_in = with_before(given.key, looks_back, past.last_input, given.real)
+        after.last_input = last_real_input(mixed_in, given.real, past.last_input)
     after.origin, after.last_place = places.origin, places.last
     if sums is not None and given.keys > 0:
         after.phase_sum = sums[:, :, -1]
+    if past.steps is None:
+        return
     step = Step(
         mark=past.mark(),
         real=given.real,
         emitted=made.emitted,
         before=made.before(past.last_emitted),
-        given=given.key if has_shift else None,
+        given=mixed_in,
         sums=sums,
         origin=places.origin,
         place=places.position,

@@ -6,18 +6,67 @@ import math
 from collections.abc import Sequence
 
 from syncattn.backends.call import FRAMES
-from syncattn.checks import check_choice, check_count, check_range, check_real
+from syncattn.checks import check_choice, check_count, check_flag, check_range, check_real, short
 
 PARAMETRISATIONS = ("log", "softplus")
+WIDEST_CONVOLUTION = 64  # tokens; each is a walk over the sequence
 
 
-def check_delay(delay: float) -> None:
-    """Make sure that a delay is a fraction of the heads.
+def check_delay(delay: float | Sequence[bool], num_heads: int | None = None) -> None:
+    """Make sure that a delay is a fraction of the heads, or says of each head whether it is delayed.
+
+    Args:
+        num_heads: H; None where heads cannot be told apart, and only a fraction is expected.
 
     Raises:
-        TypeError, ValueError: it is not.
+        TypeError, ValueError: it is neither.
     """
+    if num_heads is not None and isinstance(delay, (tuple, list)):
+        _check_by_head("delay", delay, num_heads, "a fraction of the heads")
+        return
     check_real("delay", delay, "a fraction of the heads, in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+def check_looking_back(token_shift: bool, short_convolution: int | None) -> None:
+    """Make sure that a layer has a token shift, a short convolution, or neither.
+
+    Raises:
+        TypeError, ValueError: it has not.
+    """
+    check_flag("token_shift", token_shift)
+    if short_convolution is None:
+        return
+    check_count("short_convolution", short_convolution)
+    if not 2 <= short_convolution <= WIDEST_CONVOLUTION:
+        raise ValueError(
+            f"short_convolution must be None or a width from 2 to {WIDEST_CONVOLUTION} tokens, got "
+            f"{short_convolution!r}"
+        )
+    if token_shift:
+        raise ValueError(
+            f"short_convolution={short_convolution!r} stands in place of the token shift: "
+            "token_shift must be False with it, got True"
+        )
+
+
+def check_directed(directed: bool | Sequence[bool], num_heads: int) -> None:
+    """Make sure that `directed` is one flag, or one for each head.
+
+    Raises:
+        TypeError, ValueError: it is neither.
+    """
+    if isinstance(directed, (tuple, list)):
+        _check_by_head("directed", directed, num_heads, "True or False")
+    else:
+        check_flag("directed", directed)
+
+
+def _check_by_head(name: str, given: Sequence[bool], num_heads: int, otherwise: str) -> None:
+    if len(given) != num_heads or not all(isinstance(flag, bool) for flag in given):
+        raise ValueError(
+            f"{name} must be {otherwise}, or a list of True or False with one for each of the {num_heads} "
+            f"heads, got {short(given)}"
+        )
 
 
 def check_value_rotation(value_rotation: float | None, head_dim: int, axes: int) -> None:

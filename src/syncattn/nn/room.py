@@ -1,4 +1,4 @@
-"""Memory for the tokens of a state, with room for more: one more token is written where it will stay."""
+"""Memory for the tokens of a past, with room for more: one more token is written where it will stay."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 class Room:
     """Frequencies (B, H, capacity, m) and values (B, H, capacity, d) of tokens; the first are filled.
 
-    States hold views of what is filled. Only the owner, the state that holds all of it, may write more there,
-    or, once it went back, write over what it left: whoever else has a view of the memory makes a room of its
-    own before it goes on. So nothing that a state holds is ever changed.
+    Groups (groups.py) hold views of what is filled. Only the owner, the group that holds its end, may write
+    more
+    there, or, once it went back, write over what it left: whoever else has a view of the memory makes a room
+        of
+    its own before it goes on. So nothing that a group holds is ever changed.
 
     Attributes:
         send, value: the memory.
@@ -41,30 +43,33 @@ class Room:
         self.value.narrow(2, self.filled, new).copy_(value)
         self.filled += new
 
-    def held(self) -> tuple[Tensor, Tensor]:
-        """Views of what is filled: send (B, H, filled, m) and value (B, H, filled, d)."""
-        return self.send.narrow(2, 0, self.filled), self.value.narrow(2, 0, self.filled)
+    def held(self, skip: int = 0) -> tuple[Tensor, Tensor]:
+        """Views of what is filled but for the first `skip` tokens: send (B, H, n, m), value (B, H, n, d)."""
+        kept = self.filled - skip
+        return self.send.narrow(2, skip, kept), self.value.narrow(2, skip, kept)
 
     def cut(self, tokens: int) -> None:
         """Go back to the first so many tokens."""
         self.filled, self.checked = tokens, min(tokens, self.checked)
 
-    def selected(self, index: Tensor) -> Room:
-        """Another room of this size, with the sequences that index (int64) names, in its order."""
+    def selected(self, index: Tensor, skip: int = 0) -> Room:
+        """Another room of this size, with the sequences that index (int64) names, in its order, without their
+        first `skip` tokens."""
         send, value = (x.narrow(2, 0, 0).index_select(0, index) for x in (self.send, self.value))
         other = Room(send, value, self.send.shape[2])
+        kept = self.filled - skip
         for to, x in ((other.send, self.send), (other.value, self.value)):
-            torch.index_select(x.narrow(2, 0, self.filled), 0, index, out=to.narrow(2, 0, self.filled))
-        other.filled, other.checked = self.filled, self.checked
+            torch.index_select(x.narrow(2, skip, kept), 0, index, out=to.narrow(2, 0, kept))
+        other.filled, other.checked = kept, max(0, self.checked - skip)
         return other
 
-    def is_owned_by(self, state: Any) -> bool:
-        """Whether this state may write here."""
-        return self._owner is not None and self._owner() is state
+    def is_owned_by(self, group: Any) -> bool:
+        """Whether this group may write here."""
+        return self._owner is not None and self._owner() is group
 
-    def give_to(self, state: Any) -> None:
-        """Make a state the owner."""
-        self._owner = weakref.ref(state)
+    def give_to(self, group: Any) -> None:
+        """Make a group the owner."""
+        self._owner = weakref.ref(group)
 
     @property
     def nbytes(self) -> int:

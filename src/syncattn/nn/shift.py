@@ -11,7 +11,7 @@ from syncattn.nn.inputs import Inputs
 from syncattn.nn.places import Places
 from syncattn.nn.sight import Seen
 from syncattn.nn.state import IncrementalState
-from syncattn.nn.tokens import last_real_input, mix_previous
+from syncattn.nn.tokens import last_real_input, mix_previous, with_before
 
 
 class Mixed(NamedTuple):
@@ -29,10 +29,21 @@ class Mixed(NamedTuple):
 def mix_tokens(
     given: Inputs, seen: Seen, places: Places, shift: Tensor | None, past: IncrementalState | None
 ) -> Mixed:
-    """What frequencies, phases and values are made of, with the layer's token shift (2, E) or without one."""
+    """What frequencies, phases and values are made of, with the layer's token shift (2, E), its short
+    convolution (2, L, E), or without one.
+
+    Raises:
+        ValueError: receivers disagree on the token before a sender, of which a convolution has several.
+    """
     query, key, value = given.query, given.key, given.value
     if shift is None:
         return Mixed(query, key, value, places, seen.pairs, seen.heard)
+    if shift.ndim == 3 and seen.in_forms:
+        raise ValueError(
+            "attn_mask must hide a sender's tokens before it from all or from none who see the sender, with "
+            "a short_convolution, got one that differs among them (a sliding window, say), or one that "
+            "cannot be looked at here"
+        )
     query, key, value = _shifted(given, shift, None if past is None else past.last_input, seen.follows)
     if seen.sight is None or not seen.in_forms:
         return Mixed(query, key, value, places, seen.pairs, seen.heard)
@@ -58,6 +69,9 @@ def _shifted(
     ahead, query_real = given.keys - given.queries if is_causal else 0, None
     if is_causal and real is not None:
         query_real, real = real[:, ahead:], real[:, :ahead]
-    preceding = last_real_input(key[:, :ahead], real, None) if ahead else None
+    preceding = None
+    if ahead:
+        length = 1 if shift.ndim == 2 else shift.shape[1]
+        preceding = last_real_input(with_before(key[:, :ahead], length, None, real), real, None)
     follows = None if follows is None else follows[:, ahead:]
     return mix_previous(query, shift[0], preceding, query_real, follows), mixed, value

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import copy
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from syncattn.nn.room import Room, may_have_room, with_room
+from syncattn.nn.groups import BLOCK, Group, Windows, may_look, pick, starts_of
+from syncattn.nn.room import Room
 from syncattn.nn.tokens import last_real, last_real_input
 
 _RECORDED = 1024  # tokens that can be taken back at least, of those that came since recording began
@@ -18,18 +20,19 @@ _RECORDED = 1024  # tokens that can be taken back at least, of those that came s
 class IncrementalState:
     """The past of one attention layer, grown in place by each call that is given it and succeeds.
 
-    Without gradients, from the second call on, its tokens stand in memory with room for more (`room`), into
-    which later ones are written; `send` and `value` are views of that. Elsewhere, as where gradients are
-    recorded or something is compiled, each call concatenates. A copy (copy.copy, copy.deepcopy, pickle) has
-    memory of its own.
+    Without gradients, from the second call on, its tokens stand in memory with room for more, into which
+    later ones are written; `send` and `value` are views of that. Elsewhere, as where gradients are recorded
+    or something is compiled, each call concatenates. A copy (copy.copy, copy.deepcopy, pickle) has memory of
+    its own.
 
     Per token and head it holds freq_dim + head_dim numbers (softmax attention: 2 x head_dim); besides, per
     head, the order parameter's 2 x phase_dim prefix sums and the last token's frequency (for delayed heads).
 
+    Given `windows`, each head is read from where its window begins, and what lies before is forgotten.
+
     Attributes:
-        send: what the past tokens emit, as it enters the operator (B, H, M, m).
-        value: their values (B, H, M, d).
-        mask: (B, M) bool, True = a real token; None while no padding was ever seen.
+        groups: what heads hold of the tokens: one group while all hold and read the same.
+        mask: (B, M) bool, True = a real token, of all tokens ever; None while no padding was ever seen.
         phase_sum: the sums of (cos, sin) of the real tokens' phases (B, H, p, 2), float32 at least.
         last_input: the last real token's hidden state (B, E); None without a token shift.
         last_emitted: the frequency that the last real token emitted (B, H, m), before any delay.
@@ -37,11 +40,12 @@ class IncrementalState:
         origin: what given positions are counted from (B, A); None while tokens are numbered.
         last_place: where the last real token stands, counted from there (B, A).
         steps: what it takes to forget the last tokens (`crop_`); None: that is not recorded.
-        room: the memory that send and value are views of; None: they are tensors of their own.
+        windows: how far heads reach, by groups; None: nothing is known, everything is read.
+        starts: from which token on each of them is read; empty: from the first.
+        looked: for how many tokens that was found.
     """
 
-    send: Tensor | None = None
-    value: Tensor | None = None
+    groups: tuple[Group, ...] = ()
     mask: Tensor | None = None
     phase_sum: Tensor | None = None
     last_input: Tensor | None = None
@@ -50,42 +54,79 @@ class IncrementalState:
     origin: Tensor | None = None
     last_place: Tensor | None = None
     steps: list[Step] | None = None
-    room: Room | None = field(default=None, repr=False)
+    windows: Windows | None = None
+    starts: tuple[int, ...] = ()
+    looked: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        own = vars(self) | {"room": None}
-        if self.room is not None and self.send is not None and self.value is not None:
-            own |= {"send": self.send.clone(), "value": self.value.clone()}
-        return own
+        return vars(self) | {"groups": tuple(copy.copy(group) for group in self.groups)}
+
+    @property
+    def send(self) -> Tensor | None:
+        """What the past tokens emit, as it enters the operator (B, H, M, m); None where there are none, or
+        heads hold different ones (`groups`)."""
+        return self.groups[0].send if len(self.groups) == 1 else None
+
+    @property
+    def value(self) -> Tensor | None:
+        """Their values (B, H, M, d); None as in `send`."""
+        return self.groups[0].value if len(self.groups) == 1 else None
+
+    @property
+    def room(self) -> Room | None:
+        """The memory that both are views of; None: they are tensors of their own."""
+        return self.groups[0].room if len(self.groups) == 1 else None
+
+    def hold_(self, send: Tensor, value: Tensor) -> None:
+        """Hold these tokens (B, H, M, m) and (B, H, M, d) of all heads, in place of those that are held."""
+        self.groups, self.starts, self.looked = (Group(None, 0, send, value),), (), 0
 
     @property
     def length(self) -> int:
-        """How many tokens are held, padding included."""
-        return 0 if self.value is None else self.value.shape[-2]
+        """How many tokens there were, padding and those that were forgotten included."""
+        return self.groups[0].length if self.groups else 0
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int] | None:
+        """(B, H, m, d) of what is held; None while that is nothing."""
+        if not self.groups:
+            return None
+        heads = sum(group.value.shape[1] for group in self.groups)
+        first = self.groups[0]
+        return first.value.shape[0], heads, first.send.shape[3], first.value.shape[3]
+
+    @property
+    def forgets(self) -> bool:
+        """Whether tokens were forgotten that lie behind their heads' windows."""
+        return any(group.first for group in self.groups)
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether all heads are read together, from the first token on: `held` is what the operator takes."""
+        return len(self.groups) == 1 and not any(self.starts)
 
     @property
     def held(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(send, value, mask) of a state that holds tokens."""
-        assert self.send is not None and self.value is not None
-        return self.send, self.value, self.mask
+        """(send, value, mask) of a state that holds tokens, of all heads the same."""
+        (group,) = self.groups
+        return group.send, group.value, self.mask
+
+    @property
+    def checked(self) -> int:
+        """How many of the first senders are known to be finite: they were looked at when they came."""
+        return self.groups[0].checked if len(self.groups) == 1 else 0
 
     @property
     def nbytes(self) -> int:
         """What is held, in bytes, without the room for more."""
         held = (getattr(self, name) for name in _TENSORS)
-        return sum(x.numel() * x.element_size() for x in held if x is not None)
+        besides = sum(x.numel() * x.element_size() for x in held if x is not None)
+        return besides + sum(group.nbytes for group in self.groups)
 
     @property
     def spare_nbytes(self) -> int:
-        """The memory kept for tokens to come, in bytes."""
-        if self.room is None or self.send is None or self.value is None:
-            return 0
-        return self.room.nbytes - self.send.nbytes - self.value.nbytes
-
-    @property
-    def checked(self) -> int:
-        """How many of the first senders are known to be finite: they were looked at when they came."""
-        return 0 if self.room is None else min(self.room.checked, self.length)
+        """The memory kept for tokens to come, in bytes, and that of some that were forgotten."""
+        return sum(group.spare_nbytes for group in self.groups)
 
     def extended(
         self,
@@ -111,35 +152,44 @@ class IncrementalState:
         count = self.count
         if count is None:
             count = torch.zeros(batch, 1, dtype=torch.int64, device=value.device)
-        all_send, all_value, room = self._with(send, value)
-        extended = IncrementalState(
-            send=all_send,
-            value=all_value,
+        groups = tuple(each.extended(pick(send, each.heads), pick(value, each.heads)) for each in self.groups)
+        return replace(
+            self,
+            groups=groups or (Group(None, 0, send, value),),
             mask=mask,
-            phase_sum=self.phase_sum,
-            last_input=self.last_input,
             last_emitted=last_emitted,
-            origin=self.origin,
-            last_place=self.last_place,
             count=count + (new if real is None else real.sum(-1, keepdim=True)),
-            room=room,
+            steps=None,
         )
-        if room is not None:
-            room.give_to(extended)
-        return extended
 
-    def _with(self, send: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Room | None]:
-        """send and value with the past before them, and the room that they stand in, if they do."""
-        if self.send is None or self.value is None:
-            return send, value, None
-        if not may_have_room((self.send, self.value), (send, value)):
-            return torch.cat((self.send, send), dim=-2), torch.cat((self.value, value), dim=-2), None
-        room, new = self.room, send.shape[2]
-        if room is None or not room.is_owned_by(self) or not room.takes(new):
-            room = with_room(self.send, self.value, new)
-            room.checked = self.checked if self.room is not None and self.room.is_owned_by(self) else 0
-        room.append(send, value)
-        return *room.held(), room
+    def look_ahead_(self) -> None:
+        """Find from where on the tokens to come will read the past; forget what lies before.
+
+        Where it is recorded how to go back, what the earliest of these moments would read is kept.
+        """
+        if self.windows is None or self.origin is not None or not self.groups:
+            return
+        if not may_look(self.groups[0].send):
+            return
+        at = self.length // BLOCK * BLOCK
+        if at > self.looked:
+            found = starts_of(self.windows, self.mask, at)
+            self.looked = at
+            self.starts = tuple(map(max, found, self.starts)) if self.starts else found
+        if not any(self.starts):
+            return
+        first = (0,) * len(self.starts)
+        if self.windows.evict:
+            first = self.starts
+            if self.steps:  # starts only grow
+                first = self.steps[0].mark.rest.starts or (0,) * len(first)
+        if len(self.groups) < len(self.starts):
+            (whole,) = self.groups
+            self.groups = tuple(map(whole.of, self.windows.heads, self.windows.heads, first))
+        self.groups = tuple(
+            group if group.first >= start else group.without(start)
+            for group, start in zip(self.groups, first, strict=True)
+        )
 
     def record_(self, past: IncrementalState, step: Step) -> None:
         """Of a past that was extended to this: keep what `crop_` needs, if the past was recorded.
@@ -177,45 +227,32 @@ class IncrementalState:
         if at:
             self.rewind_(at[-1].until(length))
         else:
-            self.rewind_(Mark(0, IncrementalState(), False))
+            self.rewind_(Mark(0, IncrementalState(windows=self.windows), False))
 
     def was_checked_(self) -> None:
         """The operator has looked at all senders that are held: it need not do so again."""
-        if self.room is not None:
-            self.room.checked = self.length
+        for group in self.groups:
+            if group.room is not None:
+                group.room.checked = group.skip + group.held
 
     def become_(self, other: IncrementalState) -> None:
-        """Hold what another state holds, and own its room where that one did; nothing is copied."""
-        for name in _TENSORS:
-            setattr(self, name, getattr(other, name))
-        self.steps, self.room = other.steps, other.room
-        if other.room is not None and other.room.is_owned_by(other):
-            other.room.give_to(self)
+        """Hold what another state holds; nothing is copied."""
+        for name, held in vars(other).items():
+            setattr(self, name, held)
 
     def mark(self) -> Mark:
         """What `rewind_` goes back to. It holds no tokens: it costs nothing while the state grows."""
-        rest = IncrementalState(
-            phase_sum=self.phase_sum,
-            last_input=self.last_input,
-            last_emitted=self.last_emitted,
-            count=self.count,
-            origin=self.origin,
-            last_place=self.last_place,
-        )
-        return Mark(self.length, rest, self.mask is not None)
+        return Mark(self.length, replace(self, groups=(), mask=None, steps=None), self.mask is not None)
 
     def rewind_(self, mark: Mark) -> None:
         """Forget the tokens that came after a mark of this state."""
-        held, past, room, steps = mark.length, mark.rest, self.room, self.steps
-        if self.value is not None and self.send is not None and held:
-            past = replace(past, send=self.send[:, :, :held], value=self.value[:, :, :held])
+        held, steps = mark.length, self.steps
+        groups = tuple(group.cut(held) for group in self.groups) if held else ()
+        past = replace(mark.rest, groups=groups, windows=self.windows)
         if self.mask is not None and mark.has_mask:
             past = replace(past, mask=self.mask[:, :held])
         self.become_(past)
         self.steps = None if steps is None else [step for step in steps if step.mark.length < held]
-        if room is not None and room.is_owned_by(self) and held:
-            room.cut(held)
-            self.room = room
 
     def select_(self, index: Tensor) -> None:
         """Keep the sequences that index (int64) names, in its order: beams, or a filtered batch.
@@ -223,22 +260,16 @@ class IncrementalState:
         Tokens that are there now cannot be taken back afterwards (`crop_`).
         """
         self.steps = None if self.steps is None else []
-        room = self.room
-        in_room = room is not None and room.is_owned_by(self) and not torch.is_grad_enabled()
-        for name in _TENSORS if not in_room else _TENSORS[2:]:
+        self.groups = tuple(group.selected(index) for group in self.groups)
+        for name in _TENSORS:
             held = getattr(self, name)
             if held is not None:
                 setattr(self, name, held.index_select(0, index.to(held.device)))
-        self.room = None
-        if room is not None and in_room:  # once: the next token would copy what is selected into a room again
-            self.room = room.selected(index.to(room.send.device))
-            self.room.give_to(self)
-            self.send, self.value = self.room.held()
 
     def repeat_(self, repeats: int) -> None:
         """Repeat each sequence of the batch, one after the other; as in `select_`, there is no way back."""
         self.steps = None if self.steps is None else []
-        self.room = None
+        self.groups = tuple(group.repeated(repeats) for group in self.groups)
         for name in _TENSORS:
             held = getattr(self, name)
             if held is not None:
@@ -275,7 +306,8 @@ class Step(NamedTuple):
         if rest.count is not None:
             count = rest.count
         given = None if self.given is None else last_real_input(self.given[:, :n], real, rest.last_input)
-        past = IncrementalState(
+        past = replace(
+            rest,
             phase_sum=None if self.sums is None else self.sums[:, :, n - 1],
             last_input=given,
             last_emitted=last_real(self.emitted[:, :, :n], real, self.before),
@@ -286,6 +318,5 @@ class Step(NamedTuple):
         return Mark(length, past, self.mark.has_mask or real is not None)
 
 
-_TENSORS = (
-    "send", "value", "mask", "phase_sum", "last_input", "last_emitted", "count", "origin", "last_place",
-)  # fmt: skip
+# of all heads
+_TENSORS = ("mask", "phase_sum", "last_input", "last_emitted", "count", "origin", "last_place")

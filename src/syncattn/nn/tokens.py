@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -153,16 +154,49 @@ def mix_previous(
     """x_i + amount * x_(i - 1), channel by channel: x (B, N, E), amount (E,), before (B, E) or None for 0.
 
     The token before is the real one before; `amount` scales each channel of it. Where `follows` (B or 1, N)
-    bool is False there is none.
+    bool is False there is none. With an amount (L, E) for each of the L tokens before, the last one first, it
+    is a causal convolution of width L + 1, and before is (B, L E), as `with_before` makes it.
     """
-    first = x.new_zeros(x.shape[0], x.shape[2]) if before is None else before
-    previous = shift_by_one(x[:, None], first[:, None], real)[:, 0]
-    if follows is not None:
-        previous = torch.where(follows[..., None], previous, 0)
-    return x + amount * previous
+    amounts = amount if amount.ndim == 2 else amount[None]
+    out = x
+    for each, previous in zip(amounts, tokens_before(x, len(amounts), before, real, follows), strict=True):
+        out = out + each * previous
+    return out
 
 
-def delayed_heads(num_heads: int, delay: float, device: torch.device | str | None) -> Tensor:
-    """(H,) bool: which heads a delay on this fraction delays, spread evenly over the heads."""
-    pattern = [math.floor((h + 1) * delay) > math.floor(h * delay) for h in range(num_heads)]
+def tokens_before(
+    x: Tensor, count: int, before: Tensor | None, real: Tensor | None, follows: Tensor | None = None
+) -> list[Tensor]:
+    """The real token before each one of x (B, N, E), the one before that, and so on, `count` of them.
+
+    Args:
+        before: what stood before the first, (B, count E), the last one first; None for 0.
+        real: (B, N) bool, False = padding; None if there is none.
+        follows: (B or 1, N) bool, False where no token is before; None: everywhere one is.
+    """
+    batch, _, width = x.shape
+    firsts = x.new_zeros(batch, count * width) if before is None else before
+    found = [x]
+    for first in firsts.split(width, dim=-1):
+        previous = shift_by_one(found[-1][:, None], first[:, None], real)[:, 0]
+        found.append(previous if follows is None else torch.where(follows[..., None], previous, 0))
+    return found[1:]
+
+
+def with_before(x: Tensor, count: int, before: Tensor | None, real: Tensor | None) -> Tensor:
+    """Each token of x (B, N, E) and the count - 1 before it side by side, (B, N, count E): what
+    `mix_previous` takes as `before` if it stood last. `before` as there."""
+    if count == 1:
+        return x
+    earlier = None if before is None else before[:, : (count - 1) * x.shape[2]]
+    return torch.cat((x, *tokens_before(x, count - 1, earlier, real)), dim=-1)
+
+
+def delayed_heads(num_heads: int, delay: float | Sequence[bool], device: torch.device | str | None) -> Tensor:
+    """(H,) bool: which heads a delay on this fraction delays, spread evenly over the heads; or as it says."""
+    if isinstance(delay, (tuple, list)):
+        pattern = list(delay)
+    else:
+        assert isinstance(delay, (int, float))
+        pattern = [math.floor((h + 1) * delay) > math.floor(h * delay) for h in range(num_heads)]
     return torch.tensor(pattern, dtype=torch.bool, device=device)

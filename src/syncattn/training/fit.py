@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from syncattn.nn import SelectiveSynchronizationAttention, calibrate
 from syncattn.training.errors import Interrupted, UserError
 from syncattn.training.loop import Keeping, Loop, diverged, has_diverged, stop_on_signals
+from syncattn.training.optimizers import check_muon
 from syncattn.training.options import TrainingOptions
 from syncattn.training.record import history
 from syncattn.training.settings import as_told
@@ -63,10 +64,12 @@ def fit(
         keep: what to leave on the way and what to go on from; None leaves nothing.
 
     Raises:
-        UserError: no such device or backend; `Diverged` when the loss is no longer finite; `Interrupted`
-            after Ctrl-C, with the step.
+        UserError: no such device, backend or optimizer; `Diverged` when the loss is no longer finite;
+            `Interrupted` after Ctrl-C, with the step.
     """
     check_device(options)
+    if options.optimizer == "muon":
+        check_muon()
     with as_told(options):
         arguments = _arguments(model, options, keep)
         state = None if keep is None else keep.state

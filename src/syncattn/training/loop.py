@@ -25,6 +25,7 @@ from syncattn.nn import SelectiveSynchronizationAttention, count_locked, limit_d
 from syncattn.training.checkpoints import NOT_OURS, unusable
 from syncattn.training.errors import Diverged, UserError
 from syncattn.training.files import PROGRESS_FILE, disk_errors, fingerprints, read_object, staged
+from syncattn.training.optimizers import MuonWithAdamW, inner_matrices
 from syncattn.training.options import TrainingOptions
 from syncattn.training.packed import PackedWindows
 from syncattn.training.windows import Windows, inputs_of
@@ -141,7 +142,8 @@ class Loop(Trainer):
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The Trainer's, with couplings and bandwidths at a learning rate of their own if so wanted."""
+        """The Trainer's, with couplings and bandwidths at a learning rate of their own if so wanted, and Muon
+        for the blocks' matrices."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if fresh and self.options.coupling_lr != 1:
@@ -153,6 +155,9 @@ class Loop(Trainer):
             if own:
                 rate = self.options.learning_rate * self.options.coupling_lr
                 optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
+        if fresh and self.options.optimizer == "muon":
+            model = self.accelerator.unwrap_model(self.model)
+            optimizer = self.optimizer = MuonWithAdamW(optimizer, inner_matrices(model))
         return optimizer
 
     def prediction_step(

@@ -14,7 +14,7 @@ from syncattn.training.errors import Diverged, Interrupted, UserError
 from syncattn.training.files import RESULT_FILE, RUN_FILE, read_object, write_json
 from syncattn.training.lock import locked
 from syncattn.training.options import TrainingOptions
-from syncattn.training.record import NEUTRAL, Record
+from syncattn.training.record import EARLIER, NEUTRAL, PLACE, Record
 from syncattn.training.settings import describe_config
 from syncattn.training.train import train
 
@@ -111,7 +111,7 @@ def _same_settings(folder: Path, record: dict[str, Any], settings: dict[str, Any
         ) from error
     differing = [name for name in ("model_type", "config", "vocabulary") if found[name] != settings[name]]
     for name, value in settings["options"].items():
-        if name not in NEUTRAL and found["options"].get(name) != value:
+        if name not in (*NEUTRAL, *PLACE) and (EARLIER | found["options"]).get(name) != value:
             differing.append(name)
     if found["sha256"] != settings["sha256"]:
         differing.append("text")

@@ -10,6 +10,8 @@ from typing import Any
 from syncattn.option import option
 from syncattn.training.errors import UserError
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -24,8 +26,10 @@ class TrainingOptions:
     steps: int = option(1200, "Optimiser steps.")
     # After a linear warm-up, and before a cosine decay to 0.
     learning_rate: float = option(6e-3, "Peak learning rate; the schedule is cosine.", flag="--lr")
+    # Muon's matrices are the weights of linear layers between embedding and output layer.
+    optimizer: str = option("adamw", "'adamw', or 'muon' for the blocks' matrices and AdamW for the rest.")
     # On the weights of linear layers and embeddings only.
-    weight_decay: float = option(0.1, "AdamW's weight decay.")
+    weight_decay: float = option(0.1, "The optimizer's weight decay.")
     # AdamW's second-moment decay.
     beta2: float = 0.99
     # Fewer than all steps; at least one by default.
@@ -105,6 +109,8 @@ class TrainingOptions:
                 raise UserError(f"{name} must be a positive number, got {value}")
         if not 0 < self.beta2 < 1:
             raise UserError(f"beta2 must be between 0 and 1, not {self.beta2}")
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer must be 'adamw' or 'muon', got {self.optimizer!r}")
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
         if self.device not in ("auto", "cpu", "cuda"):

@@ -31,7 +31,10 @@ from syncattn.training.settings import describe_config
 FORMAT = 1
 NEUTRAL = ("log_every", "eval_every", "save_every", "eval_tokens")
 """Options that say how a run is watched, not what comes out: runs may differ in them."""
-_PLACE = ("device", "threads", "backend")
+EARLIER = {"optimizer": "adamw"}
+"""Options that records of earlier versions do not have, and what they were."""
+PLACE = ("device", "threads", "backend")
+"""Options that say where a run computes, and with what; it may go on elsewhere."""
 _PARTS = {"data": dict, "options": dict}
 _DATA: dict[str, Any] = {
     "sources": list,
@@ -180,7 +183,7 @@ def read_run(out: Path, begun: dict[str, Any]) -> tuple[TrainingOptions, dict[st
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     for name, value in options.as_dict().items():
-        if name not in (*NEUTRAL, *_PLACE) and name in begun and begun[name] != value:
+        if name not in (*NEUTRAL, *PLACE) and name in begun and begun[name] != value:
             raise UserError(
                 f"{path}: options.{name} must be {begun[name]!r} as when the run began, got {value!r}"
             )

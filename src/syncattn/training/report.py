@@ -263,6 +263,7 @@ def _sample(model: dict[str, Any], prompt: str) -> str:
 
 def _facts(results: dict[str, Any]) -> str:
     machine, data, options = results["machine"], results["data"], results["options"]
+    optimizer = "Muon and AdamW" if options.get("optimizer") == "muon" else "AdamW"
     gpus = ", ".join(machine["gpus"]) or "none"
     facts = {
         "command": results["command"],
@@ -270,8 +271,8 @@ def _facts(results: dict[str, Any]) -> str:
         "characters": ", ".join(f"{name} {count:,}" for name, count in data["characters"].items()),
         "vocabulary": f"{data['vocabulary']:,} tokens",
         "training": f"{options['steps']:,} steps of {options['batch_size']} windows of {options['context']} "
-        f"tokens, AdamW (weight decay {options['weight_decay']:g}), cosine schedule, gradient norm clipped "
-        f"at {options['max_grad_norm']:g}, {options['precision']}",
+        f"tokens, {optimizer} (weight decay {options['weight_decay']:g}), cosine schedule, gradient norm "
+        f"clipped at {options['max_grad_norm']:g}, {options['precision']}",
         "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['memory_gb']} GB, {machine['system']}; GPUs: {gpus}; trained on "
         f"{results['models'][0]['runs'][0]['device']}",

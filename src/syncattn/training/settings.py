@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 from transformers.utils import logging as transformers_logging
 
 from syncattn.backends.select import BackendError, use_backend
-from syncattn.models import OSNConfig
+from syncattn.models import DecoderConfig, OSNConfig
 from syncattn.training.checkpoints import WEIGHTS, load_weights
 from syncattn.training.errors import UserError
 from syncattn.training.options import TrainingOptions
@@ -34,6 +34,7 @@ def make_config(
     freq_dim: int | None = None,
     paper: bool = False,
     settings: Sequence[str] | None = None,
+    preset: str | None = None,
 ) -> OSNConfig:
     """An OSN's config for a tokeniser.
 
@@ -41,9 +42,11 @@ def make_config(
         paper: the published formulation instead of the trainable one.
         settings: any other fields that OSNConfig itself has, as "name=value", the value as JSON, or a plain
             string where it is none.
+        preset: a mix of heads by name, which `settings` change.
 
     Raises:
-        UserError: an unknown field, or what the config itself refuses.
+        UserError: an unknown field, a preset that is not for texts or beside `paper`, or what the config
+            itself refuses.
     """
     fields: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -57,25 +60,45 @@ def make_config(
     }
     if freq_dim is not None:
         fields["freq_dim"] = freq_dim
-    # Not the fields that it inherits, such as id2label: they say nothing about an OSN.
-    known = set(OSNConfig.own_fields())
-    for setting in settings or []:
+    fields |= fields_of(OSNConfig, settings or [], "--set")
+    if preset is not None and (preset != "text" or paper):
+        raise UserError(
+            f"--preset must be text, the mix of heads for texts, and without --paper, got {preset}"
+            + (" and --paper" if paper else "")
+        )
+    with config_errors():
+        if preset is not None:
+            config = OSNConfig.preset(preset, **fields)
+        else:
+            config = OSNConfig.paper(**fields) if paper else OSNConfig(**fields)
+    if not config.is_causal:
+        raise UserError("--set is_causal: must be true, since what is trained here predicts the next token")
+    return config
+
+
+def fields_of(kind: type[DecoderConfig], settings: Sequence[str], flag: str) -> dict[str, Any]:
+    """Fields of a config as a command line gives them, "name=value", the value as JSON or a plain string.
+
+    Raises:
+        UserError: an unknown field, or one that is decided elsewhere; the message begins with `flag`.
+    """
+    # Not the fields that it inherits from others, such as id2label: they say nothing about these models.
+    known, fields = set(kind.own_fields()), {}
+    for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or name not in known:
             near = difflib.get_close_matches(name, known - {name})
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"--set {setting}: expected NAME=VALUE with a field of OSNConfig as NAME{hint}")
+            raise UserError(
+                f"{flag} {setting}: expected NAME=VALUE with a field of {kind.__name__} as NAME{hint}"
+            )
         if name == "vocab_size":
-            raise UserError("--set vocab_size: the tokenizer decides it")
+            raise UserError(f"{flag} vocab_size: the tokenizer decides it")
         try:
             fields[name] = json.loads(value)
         except ValueError:
             fields[name] = value
-    with config_errors():
-        config = OSNConfig.paper(**fields) if paper else OSNConfig(**fields)
-    if not config.is_causal:
-        raise UserError("--set is_causal: must be true, since what is trained here predicts the next token")
-    return config
+    return fields
 
 
 def first_model(

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ import typer
 from syncattn.cli.options import command
 from syncattn.option import argument, option
 from syncattn.starting import loading
-from syncattn.training.errors import UserError
+from syncattn.training.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from syncattn_lab.study.plan import Plan
@@ -34,8 +36,15 @@ class Task:
     workers: int = option(1, "Processes that share the work, each with the plan's threads.")
     group: list[str] | None = option(None, "Only this group; can be given several times.", shown="all")
     quiet: bool = option(False, "No progress within runs.")
+    device: str | None = option(None, "'cpu', 'cuda' or 'auto' for all runs.", shown="the plan's")
+    backend: str | None = option(None, "The backend of all synchronization layers.", shown="the plan's")
+    seconds: float | None = option(
+        None, "Stop after so long, with checkpoints; the same command then goes on.", shown="no limit"
+    )
 
     def __post_init__(self) -> None:
+        if self.seconds is not None and not 0 < self.seconds < 1e8:
+            raise UserError(f"--seconds must be positive and below 1e8, got {self.seconds}")
         if self.workers < 1:
             raise UserError(f"--workers must be at least 1, got {self.workers}")
 
@@ -44,9 +53,15 @@ class Task:
 def study_command(task: Task) -> None:
     """Train the many small models of a plan; each leaves one JSON line, from which report.html is made.
 
-    Ctrl-C stops; the same command goes on where it stopped. Started several times at once with the same
-    --out, the processes share the runs. benchmarks/publish_quality.py makes pages of Markdown.
+    Ctrl-C stops, and so does the end of --seconds; the same command goes on where it stopped. Started several
+    times at once with the same --out, the processes share the runs. benchmarks/publish_quality.py makes pages
+    of Markdown.
     """
+    begun = time.monotonic()
+
+    def left() -> float | None:
+        return None if task.seconds is None else max(task.seconds - (time.monotonic() - begun), 1e-3)
+
     with loading(quiet=task.quiet):
         from rich.console import Console
 
@@ -56,7 +71,7 @@ def study_command(task: Task) -> None:
     from syncattn_lab.study.records import PLAN_FILE
 
     whole = read_plan(task.plan)
-    chosen = whole.only(task.group or [])
+    chosen = whole.only(task.group or []).at(task.device, task.backend)
     prepare(chosen, task.out, task.data)
     write_json(task.out / PLAN_FILE, [{"key": run.key, "first": run.first} for run in whole.runs])
     console = Console()
@@ -64,7 +79,7 @@ def study_command(task: Task) -> None:
         console.print(
             f"{total_runs(chosen)} runs, {task.workers} processes, lines in {task.out}", highlight=False
         )
-        status = share(task.workers)
+        status = share(task.workers, left())
         if status:
             raise typer.Exit(status)
         show_report(task.out)
@@ -73,8 +88,47 @@ def study_command(task: Task) -> None:
     def tell(line: dict[str, Any]) -> None:
         console.print(sentence(line), highlight=False, soft_wrap=True)
 
-    work(chosen, task.out, task.data, None if task.quiet else console, tell)
+    with until(left()) as clock:
+        work(chosen, task.out, task.data, None if task.quiet else console, tell)
+    if clock.is_up:
+        console.print("the time is up: the same command goes on from here", highlight=False)
     show_report(task.out, quiet=task.quiet)
+
+
+class Clock:
+    """Whether a time limit has ended what ran under it."""
+
+    is_up = False
+
+
+@contextmanager
+def until(seconds: float | None) -> Iterator[Clock]:
+    """Interrupt what runs within after so many seconds, as Ctrl-C does, and go on behind it; None: never.
+
+    A training run in it stops after its current step, with a checkpoint.
+    """
+    clock = Clock()
+    if seconds is None:
+        yield clock
+        return
+
+    def end(number: int, frame: Any) -> None:
+        clock.is_up = True
+        signal.raise_signal(signal.SIGINT)
+
+    # A shell starts its background jobs with this signal ignored.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield clock
+    except (Interrupted, KeyboardInterrupt):
+        if not clock.is_up:
+            raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def show_report(out: Path, quiet: bool = False) -> None:
@@ -132,12 +186,17 @@ def prepare(plan: Plan, out: Path, data: Path | None) -> None:
     open_runs(plan, {line["key"]: line for line in read_lines(out / LINES_FILE)})
 
 
-def share(workers: int) -> int:
+def share(workers: int, seconds: float | None = None) -> int:
     """The same command in several processes; the exit status: 0, or that of the first that failed.
+
+    Args:
+        seconds: what is left of the time that the command has; None: it has no limit.
 
     Ctrl-C and SIGTERM reach all of them, and each stops after its current step with a checkpoint.
     """
-    arguments = [sys.executable, "-m", "syncattn", *_without_workers(sys.argv[1:]), "--quiet"]
+    given = without(sys.argv[1:], "--workers", "--seconds")
+    arguments = [sys.executable, "-m", "syncattn", *given, "--quiet"]
+    arguments += [] if seconds is None else ["--seconds", f"{seconds:.3f}"]
     children = [subprocess.Popen(arguments, start_new_session=True) for _ in range(workers)]
 
     def stop(number: int, frame: Any) -> None:
@@ -171,11 +230,14 @@ def sentence(line: dict[str, Any]) -> str:
     return text + f", {line['parameters']:,} parameters, {result['wall_seconds']:.0f} s"
 
 
-def _without_workers(arguments: list[str]) -> list[str]:
+def without(arguments: list[str], *names: str) -> list[str]:
+    """A command line without some of its options and their values."""
     kept, skip = [], False
     for word in arguments:
-        if skip or word.startswith("--workers"):
-            skip = not skip and word == "--workers"
-            continue
-        kept.append(word)
+        if skip:
+            skip = False
+        elif word in names:
+            skip = True
+        elif word.partition("=")[0] not in names:
+            kept.append(word)
     return kept

@@ -28,7 +28,7 @@ def append_line(out: Path, line: dict[str, Any]) -> None:
         try:
             file.write(text.encode())
             file.flush()
-        except OSError:
+        except BaseException:  # Ctrl-C, too
             file.truncate(before)  # half a line would spoil the file
             raise
 

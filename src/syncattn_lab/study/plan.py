@@ -14,11 +14,12 @@ from syncattn.models import OSNConfig, TransformerConfig, count_parameters, fit_
 from syncattn.training.errors import UserError
 from syncattn.training.options import TrainingOptions
 from syncattn.training.settings import config_errors
+from syncattn_lab.study.peers.models import PeerConfig
 
 KINDS = ("comparison", "ablation", "density", "stability", "size", "synthetic")
 """What the report does with a group."""
 
-MODELS: dict[str, Any] = {"osn": OSNConfig, "transformer": TransformerConfig}
+MODELS: dict[str, Any] = {"osn": OSNConfig, "transformer": TransformerConfig, "peer": PeerConfig}
 TEXT = "text"
 BUILT_IN_TASKS: dict[str, dict[str, Any]] = {
     "stdlib": {"kind": TEXT, "text": ["stdlib"]},
@@ -38,7 +39,7 @@ _GROUP = {
     "training",
     "variant",
 }
-_VARIANT = {"name", "title", "model", "config", "training", "learning_rates", "tasks", "seeds"}
+_VARIANT = {"name", "title", "prediction", "model", "config", "training", "learning_rates", "tasks", "seeds"}
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _VARIED = {"learning_rate", "seed"}
 _CORPUS = {"vocab_size", "max_position_embeddings", "is_causal"}  # fields that the task decides
@@ -56,6 +57,7 @@ class Run:
         variant, title, model: which model, by name, in words, and as a key of `MODELS`.
         sizes: of the rotary Transformer that every model of the group has as many parameters as.
         config: what the variant's config has besides or instead, its own fields.
+        prediction: what its author expects of the variant, written down before it runs; "" for nothing.
         options: how it is trained.
         lengths: contexts, in tokens, at which the finished model is evaluated besides (text only).
         first: whether it is of the group's first seed, with which the learning rate is chosen.
@@ -76,6 +78,7 @@ class Run:
     lengths: tuple[int, ...]
     first: bool
     order: int = 0
+    prediction: str = ""
 
     @property
     def cell(self) -> str:
@@ -114,6 +117,21 @@ class Plan:
                 raise UserError(f"--group must be one of {', '.join(names)}, got {group!r}")
         runs = tuple(run for run in self.runs if not groups or run.group in groups)
         return Plan(runs, {name: self.tasks[name] for name in dict.fromkeys(run.task for run in runs)})
+
+    def at(self, device: str | None, backend: str | None) -> Plan:
+        """The same runs on this device, synchronization layers by this backend; None: as the plan says.
+
+        Raises:
+            UserError: there is no such device.
+        """
+
+        def placed(run: Run) -> Run:
+            options = run.options if device is None else replace(run.options, device=device)
+            if backend is not None and run.model == "osn":
+                options = replace(options, backend=backend)
+            return replace(run, options=options)
+
+        return replace(self, runs=tuple(placed(run) for run in self.runs))
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -193,6 +211,9 @@ def _group_runs(group: dict[str, Any], data: dict[str, Any], tasks: dict[str, An
             raise UserError(f"{inside}: model must be one of {', '.join(MODELS)}, got {model!r}")
         config = variant.get("config", {})
         _known(f"{inside}: config", config, {*MODELS[model].own_fields()} - _CORPUS)
+        prediction = variant.get("prediction", "")
+        if not isinstance(prediction, str):
+            raise UserError(f"{inside}: prediction must be a sentence, got {prediction!r}")
         seeds = _list(inside, "seeds", variant, group, data)
         rates = _list(inside, "learning_rates", variant, group, data)
         for task in _list(inside, "tasks", variant, group, data):
@@ -222,6 +243,7 @@ def _group_runs(group: dict[str, Any], data: dict[str, Any], tasks: dict[str, An
                             options=_options(inside, base, rate, seed),
                             lengths=tuple(group.get("lengths", ())) if text else (),
                             first=position == 0,
+                            prediction=prediction,
                         )
                     )
     tasks_in_order = list(dict.fromkeys(run.task for run in runs))

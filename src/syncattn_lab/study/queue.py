@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from syncattn.training.errors import UserError
+from syncattn.training.record import EARLIER, PLACE
 from syncattn_lab.study.lines import LINES_FILE, append_line, read_lines
 from syncattn_lab.study.plan import Plan, Run
 from syncattn_lab.study.run import describe, perform
@@ -112,8 +113,11 @@ def chosen_rate(lines: Sequence[dict[str, Any]]) -> float | None:
 
 def _same_settings(run: Run, line: dict[str, Any]) -> None:
     planned = json.loads(json.dumps(describe(run)))
-    names = ("task_options", "model", "settings", "options")
+    names = ("task_options", "model", "settings")
     differing = [name for name in names if planned[name] != line.get(name)]
+    found = EARLIER | line.get("options", {})
+    if any(value != found.get(name) for name, value in planned["options"].items() if name not in PLACE):
+        differing.append("options")
     if differing:
         raise UserError(
             f"the run {run.key} was done with other settings ({', '.join(differing)} differ): give the "

@@ -63,6 +63,7 @@ def describe(run: Run) -> dict[str, Any]:
         "task_options": task_options,
         "variant": run.variant,
         "title": run.title,
+        **({"prediction": run.prediction} if run.prediction else {}),
         "model": run.model,
         "learning_rate": run.options.learning_rate,
         "seed": run.options.seed,
@@ -114,7 +115,8 @@ def _text(run: Run, folder: Path, data: Path | None, console: Console | None) ->
     tokens = {name: encode(tokenizer, getattr(corpus, name)) for name in ("validation", "test")}
     probe = EvaluationWindows(tokens["validation"], run.options.context, 4 * run.options.context)
     with quiet():
-        model, _ = load_model(folder)
+        model: Any = load_model(folder)[0]
+        model.to(record.device)
         lengths = {
             str(length): loss_at(model, tokens["test"], length, LENGTH_TOKENS) for length in run.lengths
         }
@@ -166,7 +168,7 @@ def dead_heads(model: PreTrainedModel, input_ids: torch.Tensor) -> int | None:
     """
     if not head_densities(model, input_ids[:1]):
         return None
-    weights = model(input_ids=input_ids, output_attentions=True, use_cache=False).attentions
+    weights = model(input_ids=input_ids.to(model.device), output_attentions=True, use_cache=False).attentions
     return sum(int(((layer > 0).sum(-1).amax((0, 2)) <= 1).sum()) for layer in weights)
 
 
@@ -182,7 +184,7 @@ def loss_at(model: PreTrainedModel, tokens: torch.Tensor, length: int, count: in
         raise UserError(f"the test text has {len(tokens)} tokens, fewer than one window of {length}")
     total = 0.0
     for index in range(len(windows)):
-        ids = windows[index]["input_ids"][None]
+        ids = windows[index]["input_ids"][None].to(model.device)
         total += float(model(input_ids=ids, labels=ids, use_cache=False).loss)
     density = None
     if head_densities(model, ids[:, :2]):

@@ -1,12 +1,13 @@
 """Compiles the kernels that calls would launch for a GPU that is not there, and says what they need.
 
-    python ahead_of_time.py [sm, 90] [case ...] [variants]
+    python ahead_of_time.py [sm, 90] [case ...] [table] [variants]
 
 One line of JSON for each kernel: registers and spilled bytes of a thread, shared memory of a program, and of
 the loop over pairs the instructions of a thread for each of its pairs, in all and by what executes them (what
-only some tiles need, at the diagonal or with nearest senders in them, is left out). The launch code runs on
-meta tensors; what it would launch is compiled as Triton's own launcher would, where TRITON_INTERPRET is not
-set.
+only some tiles need, at the diagonal or with nearest senders in them, is left out). "never set" are the
+instructions that read what nothing wrote, a fault of the assembler: the exit status is then 1. The launch
+code runs on meta tensors; what it would launch is compiled as Triton's own launcher would, where
+TRITON_INTERPRET is not set. "table" is a case for each of launch.py's block sizes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 import triton
+from machine_code import never_set
 from triton._utils import find_paths_if, get_iterable_path
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -48,10 +50,25 @@ CASES = {
     "ones, directed": (1, 1, 5, 7, 20, 1, HALF, torch.float16, EVERYTHING | {"edge": 0.0, "same": False}),
     "one to one": (1, 1, 1, 1, 1, 1, torch.float32, torch.float32, EVERYTHING),
     "padded": (2, 8, 4096, 4096, 20, 64, HALF, HALF, {"frame": "nearest", "same": True, "masked": "senders"}),
+    "packed": (2, 8, 4096, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True, "texts": 1}),
+    "packed, masked": (2, 8, 1000, 1000, 8, 64, HALF, HALF, {"power": 2, "masked": True, "texts": 2}),
+    "packed, decode": (4, 8, 1, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "texts": 4}),
     "sorted": (1, 8, 20000, 30000, 16, 64, HALF, HALF, {"frame": "nearest", "power": 2, "dropout_p": 0.1}),
     "long": (1, 8, 100000, 100000, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True}),
     "decode": (4, 8, 1, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest"}),
 }
+
+
+def of_table():
+    """A case for each of the block sizes, with few, some and many coordinates."""
+    from syncattn.backends.triton.launch import BLOCKS
+
+    dtypes = {2: (HALF, HALF), 4: (torch.float32, torch.float32)}
+    return {
+        f"d{d} m{m} {dtypes[size][1]}": (1, 8, 1000, 1000, m, d, *dtypes[size], {"power": 2})
+        for d, size, few in BLOCKS
+        for m in ((8,) if few else (64, 128))
+    }
 
 
 def launches(case, backward=True):
@@ -62,7 +79,7 @@ def launches(case, backward=True):
     found = []
 
     def record(self, *args, grid, warmup, **kwargs):
-        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in kwargs}
         given = {*self.arg_names[: len(args)], *kwargs}
         assert given == {*self.arg_names}, (self.__name__, given ^ {*self.arg_names})
         found.append((self, dict(zip(self.arg_names, args)) | kwargs, options))
@@ -78,7 +95,10 @@ def launches(case, backward=True):
     if masked:
         rows = 1 if masked == "senders" else queries
         mask = torch.empty(1, 1, rows, keys, dtype=torch.bool, device="meta")
-    call = prepare(receive, send, value, *law, attn_mask=mask, **options)
+    texts, ids = options.pop("texts", None), None  # rows of ids
+    if texts:
+        ids = torch.empty(texts, keys, dtype=torch.int64, device="meta")
+    call = prepare(receive, send, value, *law, attn_mask=mask, sequence_ids=ids, **options)
     if call.dropout_p:
         call = call._replace(seed=torch.empty((), dtype=torch.int64, device="meta"))
     run, jit.JITFunction.run = jit.JITFunction.run, record
@@ -133,7 +153,7 @@ def resources(binary):
     }
     for name in ("HGMMA", "HMMA"):
         found[name] = len(re.findall(rf"\s{name}", sass))
-    return found | {"loop": loop_of(sass)}
+    return found | {"never set": never_set(sass), "loop": loop_of(sass)}
 
 
 PIPES = {
@@ -203,8 +223,10 @@ def main(sm, names):
     if "variants" in names:
         growing = variants([*range(5, 200, 3), 256, 300, 1024, 4096], False, target)
         print(json.dumps({"variants": growing | variants(range(1, 200, 7), True, target)}), flush=True)
-    for name in [x for x in names if x != "variants"] or CASES:
-        for kernel, arguments, options in launches(CASES[name]):
+    wrong, cases = False, CASES | (table := of_table())
+    names = [x for x in names if x not in ("variants", "table")] + [*table] * ("table" in names)
+    for name in names or CASES:
+        for kernel, arguments, options in launches(cases[name]):
             binary = compiled(kernel, arguments, options, target)
             direct = getattr(arguments.get("TILE"), "DIRECT", None)
             line = {"case": name, "kernel": kernel.__name__, **options, **resources(binary)}
@@ -213,7 +235,9 @@ def main(sm, names):
             if line["loop"]:
                 line["loop"] = per_pair(kernel.__name__, line["loop"], arguments, options)
             print(json.dumps(line), flush=True)
+            wrong |= bool(line["never set"])
+    return int(wrong)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 90, sys.argv[2:])
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 90, sys.argv[2:]))

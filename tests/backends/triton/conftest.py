@@ -35,7 +35,7 @@ def kernels(monkeypatch):
 
 
 def small_tiles(monkeypatch, launch, queries=32, walk=32, keys=None):
-    blocks = launch.Blocks(queries, keys or queries, walk, 4, 1)
+    blocks = launch.Blocks(queries, keys or queries, walk, 4, 2)
     for key in launch.BLOCKS:
         monkeypatch.setitem(launch.BLOCKS, key, launch.Kernels(blocks, blocks, blocks))
 

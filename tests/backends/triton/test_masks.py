@@ -73,7 +73,7 @@ def test_masks_by_tile(name, within_rounding, draw, per_query, device, kernels, 
 def test_masked_tiles_are_not_listed(capacity, draw, device, kernels, monkeypatch, call_of):
     """Everyone locks: what is left out is left out by the mask. Documents of two tiles; padding."""
     monkeypatch.setattr(kernels, "CAPACITY", capacity)
-    size = kernels.BLOCKS[64, 4].forward.queries
+    size = kernels.BLOCKS[64, 4, False].forward.queries
     tokens = 6 * size
     inputs = draw(1, 1, tokens, tokens, 2, 2, density=1)
     padding = torch.arange(tokens) < 3 * size - 5

@@ -2,6 +2,8 @@
 
 import json
 import math
+import signal
+import time
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from typer.testing import CliRunner
 from syncattn.cli.app import app
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig, TransformerForCausalLM
 from syncattn.training.errors import UserError
+from syncattn.training.loop import Loop
+from syncattn_lab.study.command import without
 from syncattn_lab.study.lines import read_lines
 from syncattn_lab.study.plan import make_plan
 from syncattn_lab.study.run import dead_heads, loss_at, perform, portable, text_of
@@ -166,6 +170,57 @@ def test_the_command(tmp_path, folder):
     assert again.exit_code == 0 and "validation" not in again.output
     page = tmp_path / "out" / "report.html"
     assert f"report: {page}" in again.output.replace("\n", "") and "plan is complete" in page.read_text()
+
+
+def test_the_end_of_the_time_stops_it_and_it_goes_on(tmp_path, folder, monkeypatch):
+    """As if Ctrl-C had come in the middle of a step, but that the command has done what it was told."""
+    predicted = TOML.replace('name = "osn"', 'name = "osn"\nprediction = "The better of the two."')
+    (tmp_path / "plan.toml").write_text(predicted)
+    arguments = ["study", str(tmp_path / "plan.toml"), "--out", str(tmp_path / "out"), "--data", str(folder)]
+    real = Loop.training_step
+
+    def wait_in_step_two(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            signal.setitimer(signal.ITIMER_REAL, 1e-4)
+            time.sleep(0.05)
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "training_step", wait_in_step_two)
+        result = CliRunner().invoke(app, [*arguments, "--seconds", "1e6", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "the time is up" in result.output and not (tmp_path / "out" / "runs.jsonl").exists()
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    assert (run / "checkpoints" / "checkpoint-2").is_dir()
+    again = CliRunner().invoke(app, [*arguments, "--quiet", "--backend", "tiled"])
+    assert again.exit_code == 0, again.output
+    assert read_lines(tmp_path / "out" / "runs.jsonl")[0]["prediction"] == "The better of the two."
+
+
+def test_what_the_workers_are_told():
+    given = ["study", "p.toml", "--workers", "3", "--seconds=9", "--out", "o", "--device=cpu"]
+    kept = ["study", "p.toml", "--out", "o", "--device=cpu"]
+    assert without(given, "--workers", "--seconds") == kept
+    assert without(["study", "--workers=2", "--seconds", "5"], "--workers", "--seconds") == ["study"]
+
+
+def test_where_and_how_long(tmp_path, folder):
+    """Device and backend are no settings of a run: its line may come from anywhere."""
+    (tmp_path / "plan.toml").write_text(TOML.replace('name = "osn"', 'name = "osn"\nprediction = "Even."'))
+    arguments = ["study", str(tmp_path / "plan.toml"), "--out", str(tmp_path / "out"), "--data", str(folder)]
+    result = CliRunner().invoke(app, [*arguments, "--quiet", "--device", "cpu", "--backend", "tiled"])
+    assert result.exit_code == 0, result.output
+    first, second = read_lines(tmp_path / "out" / "runs.jsonl")
+    assert first["prediction"] == "Even." and "prediction" not in second
+    assert first["options"]["backend"] == "tiled" and second["options"]["backend"] is None
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 0 and "validation" not in again.output
+    for given, reason in (
+        (("--seconds", "0"), "--seconds must be positive and below 1e8, got 0.0"),
+        (("--device", "tpu"), "device must be 'auto', 'cpu' or 'cuda', got 'tpu'"),
+    ):
+        result = CliRunner().invoke(app, [*arguments, *given])
+        assert result.exit_code == 1 and reason in result.output
 
 
 def test_what_the_command_refuses(tmp_path, folder):

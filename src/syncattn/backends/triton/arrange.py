@@ -3,6 +3,8 @@ tokens; of receivers also how far each tile can reach."""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -75,43 +77,87 @@ def read_size(to, FREQ: tl.constexpr):
 
 
 @triton.jit
-def store_size(to, size, inside, FREQ: tl.constexpr, RECEIVES: tl.constexpr):
-    """A token's size among its operands, which begin at `to`: three float16, of which the first counts
-    4096-fold."""
-    column = 3 * FREQ + (0 if RECEIVES else 3)
+def _size_parts(size):
+    """Three float16 that are a size: the first counts 4096-fold."""
     thousands = tl.floor(size * (1.0 / 4096.0)).to(tl.float16)
     first, second = _halves_of(size - thousands.to(tl.float32) * 4096.0)
-    tl.store(to + column, thousands, mask=inside)
-    tl.store(to + column + 1, first, mask=inside)
-    tl.store(to + column + 2, second, mask=inside)
+    return thousands, first, second
 
 
 @triton.jit
-def _store_operands(to, w, size, FREQ: tl.constexpr, PRODUCT: tl.constexpr, RECEIVES: tl.constexpr):
-    """The rows of one tile for the product, PRODUCT columns: w (BLOCK, BLOCK_M) in two parts, so that with
-    those of the other side first * first, first * second and second * first meet; the own size before the
-    other side's ones, or behind them."""
-    BLOCK: tl.constexpr = w.shape[0]
-    k, rows = tl.arange(0, w.shape[1])[None, :], tl.arange(0, BLOCK)
-    to += rows * PRODUCT
-    first, second = _halves_of(w * -2.0 if RECEIVES else w)
-    inside = (k < FREQ) & (rows < BLOCK)[:, None]
-    tl.store(to[:, None] + k, first, mask=inside)
-    tl.store(to[:, None] + FREQ + k, first if RECEIVES else second, mask=inside)
-    tl.store(to[:, None] + 2 * FREQ + k, second if RECEIVES else first, mask=inside)
-    store_size(to, size, rows < BLOCK, FREQ, RECEIVES)
-    column = tl.arange(0, PRODUCT)[None, :]
-    ones = (column >= 3) & (column < 6) if RECEIVES else column < 3
-    value = tl.where(ones, tl.where(column % 3 == 0, 4096.0, 1.0), 0.0)
-    value = tl.broadcast_to(value, [BLOCK, PRODUCT])
-    mine = column < 3 if RECEIVES else (column >= 3) & (column < 6)
-    inside = (column < PRODUCT - 3 * FREQ) & (mine == 0) & (rows < BLOCK)[:, None]
-    tl.store(to[:, None] + 3 * FREQ + column, value.to(tl.float16), mask=inside)
+def store_size(to, size, inside, FREQ: tl.constexpr):
+    """A receiver's size among its operands, which begin at `to`."""
+    thousands, first, second = _size_parts(size)
+    tl.store(to + 3 * FREQ, thousands, mask=inside)
+    tl.store(to + 3 * FREQ + 1, first, mask=inside)
+    tl.store(to + 3 * FREQ + 2, second, mask=inside)
+
+
+class _Counted(NamedTuple):
+    """One tile's tokens, counted from a head's centre in its unit."""
+
+    base: Any  # (BLOCK,) pointers to their first coordinates
+    coordinate: Any  # from one coordinate to the next
+    known: Any  # (BLOCK,) which are there; of others 0 is taken
+    frame: Any  # a pointer to the centre and the axis
+    inverse: Any  # 1 / unit
+
+
+@triton.jit
+def _coordinates(tokens, k, inside):
+    """Their coordinates k, where those are inside; read again as a store wants them, not moved about."""
+    w = tl.load(
+        tokens.base[:, None] + k[None, :] * tokens.coordinate,
+        mask=tokens.known[:, None] & inside[None, :],
+        other=0.0,
+    )
+    centre = tl.load(tokens.frame + k, mask=inside, other=0.0)
+    return tl.where(tokens.known[:, None], (w.to(tl.float32) - centre[None, :]) * tokens.inverse, 0.0)
+
+
+@triton.jit
+def _store_operands(
+    to, tokens, near, along, size, FREQ: tl.constexpr, BLOCK_M: tl.constexpr, PRODUCT: tl.constexpr,
+    RECEIVES: tl.constexpr,
+):  # fmt: skip
+    """The rows of one tile for the product, PRODUCT columns: what is across the axis in two parts, so that
+    with those of the other side first * first, first * second and second * first meet; the own size before
+    the other side's ones, or behind them."""
+    BLOCK: tl.constexpr = along.shape[0]
+    CHUNK: tl.constexpr = min(128, PRODUCT)
+    rows = tl.arange(0, BLOCK)
+    thousands, high, low = _size_parts(size)
+    for chunk in tl.static_range(PRODUCT // CHUNK):
+        c = chunk * CHUNK + tl.arange(0, CHUNK)
+        k, part, rest = c % FREQ, c // FREQ, c - 3 * FREQ
+        axis = tl.load(tokens.frame + BLOCK_M + k)
+        w = _coordinates(tokens, k, part < 3) - along[:, None] * axis[None, :]
+        w = tl.where(near[:, None] & (part < 3)[None, :], w * -2.0 if RECEIVES else w, 0.0)
+        first, second = _halves_of(w)
+        w = tl.where((part == (2 if RECEIVES else 1))[None, :], second, first)
+        mine, ones = (rest, rest - 3) if RECEIVES else (rest - 3, rest)
+        w = tl.where((ones == 0)[None, :], 4096.0, tl.where(((ones == 1) | (ones == 2))[None, :], 1.0, w))
+        w = tl.where((mine == 0)[None, :], thousands[:, None], w)
+        w = tl.where((mine == 1)[None, :], high[:, None], w)
+        w = tl.where((mine == 2)[None, :], low[:, None], w)
+        tl.store(to + rows[:, None] * PRODUCT + c[None, :], w.to(tl.float16))
+
+
+@triton.jit
+def _store_drawn(to, tokens, FREQ: tl.constexpr, DRAWN: tl.constexpr):
+    """What dL/dD meets: two bfloat16 parts, each in half of the columns."""
+    c, rows = tl.arange(0, DRAWN), tl.arange(0, tokens.known.shape[0])
+    k = c % (DRAWN // 2)
+    w = _coordinates(tokens, k, k < FREQ)
+    first = w.to(tl.bfloat16)
+    second = (w - first.to(tl.float32)).to(tl.bfloat16)
+    w = tl.where((c < DRAWN // 2)[None, :], first, second)
+    tl.store(to + rows[:, None] * DRAWN + c[None, :], w)
 
 
 @triton.jit
 def _store_product(
-    w, present, radius, nearest, planes, frames, shared, bh, tile, tiles,
+    w, pointers, coordinate, present, radius, nearest, planes, frames, shared, bh, tile, tiles,
     nowhere: tl.constexpr, FREQ: tl.constexpr, BLOCK_M: tl.constexpr, PRODUCT: tl.constexpr,
     DRAWN: tl.constexpr, RECEIVES: tl.constexpr,
 ):  # fmt: skip
@@ -119,8 +165,8 @@ def _store_product(
     receivers also rho^2 and their nearest sender's D. The frame is the shared head's."""
     BLOCK: tl.constexpr = w.shape[0]
     rows, k = tl.arange(0, BLOCK), tl.arange(0, BLOCK_M)
-    centre = tl.load(frames.vectors + 2 * shared * BLOCK_M + k)
-    axis = tl.load(frames.vectors + (2 * shared + 1) * BLOCK_M + k)
+    frame = frames.vectors + 2 * shared * BLOCK_M
+    centre, axis = tl.load(frame + k), tl.load(frame + BLOCK_M + k)
     inverse = 1.0 / tl.load(frames.units + shared)
     missing = tl.max((w != w).to(tl.int32), 1) > 0  # a NaN stays one
     somewhere = present & (missing == 0) & (tl.max(tl.abs(w), 1) < KNOWN)
@@ -133,10 +179,9 @@ def _store_product(
     rounded = tl.sum(w * w, 1) * 2.0**-15
     bound = tl.max(tl.where(somewhere, tl.maximum(sizes, rounded), 0.0), 0)
     bound = tl.where(tl.max((somewhere & (near == 0)).to(tl.int32), 0) > 0, float("inf"), bound)
-    across = tl.where((near | missing)[:, None], across, 0.0)
     sizes = tl.where(near | missing, sizes, 0.0)
-    along = tl.where(somewhere | missing, along, nowhere)
     token = bh.to(tl.int64) * planes.stride + tile * BLOCK
+    tl.store(planes.along + token + rows, tl.where(somewhere | missing, along, nowhere))
     if RECEIVES:
         square = inverse * inverse
         shortest = tl.min(tl.where(somewhere, radius, float("inf")), 0) * square
@@ -146,16 +191,11 @@ def _store_product(
         bound = tl.where(beyond > 0, float("-inf"), bound)
         sizes = tl.where(tl.abs(sizes) >= MOST_LARGE, 0.0, sizes)
     tl.store(planes.bound + bh.to(tl.int64) * tiles + tile, bound)
-    _store_operands(planes.operands + token * PRODUCT, across, sizes, FREQ, PRODUCT, RECEIVES)
-    tl.store(planes.along + token + rows, along)
-    # what dL/dD meets: two bfloat16 parts, each in half of the columns
-    HALF: tl.constexpr = DRAWN // 2
-    to = planes.drawn + (token + rows)[:, None] * DRAWN + k[None, :]
-    first = w.to(tl.bfloat16)
-    second = (w - first.to(tl.float32)).to(tl.bfloat16)
-    within = (k < HALF)[None, :] & (rows < BLOCK)[:, None]
-    tl.store(to, first, mask=within)
-    tl.store(to + HALF, second, mask=within)
+    tokens = _Counted(pointers, coordinate, somewhere | missing, frame, inverse)
+    to = planes.operands + token * PRODUCT
+    _store_operands(to, tokens, near | missing, along, sizes, FREQ, BLOCK_M, PRODUCT, RECEIVES)
+    if planes.drawn is not None:
+        _store_drawn(planes.drawn + token * DRAWN, tokens, FREQ, DRAWN)
 
 
 @triton.jit(do_not_specialize=GROWING)
@@ -184,8 +224,8 @@ def arrange_kernel(
         heard = head_of(allowed, b, h) + place.to(tl.int64) * allowed.token
         present = present & (tl.load(heard, mask=present, other=0) != 0)
     here = present[:, None] & (k < FREQ)[None, :]
-    pointers = head_of(x, b, h) + place.to(tl.int64)[:, None] * x.token + k[None, :] * x.coordinate
-    w = tl.load(pointers, mask=here, other=0.0).to(tl.float32)
+    pointers = head_of(x, b, h) + place.to(tl.int64) * x.token
+    w = tl.load(pointers[:, None] + k[None, :] * x.coordinate, mask=here, other=0.0).to(tl.float32)
     w = tl.where(tl.abs(w) > nowhere, nowhere, tl.where(here, w, nowhere))
     to = bh.to(tl.int64) * FREQ
     inside = (i < planes.stride)[:, None] & (k < FREQ)[None, :]
@@ -213,6 +253,6 @@ def arrange_kernel(
         shared = shared_head(b, h, heads, send_heads)
         w = tl.where((k < FREQ)[None, :], w, 0.0)
         _store_product(
-            w, present, radius, nearest, planes, frames, shared, bh, tile, tiles,
+            w, pointers, x.coordinate, present, radius, nearest, planes, frames, shared, bh, tile, tiles,
             nowhere, FREQ, BLOCK_M, PRODUCT, DRAWN, RECEIVES,
         )  # fmt: skip

@@ -23,6 +23,7 @@ from syncattn.backends.triton.groups import (
     Mask,
     Planes,
     Rows,
+    Texts,
     Tile,
     Walk,
     constant,
@@ -38,10 +39,11 @@ MOST_DIRECT = {True: 128, False: 3}
 # Into how many bfloat16 dL/dD is split before it is multiplied by frequencies: as exact as the values are.
 SPLIT = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _CHUNK = 128  # tiles that a program of lists.py looks at together
-CHUNK_OF_NEAREST = 64  # and one of nearest.py
+CHUNK_OF_NEAREST = 256  # and one of nearest.py
 # Entries that a list has room for; where more tiles than that can lock, an entry is several. So lists take
 # 4 KiB a tile at most, however many tiles there are.
 CAPACITY = 1024
+_TWO_WARPS = {"num_warps": 2}
 # From this many programs on they start in the order of their work, the longest first.
 _FEWEST_ORDERED = 1024
 # Up to this many each is compared with each to find that order; above, they are sorted.
@@ -75,23 +77,37 @@ class Kernels(NamedTuple):
 # pair in the compiler's code for sm_90. On an H200 three stages took dense 8,192 tokens 700 microseconds
 # forward in place of 780, and 128 receivers 620; the layer form takes more instructions with either and was
 # not timed (docs/kernel-gpu.md).
-BLOCKS = {
+_OF_VALUES = {
     (64, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
     (64, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
     (128, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
     (128, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
     (256, 2): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
-    (256, 4): Kernels(*[Blocks(64, 64, 32, 4, 1)] * 3),
+    (256, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
 }
+_FEWEST_COORDINATES = 8
+# The third: whether there are so few coordinates.
+BLOCKS = {(*key, few): found for key, found in _OF_VALUES.items() for few in (False, True)}
+# A fourth program fits a multiprocessor: on an H100 dense 16,384 tokens of 16 heads took 2.47 milliseconds in
+# place of 2.87, and 2.39 with 128 receivers, which lists are coarser with.
+BLOCKS[64, 2, True] = BLOCKS[64, 2, True]._replace(forward=Blocks(64, 64, 64, 4, 3, 128))
 _FEW_COORDINATES = 64  # more take the registers and the shared memory
+# With one stage all operands that a loop loads lie at one address of shared memory, one after the other. Of
+# such kernels the assembler that Triton brings (ptxas 12.8) computes some descriptors of matrices from
+# registers that it never sets: products with garbage, or an access outside of memory
+# (docs/kernel-gpu.md). From two stages on each operand has an address of its own.
+_FEWEST_STAGES = 2
 
 
-def blocks_for(kernel: str, block_d: int, block_m: int, size: int) -> Blocks:
-    """For values of block_d columns of this size in bytes, and frequencies of block_m coordinates."""
-    found: Blocks = getattr(BLOCKS[max(64, block_d), size], kernel)
-    if block_m <= _FEW_COORDINATES:
+def blocks_for(kernel: str, block_d: int, freq_dim: int, size: int) -> Blocks:
+    """For values of block_d columns of this size in bytes, and frequencies of freq_dim coordinates."""
+    found: Blocks = getattr(BLOCKS[max(64, block_d), size, freq_dim <= _FEWEST_COORDINATES], kernel)
+    assert found.stages >= _FEWEST_STAGES, f"kernels of {found.stages} stage are miscompiled"
+    if freq_dim <= _FEW_COORDINATES:
         return found
-    return found._replace(walk=min(found.walk, 32 if block_d * size <= 512 else 16), stages=1)
+    # the operands of D's product are those that take the memory; float32 values have none
+    walk = 32 if size == 4 and block_d <= 128 else 16
+    return found._replace(walk=min(found.walk, walk), stages=_FEWEST_STAGES)
 
 
 class Side(NamedTuple):
@@ -120,7 +136,7 @@ class Launch:
         self.block_m = max(16, next_power_of_2(self.freq_dim))
         self.block_d = max(16, next_power_of_2(self.value_dim))
         self.wide = wide = value.dtype == torch.float32
-        sizes = self.block_d, self.block_m, value.element_size()
+        sizes = self.block_d, self.freq_dim, value.element_size()
         self.blocks = {name: blocks_for(name, *sizes) for name in kernels}
         (self.query_tile, self.key_tile), *others = {b[:2] for b in self.blocks.values()}
         assert not others, self.blocks
@@ -128,13 +144,13 @@ class Launch:
         if allowed is not None:
             mask = None  # those senders stand nowhere
         self.order: Order | None = None
-        any_order = arranged and mask is None and not self.call.is_causal
+        any_order = arranged and mask is None and call.sequence_ids is None and not self.call.is_causal
         if any_order and min(self.queries, self.keys) >= FEWEST_SORTED:
             self._sort(receive, send, allowed)
         self.numbered = allowed is not None or self.order is not None
         self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
         # how D is taken, in a launch each: the second sees to tiles for which a product is not exact enough
-        self.ways = (True,) if self.direct else (False, True)
+        self.ways = tuple({"DIRECT": x} for x in ((True,) if self.direct else (False, True)))
         self.product = max(32, next_power_of_2(3 * self.freq_dim + 6))
         self.drawn = max(16, 2 * next_power_of_2(self.freq_dim))
         self.frames = Frames(None, None)
@@ -148,6 +164,7 @@ class Launch:
             )
         exact = "tf32x3" if torch.version.hip is None else "ieee"
         self.value_precision = exact if wide else "tf32"  # the latter concerns float32 operands only
+        self.texts = None if call.sequence_ids is None else self._texts(call.sequence_ids)
         self.mask: Mask | None = None
         if mask is not None:
             by_pair = mask.expand(self.batch, self.heads, self.queries, self.keys).view(torch.uint8)
@@ -219,7 +236,7 @@ class Launch:
         if not self.direct:
             operands = new(plane, self.product, dtype=torch.float16)
             along, bound = new(plane), new(tiles)
-            drawn = new(plane, self.drawn, dtype=torch.bfloat16)
+            drawn = new(plane, self.drawn, dtype=torch.bfloat16) if "receivers" in self.blocks else None
         planes = Planes(new(self.freq_dim, plane), plane, numbers, operands, along, drawn, bound)
         boxes = Boxes(new(self.freq_dim, tiles), new(self.freq_dim, tiles))
         reach = new(tiles) if receives else None
@@ -234,6 +251,22 @@ class Launch:
             RECEIVES=receives,
         )  # fmt: skip
         return Side(planes, boxes, heads, tiles, block), reach
+
+    def _texts(self, ids: Tensor) -> Texts:
+        """The ids of a call, and the range of those of each tile."""
+        ids = ids.contiguous()
+        sides = []
+        for own, tile in ((ids[:, self.keys - self.queries :], self.query_tile), (ids, self.key_tile)):
+            tiles = (
+                cdiv(cdiv(own.shape[1], tile), granule := _largest_granule(cdiv(own.shape[1], tile)))
+                * granule
+            )
+            # a last tile that is not full has its last token's id to the end
+            at = torch.arange(tiles * tile, device=self.device).clamp(max=own.shape[1] - 1)
+            of_tiles = own[:, at].view(len(own), tiles, tile)
+            sides.append(torch.stack((of_tiles.amin(-1), of_tiles.amax(-1)), -1))
+        of_rows = [0 if len(x) == 1 else x.stride(0) for x in (ids, *sides)]
+        return Texts(ids, of_rows[0], sides[0], of_rows[1], sides[1], of_rows[2])
 
     def _mask_tiles(self, mask: Tensor) -> Mask:
         """(B, H, tiles of receivers, tiles of senders) uint8, with strides of 0 where the mask has size 1."""
@@ -267,9 +300,9 @@ class Launch:
         )  # fmt: skip
         start(
             lists_kernel, self.device, (rows * own.tiles,),
-            own.boxes, other.boxes, own.planes.bound, other.planes.bound, self.reach, mask,
+            own.boxes, other.boxes, own.planes.bound, other.planes.bound, self.reach, mask, self.texts,
             Walk(entries, counts, None), width, own.heads, other.heads, self.heads, own.tiles, other.tiles,
-            self.keys - self.queries, self.queries, LOOK=constant(look),
+            self.keys - self.queries, self.queries, LOOK=constant(look), options=_TWO_WARPS,
         )  # fmt: skip
         return Walk(entries, counts, self._longest_first(counts))
 
@@ -280,7 +313,7 @@ class Launch:
         if number > _MOST_COMPARED:
             return counts[..., 0].flatten().argsort(descending=True, stable=True).int()
         order = torch.empty(number, dtype=torch.int32, device=self.device)
-        start(order_kernel, self.device, (cdiv(number, 32),), counts, order, number, BLOCK=32, CHUNK=128)
+        start(order_kernel, self.device, (cdiv(number, 8),), counts, order, number, BLOCK=8, CHUNK=1024)
         return order
 
     def values(self) -> Rows:

@@ -264,14 +264,14 @@ static void backward_begin(const Plan& plan, int64_t batch, int64_t head, int64_
     memset(own.key_sums, 0, sizeof(float) * (size_t)(ROWS * LANES));
     forget(*own.pairs);
 
-    float low[MOST_COORDINATES], high[MOST_COORDINATES];
-    box_of(keys.send, keys.count, m, ~0ull, low, high);
+    const Boxes& boxes = plan.receivers[head_number].lanes.boxes;
+    float low[MOST_COORDINATES + 1], high[MOST_COORDINATES + 1];
+    box_of(keys.send, keys.count, m, ~0ull, boxes.direction, low, high);
     const int64_t offset = p.keys - p.queries;
     int64_t first = p.is_causal && keys.first > offset ? (keys.first - offset) / KEYS : 0;
     if (p.symmetric) first = keys.first / KEYS;
     int64_t last = plan.receiver_tiles;
     if (p.text) narrow(plan.receiver_texts[batch], texts_of(p, batch) + keys.first, keys.count, first, last);
-    const Boxes& boxes = plan.receivers[head_number].lanes.boxes;
     keys.tiles = tiles_within(boxes, low, high, m, first, last, 0, own.found, own.distance);
     keys.next = 0, keys.whole = false;
 }

@@ -50,8 +50,8 @@ static void count_rows(const Plan* plan, const SyncattnCount* to, int64_t batch,
     shared.d = own.d, shared.packed = own.packed;
     Rows rows;
     load_rows(p, rows, batch, head, tile);
-    float low[MOST_COORDINATES], high[MOST_COORDINATES];
-    box_of(rows.receive, rows.count, p.freq_dim, ~0ull, low, high);
+    float low[MOST_COORDINATES + 1], high[MOST_COORDINATES + 1];
+    box_of(rows.receive, rows.count, p.freq_dim, ~0ull, senders.boxes.direction, low, high);
     int64_t last = plan->key_tiles;
     if (p.is_causal) last = least(last, (rows.first + rows.count - 1 + p.keys - p.queries) / KEYS + 1);
     int64_t first = 0;

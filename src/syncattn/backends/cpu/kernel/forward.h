@@ -71,6 +71,20 @@ static void look_for_nearest(const SyncattnProblem& p, const Rows& rows, const f
         for (int64_t v = 0; v < KEYS / LANES; ++v)
             candidates |= bits_not_above(load(row + v * LANES), vf{} + nearest.best[i]);
         if (!candidates) continue;
+        if (!index) {  // the first of the lowest, unless one is NaN
+            vf low = load(row), strange{};
+            for (int64_t v = 0; v < KEYS; v += LANES) low = smaller(low, load(row + v)), strange += load(row + v);
+            const float best = lowest(low);
+            if (total(strange) < __builtin_inff()) {
+                int64_t j = 0;
+                uint32_t bits;
+                while (!(bits = bits_not_above(load(row + j), vf{} + best))) j += LANES;
+                j += __builtin_ctz(bits);
+                if (best < nearest.best[i] || (best == nearest.best[i] && j + start < nearest.number[i]))
+                    nearest.best[i] = best, nearest.place[i] = nearest.number[i] = (int32_t)(start + j);
+                continue;
+            }
+        }
         for (int64_t j = 0; j < valid; ++j) {
             const int32_t number = index ? index[start + j] : (int32_t)(start + j);
             const bool tie = row[j] == nearest.best[i] && number < nearest.number[i];
@@ -271,8 +285,8 @@ static void forward_begin(const Plan& plan, const Lanes& senders, int64_t batch,
     const SyncattnProblem& p = *plan.p;
     const auto& own = s.of[number];
     load_rows(p, c.rows, batch, head, tile);
-    float low[MOST_COORDINATES], high[MOST_COORDINATES];
-    box_of(c.rows.receive, c.rows.count, p.freq_dim, ~0ull, low, high);
+    float low[MOST_COORDINATES + 1], high[MOST_COORDINATES + 1];
+    box_of(c.rows.receive, c.rows.count, p.freq_dim, ~0ull, senders.boxes.direction, low, high);
     int64_t last = plan.key_tiles;
     if (p.is_causal) last = least(last, (c.rows.first + c.rows.count - 1 + p.keys - p.queries) / KEYS + 1);
     int64_t first = p.symmetric ? c.rows.first / KEYS : 0;

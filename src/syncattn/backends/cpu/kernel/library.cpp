@@ -28,7 +28,8 @@ const Instance* const every_instance[] = {
 
 bool runs_here(const Instance* instance) {
 #if defined(__x86_64__)
-    if (instance == &instance_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (instance == &instance_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
     if (instance == &instance_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -49,19 +50,22 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 // Floats of one head's boxes; lays them out if `boxes` is given.
 int64_t lay_out(Boxes* boxes, float* memory, int64_t tiles, int64_t m, bool limits) {
     const int64_t stride = round_up(tiles, GROUP), groups = stride / GROUP, group_stride = round_up(groups, GROUP);
-    const int64_t floats = 2 * m * (stride + group_stride) + (limits ? stride + group_stride : 0);
+    const int64_t extents = m + 1;  // one along the direction
+    const int64_t floats = 2 * extents * (stride + group_stride) + (limits ? stride + group_stride : 0) + m;
     if (!boxes) return floats;
-    *boxes = Boxes{tiles, stride, groups, group_stride, memory, memory + m * stride, nullptr, nullptr, nullptr, nullptr};
-    boxes->group_low = memory + 2 * m * stride;
-    boxes->group_high = boxes->group_low + m * group_stride;
-    if (limits) boxes->limit = boxes->group_high + m * group_stride, boxes->group_limit = boxes->limit + stride;
+    *boxes = Boxes{tiles, stride, groups, group_stride};
+    boxes->low = memory, boxes->high = memory + extents * stride;
+    boxes->group_low = boxes->high + extents * stride;
+    boxes->group_high = boxes->group_low + extents * group_stride;
+    boxes->direction = boxes->group_high + extents * group_stride;
+    if (limits) boxes->limit = boxes->direction + m, boxes->group_limit = boxes->limit + stride;
     return floats;
 }
 
 void make_groups(const Boxes& boxes, int64_t m) {
     for (int64_t group = 0; group < boxes.groups; ++group) {
         const int64_t first = group * GROUP, end = first + GROUP < boxes.tiles ? first + GROUP : boxes.tiles;
-        for (int64_t k = 0; k < m; ++k) {
+        for (int64_t k = 0; k <= m; ++k) {
             float low = __builtin_inff(), high = -low;
             for (int64_t tile = first; tile < end; ++tile) {
                 if (boxes.low[k * boxes.stride + tile] < low) low = boxes.low[k * boxes.stride + tile];
@@ -80,6 +84,20 @@ void make_groups(const Boxes& boxes, int64_t m) {
         for (int64_t tile = end; tile < first + GROUP; ++tile) boxes.limit[tile] = 0;
         boxes.group_limit[group] = limit;
     }
+}
+
+// Where most of the way from a head's first tokens to its last leads, (m): any direction would be right, and this one
+// is that of a drift. Nowhere if something there is not finite.
+void find_direction(const Boxes& boxes, const float* tokens, int64_t count, int64_t m) {
+    const int64_t some = count / 2 < KEYS ? count / 2 : KEYS;
+    double way[MOST_COORDINATES], square = 0;
+    for (int64_t k = 0; k < m; ++k) {
+        way[k] = 0;
+        for (int64_t i = 0; i < some; ++i) way[k] += (double)tokens[(count - 1 - i) * m + k] - tokens[i * m + k];
+        square += way[k] * way[k];
+    }
+    const double scale = square > 0 && square < 1e300 ? (1 - 1e-6) / __builtin_sqrt(square) : 0;
+    for (int64_t k = 0; k < m; ++k) boxes.direction[k] = scale > 0 ? (float)(way[k] * scale) : 0;
 }
 
 int64_t tiles_of(int64_t tokens, int64_t size) { return (tokens + size - 1) / size; }
@@ -160,6 +178,10 @@ void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads
     });
     // A sender that no row may attend to does not stretch its tile's box.
     const bool by_key = p.mask && p.mask_strides[1] == 0 && p.mask_strides[2] == 0 && p.mask_strides[3] != 0;
+    for (int64_t h = 0; h < send_heads && !few; ++h) {
+        const int64_t head = h % p.send_heads * (p.heads / p.send_heads);
+        find_direction(senders[(size_t)h].boxes, send_of(&p, h / p.send_heads, head), p.keys, m);
+    }
     for_each_task(few ? 0 : send_heads * tiles, 16, threads, 0, [&](int64_t task, float*) {
         const int64_t h = task / tiles, tile = task % tiles, start = tile * KEYS;
         const int64_t valid = least(KEYS, p.keys - start), batch = h / p.send_heads;
@@ -322,6 +344,8 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
     memset(summed.memory.get(), 0, (size_t)summed.used * sizeof(float));
     plan.receivers = receivers.data();
     plan.sums = sums.data();
+    for (int64_t h = 0; h < heads; ++h)
+        find_direction(receivers[(size_t)h].lanes.boxes, p.receive + h * p.queries * m, p.queries, m);
     for_each_task(heads * tiles, 1, threads, 0, [&](int64_t task, float*) {
         const int64_t h = task / tiles, tile = task % tiles, start = tile * KEYS;
         const float* receive = p.receive + (h * p.queries + start) * m;

@@ -14,10 +14,12 @@ constexpr int64_t MOST_COORDINATES = 512;  // that frequencies may have
 constexpr float FAR_DETUNING = 1e30f, FAR_FREQUENCY = 1e18f;
 
 // Bounding boxes of consecutive tokens' frequencies: one for each tile, and one for each group of tiles.
-// low and high are (m, tiles rounded up to GROUP), group_low and group_high (m, groups rounded up to GROUP).
+// low and high are (m + 1, tiles rounded up to GROUP), group_low and group_high (m + 1, groups rounded up to GROUP);
+// the last is the extent along `direction`: where contents drift, it tells tiles apart that no single coordinate does.
 typedef struct {
     int64_t tiles, stride, groups, group_stride;
     float *low, *high, *group_low, *group_high;
+    float* direction;  // (m), no longer than 1
     float *limit, *group_limit;  // added to the caller's limit on the distance; null: nothing is
 } Boxes;
 

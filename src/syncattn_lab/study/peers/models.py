@@ -1,0 +1,157 @@
+"""The peers as language models: this project's Transformer, with other attention in its layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import initialization as init
+
+from syncattn.checks import check_choice, check_count
+from syncattn.models import SoftmaxAttention, TransformerConfig
+from syncattn.models.decoder import DecoderForCausalLM, DecoderLayer, DecoderModel
+from syncattn.models.transformer import TransformerPreTrainedModel
+from syncattn_lab.study.peers.delta import GatedDelta
+from syncattn_lab.study.peers.entmax import entmax15
+
+ATTENTIONS = ("entmax", "window", "delta")
+
+
+class PeerConfig(TransformerConfig):
+    """A `TransformerConfig` with other attention: delay, token shift and its other options stay.
+
+    Args:
+        attention: "entmax" (alpha 1.5 in the place of softmax: exact zeros), "window" (softmax over the last
+            tokens, over all in some layers) or "delta" (the gated delta rule with a convolution of width 4,
+            which has no delay, position or token shift, and no softmax).
+        window: of "window", in tokens, the token itself counted.
+        full_every: of "window", each so manyth layer sees all tokens: 4 is layers 4, 8, ....
+
+    Raises:
+        TypeError, ValueError: as `TransformerConfig`.
+    """
+
+    model_type = "syncattn_lab_peer"
+
+    attention: str = "entmax"
+    window: int = 64
+    full_every: int = 4
+
+    def check(self) -> None:
+        """As `TransformerConfig.check`, and the peer's own fields."""
+        super().check()
+        check_choice("attention", self.attention, ATTENTIONS)
+        check_count("window", self.window)
+        check_count("full_every", self.full_every)
+        if not self.is_causal:
+            raise ValueError("is_causal must be True for a peer, got False")
+        if self.attention == "delta" and (self.delay or self.token_shift or self.value_residual):
+            raise ValueError(
+                "delay, token_shift and value_residual must be off with attention='delta', which has none of "
+                f"them, got delay={self.delay}, token_shift={self.token_shift}, "
+                f"value_residual={self.value_residual}"
+            )
+
+
+class EntmaxAttention(SoftmaxAttention):
+    """`SoftmaxAttention` with entmax, alpha 1.5, in the place of softmax."""
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        seen: Tensor | None,
+        is_causal: bool,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if is_causal:
+            mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        weights = entmax15(scores.float()).to(v.dtype)
+        weights = weights if seen is None else weights * seen
+        dropped = nn.functional.dropout(weights, self.dropout if self.training else 0.0)
+        return dropped @ v, weights if need_weights else None
+
+
+class WindowAttention(SoftmaxAttention):
+    """`SoftmaxAttention` over the last `window` tokens, the token itself counted."""
+
+    window: int = 64
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        seen: Tensor | None,
+        is_causal: bool,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        queries, keys = q.shape[2], k.shape[2]
+        near = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
+        near = near.triu(keys - queries - self.window + 1)
+        if is_causal:
+            near = near.tril(keys - queries)
+        if mask is None:
+            mask = near
+        elif mask.dtype == torch.bool:
+            # a row that sees nobody sees all, and is dropped: what is far is then dropped with it
+            mask = mask & near if seen is None else (mask & near) | ~seen
+        else:
+            mask = mask.masked_fill(~near, -torch.inf)
+        return super()._attend(q, k, v, mask, seen, False, need_weights)
+
+
+class PeerPreTrainedModel(TransformerPreTrainedModel):
+    """What the peers share."""
+
+    config: PeerConfig
+    config_class = PeerConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GatedDelta):
+            init.zeros_(module.convolution)
+            init.zeros_(module.log_decay_scale)
+            init.ones_(module.gain)
+
+
+class PeerModel(PeerPreTrainedModel, DecoderModel):
+    """A peer without an output layer."""
+
+    attention_class = SoftmaxAttention
+    _made = 0
+
+    def _make_layer(self) -> DecoderLayer:
+        config: Any = self.config
+        self._made += 1
+        sizes = config.hidden_size, config.num_attention_heads
+        if config.attention == "delta":
+            return DecoderLayer(GatedDelta(*sizes), config)
+        kind: type[SoftmaxAttention] = SoftmaxAttention
+        if config.attention == "entmax":
+            kind = EntmaxAttention
+        elif self._made % config.full_every:
+            kind = WindowAttention
+        layer = kind(*sizes, config.attention_dropout, **config.attention_options())
+        if isinstance(layer, WindowAttention):
+            layer.window = config.window
+        return DecoderLayer(layer, config)
+
+
+class PeerForCausalLM(PeerPreTrainedModel, DecoderForCausalLM):
+    """A peer as a causal language model."""
+
+    model_class = PeerModel
+
+
+AutoConfig.register(PeerConfig.model_type, PeerConfig, exist_ok=True)
+AutoModelForCausalLM.register(PeerConfig, PeerForCausalLM, exist_ok=True)

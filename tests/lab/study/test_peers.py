@@ -1,0 +1,154 @@
+"""The peers against their definitions, and as models that the study trains."""
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("transformers")
+
+from transformers import AutoModelForCausalLM
+
+from syncattn.models import TransformerConfig, TransformerForCausalLM
+from syncattn_lab.study.peers.delta import gated_delta_rule
+from syncattn_lab.study.peers.entmax import entmax15
+from syncattn_lab.study.peers.models import PeerConfig, PeerForCausalLM
+from syncattn_lab.study.plan import make_plan
+from syncattn_lab.study.run import perform
+
+SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+PEERS = {
+    "entmax": {"attention": "entmax", "delay": 0.5, "token_shift": True},
+    "window": {"attention": "window", "window": 4, "full_every": 2, "short_convolution": 4, "qk_norm": True},
+    "delta": {"attention": "delta"},
+}
+
+
+def by_bisection(scores):
+    """max(s / 2 - tau, 0)^2 with the sum 1."""
+    z = scores / 2
+    low, high = z.amax(-1, keepdim=True) - 1, z.amax(-1, keepdim=True)
+    for _ in range(80):
+        tau = (low + high) / 2
+        more = (z - tau).clamp(min=0).square().sum(-1, keepdim=True) > 1
+        low, high = torch.where(more, tau, low), torch.where(more, high, tau)
+    return (z - tau).clamp(min=0).square()
+
+
+def test_entmax():
+    torch.manual_seed(0)
+    scores = 3 * torch.randn(5, 4, 17, dtype=torch.float64)
+    scores[0, :, 3:] = -torch.inf
+    scores[1, 0] = 0.0
+    weights = entmax15(scores)
+    torch.testing.assert_close(weights, by_bisection(scores))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(5, 4, dtype=torch.float64))
+    assert (weights[2:] == 0).double().mean() > 0.2 and not weights[0, :, 3:].any()
+    assert torch.autograd.gradcheck(entmax15, scores[2:3].clone().requires_grad_())
+    far = entmax15(torch.tensor([1e4, 1e4, 0.0, -torch.inf]))
+    torch.testing.assert_close(far, torch.tensor([0.5, 0.5, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize(("tokens", "chunk"), [(7, 1), (7, 3), (8, 64)])
+def test_the_delta_rule_is_its_recurrence(tokens, chunk):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, tokens, 5, dtype=torch.float64)
+    k = torch.nn.functional.normalize(k, dim=-1)
+    decay, rate = torch.rand(2, 2, 3, tokens, dtype=torch.float64)
+    state, found = torch.zeros(2, 3, 5, 5, dtype=torch.float64), []
+    for t in range(tokens):
+        a, b, key = decay[..., t, None, None], rate[..., t, None, None], k[:, :, t, :, None]
+        state = a * (state - b * (state @ key) @ key.mT) + b * v[:, :, t, :, None] @ key.mT
+        found.append(state @ q[:, :, t, :, None])
+    expected = torch.stack(found, 2)[..., 0]
+    torch.testing.assert_close(gated_delta_rule(q, k, v, decay.log(), rate, chunk), expected)
+
+
+@pytest.fixture(params=list(PEERS))
+def peer(request):
+    torch.manual_seed(0)
+    return PeerForCausalLM(PeerConfig(**SIZES, **PEERS[request.param])).eval()
+
+
+def test_nobody_sees_the_future_and_a_model_is_saved(peer, tmp_path):
+    ids = torch.randint(0, 30, (2, 12), generator=torch.Generator().manual_seed(1))
+    other = ids.clone()
+    other[:, 7:] = 29 - other[:, 7:]
+    with torch.no_grad():
+        whole = peer(ids, use_cache=False).logits
+        torch.testing.assert_close(peer(other, use_cache=False).logits[:, :7], whole[:, :7])
+        assert not torch.allclose(peer(other, use_cache=False).logits[:, 7:], whole[:, 7:])
+        peer.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        assert type(loaded) is PeerForCausalLM and torch.equal(loaded(ids, use_cache=False).logits, whole)
+    peer(ids, labels=ids, use_cache=False).loss.backward()
+    assert all(parameter.grad is not None for parameter in peer.parameters())
+
+
+@torch.no_grad()
+def test_the_window():
+    """Wide enough it is the Transformer; else the first layer forgets, and the second sees all."""
+    options = {"delay": 0.5, "token_shift": True}
+    ids = torch.randint(0, 30, (1, 12), generator=torch.Generator().manual_seed(1))
+    plain = TransformerForCausalLM(TransformerConfig(**SIZES, **options)).eval()
+    for window, full_every, same in ((12, 4, True), (3, 4, False), (3, 1, True)):
+        config = PeerConfig(**SIZES, **options, attention="window", window=window, full_every=full_every)
+        model = PeerForCausalLM(config).eval()
+        model.load_state_dict(plain.state_dict())
+        assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-5) == same
+    weights = (
+        model.__class__(PeerConfig(**SIZES, attention="window", window=3, full_every=2))
+        .eval()(ids, output_attentions=True)
+        .attentions
+    )
+    number = torch.arange(12)
+    distance = number[:, None] - number
+    assert torch.equal(weights[0][0, 0] > 0, (distance >= 0) & (distance < 3))
+    assert torch.equal(weights[1][0, 0] > 0, distance >= 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["entmax", "window"])
+def test_padding_and_the_cache(name):
+    torch.manual_seed(0)
+    model = PeerForCausalLM(PeerConfig(**SIZES, **PEERS[name])).eval()
+    ids = torch.randint(0, 30, (2, 9))
+    padded = torch.nn.functional.pad(ids, (3, 0))
+    mask = (torch.arange(12) > 2).long().expand(2, -1)
+    whole = model(ids, use_cache=False).logits
+    torch.testing.assert_close(model(padded, attention_mask=mask, use_cache=False).logits[:, 3:], whole)
+    first = model(ids[:, :5], use_cache=True)
+    after = model(ids[:, 5:], past_key_values=first.past_key_values).logits
+    torch.testing.assert_close(after, whole[:, 5:])
+
+
+def test_what_a_peer_refuses():
+    with pytest.raises(ValueError, match="attention must be one of 'entmax', 'window', 'delta', got 'hard'"):
+        PeerConfig(**SIZES, attention="hard")
+    with pytest.raises(ValueError, match=r"must be off with attention='delta'.* got delay=0.5"):
+        PeerConfig(**SIZES, attention="delta", delay=0.5)
+    model = PeerForCausalLM(PeerConfig(**SIZES, attention="delta"))
+    with pytest.raises(ValueError, match="takes causal texts without padding or cache, got key_padding_mask"):
+        model(torch.ones(1, 4, dtype=torch.int64), attention_mask=torch.tensor([[0, 1, 1, 1]]))
+
+
+def test_the_study_trains_one(tmp_path):
+    (tmp_path / "some.txt").write_text("what locks exchanges what it knows, and others stay silent\n" * 60)
+    plan = make_plan(
+        {
+            "model": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+            "training": {"context": 32, "batch_size": 4, "steps": 3, "final_eval_tokens": 256},
+            "seeds": [0],
+            "learning_rates": [0.01],
+            "task": {"words": {"kind": "text", "text": ["some.txt"]}},
+            "tasks": ["words"],
+            "group": [
+                {
+                    "name": "g",
+                    "kind": "comparison",
+                    "variant": [{"name": "delta", "model": "peer", "config": {"attention": "delta"}}],
+                }
+            ],
+        }
+    )
+    line = perform(plan.runs[0], tmp_path / "run", tmp_path)
+    assert line["outcome"] == "finished" and line["config"]["attention"] == "delta"
