@@ -86,7 +86,7 @@ def picture(group: Group, task: str) -> bytes | None:
         within = [place[name] for name in names if lengths[name] <= own]
         axes.axvspan(-0.5, max(within, default=-0.5) + 0.5, color=FAINT, alpha=0.35, lw=0, zorder=0)
         axes.annotate(
-            f"trained up to {own:,} tokens", (0.01, 0.02), xycoords="axes fraction", fontsize=8.5, color=INK
+            f"trained up to {own:,} tokens", (0.01, 0.1), xycoords="axes fraction", fontsize=8.5, color=INK
         )
         ticks(axes, range(len(names)), [f"{_short(name)}\n{lengths[name]:,}" for name in names])
         axes.set_xlim(-0.5, len(names) - 0.5)
