@@ -32,7 +32,7 @@ FLAGS = {"portable.cpp": [], "library.cpp": [], "order.cpp": [], "plain.cpp": []
 # Python's own variable for building for another machine, _PYTHON_HOST_PLATFORM=linux-aarch64, changes it.
 MACHINE = sysconfig.get_platform().rpartition("-")[2]
 if MACHINE in ("x86_64", "amd64"):
-    FLAGS["avx2.cpp"] = ["-mavx2", "-mfma"]
+    FLAGS["avx2.cpp"] = ["-mavx2", "-mfma", "-mpopcnt"]
     FLAGS["avx512.cpp"] = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
 LINK = ["-pthread"]
 if sys.platform == "linux":

@@ -11,18 +11,18 @@ Steps, in this order, each in processes of its own with a time limit; none needs
     gpu-128     the same, 128 wide
     gpu-decode  decoding, CUDA graphs, peak memory
     steps       a whole training step of 30M parameters at several lengths, beside a Transformer
-    training    an OSN and a Transformer of its size: tokens per second and losses
     gpu-anchors beside SSA through FlexAttention, and AdaSplash if PYTHONPATH has it
     tests       the rest of the Triton backend's tests, for as long as there is time
-    tune        benchmarks/gpu_tune.py, each kernel's time in many block sizes: only if --steps names it
+    training    an OSN and a Transformer of its size: tokens per second and losses: only if --steps names it
+    tune        benchmarks/gpu_tune.py, each kernel's time in many block sizes: likewise
     scale       benchmarks/gpu_scale.py, the quality study at 1M and 5M parameters: likewise, in a call of its
                 own, since it takes three minutes
 
 FOLDER gets eight files at most, renewed after every step: summary.md and summary.json (what passed, how long
 it took, the targets), log.txt (all that was printed), and the records gpu-64.json, gpu-128.json,
-gpu-decode.json, gpu-anchors.json (as `syncattn bench` writes them), steps.json, training.json; `scale` renews
-scale.json while it runs. Nothing needs to be installed but what syncattn imports. --dry-run does it all at
-toy sizes on the CPU, in the interpreter of Triton 3.7 or later.
+gpu-decode.json, gpu-anchors.json (as `syncattn bench` writes them) and steps.json, besides those of the steps
+that have to be named. `scale` renews scale.json while it runs. Nothing has to be installed but what
+syncattn imports. --dry-run does it all at toy sizes on the CPU, in the interpreter of Triton 3.7 or later.
 """
 
 from __future__ import annotations
@@ -123,18 +123,19 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
         ),
         Step("steps", {"steps": part("steps", "--steps", str(60 * scale))}, 90, "steps/steps.json"),
         Step(
-            "training",
-            {"training": part("training", "--train", train_seconds)},
-            150,
-            "training/training.json",
-        ),
-        Step(
             "gpu-anchors",
             {"gpu-anchors": part("gpu-anchors", "--bench", "gpu-anchors,gpu-flex")},
             170,
             "gpu-anchors/bench.json",
         ),
         Step("tests", {"other tests": [*pytest, *others]}, 540),
+        Step(
+            "training",
+            {"training": part("training", "--train", train_seconds)},
+            150,
+            "training/training.json",
+            asked=True,
+        ),
         Step(
             "tune",
             {"tune": [python, str(ROOT / "benchmarks" / "gpu_tune.py"), "--out", str(work / "tune")]},
@@ -235,12 +236,22 @@ def summary_lines(session: dict[str, Any], records: dict[str, Any]) -> Iterator[
             row = (step["name"], label, part["status"] + told, part.get("seconds", ""), step["limit"])
             yield "| " + " | ".join(map(str, row)) + " |"
     for name, record in records.items():
-        if name not in ("training", "scale", "tune"):
+        if name not in ("steps", "training", "scale", "tune"):
             rows = _target_rows(record)
             if rows:
                 yield f"\n## {name}: targets\n\n| target | wanted | measured, × the faster rival's | met |"
                 yield "| --- | ---: | ---: | ---: |"
                 yield from (f"| {title} | {wanted} | {got} | {met} |" for title, _, wanted, got, met in rows)
+    if timed := records.get("steps"):
+        yield f"\n## steps\n\n{timed['about']}\n"
+        yield (
+            "| tokens | model | parameters | seconds a step | MiB | density |\n| ---: | --- |" + " ---: |" * 4
+        )
+        for length in timed["lengths"]:
+            for model in length["models"]:
+                memory = "" if model["bytes"] is None else f"{model['bytes'] / 2**20:,.0f}"
+                row = f"| {length['tokens']:,} | {model['title']} | {model['parameters']:,} "
+                yield row + f"| {model['median']:.4f} | {memory} | {_digits(model.get('density'))} |"
     if training := records.get("training"):
         yield f"\n## training\n\n{training['about']}\n"
         yield "| model | parameters | steps | tokens/s | validation | test | density |"

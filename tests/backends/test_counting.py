@@ -6,6 +6,7 @@ import torch
 from syncattn.backends import counting, eager
 from syncattn.backends.call import prepare
 from syncattn.backends.select import BACKENDS, locked_counts, use_backend
+from syncattn.locking import coupling_from_radius
 
 COUNTING = [
     pytest.param(name, marks=pytest.mark.skipif(backend.unavailable() is not None, reason="not here"))
@@ -125,6 +126,21 @@ def test_top_k_and_whatever_backend_is_asked_for():
         call = random_call(seed, top_k=4, frame="nearest" if seed % 2 else "absolute")
         with use_backend("eager"):
             assert torch.equal(locked_counts(call), eager_counts(call))
+
+
+@pytest.mark.parametrize("name", COUNTING)
+@pytest.mark.parametrize("window", [63, 64, 100, 128])
+@pytest.mark.parametrize("start", [0, 100_000])
+def test_a_window_along_no_coordinate(name, window, start):
+    """Equal contents that drift along a direction of their own: exactly the window locks, wherever tiles end
+    and however far out the text is."""
+    g = torch.Generator().manual_seed(window)
+    way = torch.nn.functional.normalize(torch.randn(7, generator=g), dim=0) * 0.25
+    place = ((start + torch.arange(1300))[:, None] * way).expand(1, 2, -1, -1).contiguous()
+    coupling, bandwidth = coupling_from_radius(torch.full((2,), 0.25 * (window + 0.2)), 10.0)
+    call = prepare(place, place, place, coupling, bandwidth, is_causal=True, self_coupling=False)
+    counts = BACKENDS[name].locked_counts(call)
+    assert torch.equal(counts, torch.arange(1300).clamp(max=window).expand(1, 2, -1))
 
 
 @pytest.mark.parametrize("name", COUNTING)

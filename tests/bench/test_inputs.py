@@ -26,6 +26,13 @@ CASE = Case("case", tokens=512, freq_dim=4, head_dim=8, heads=4, density=0.2)
         {"directed": True, "frame": "nearest"},
         {"self_coupling": False, "frame": "nearest", "density": 0.05},
         {"dtype": "bf16"},
+        {
+            "structure": "layer",
+            "frame": "nearest",
+            "is_causal": True,
+            "self_coupling": False,
+            "density": 0.08,
+        },
     ],
     ids=str,
 )
@@ -59,6 +66,19 @@ def test_drift_sees_its_window_and_no_further():
     alone = inputs.receive.clone()
     alone[..., :-1] = 0  # equal contents: exactly the window locks
     assert count_locked(case, inputs._replace(receive=alone, send=alone), 512, seed=0)["farthest"] == 16
+
+
+def test_the_layers_form_is_a_ladder_of_drifting_heads():
+    case = replace(CASE, structure="layer", frame="nearest", is_causal=True, self_coupling=False, density=0.1)
+    inputs = make_inputs(case)
+    low, high = count_locked(case, inputs, 512, seed=0)["per_head"]
+    assert 0.01 < low < 0.05 and 0.2 < high < 0.3
+    torch.testing.assert_close(inputs.send[:, ::2], inputs.receive[:, ::2], rtol=0, atol=0)
+    torch.testing.assert_close(inputs.send[:, 1::2, 1:], inputs.receive[:, 1::2, :-1], rtol=0, atol=0)
+    way = inputs.receive[:, :, 256:].mean(2) - inputs.receive[:, :, :256].mean(
+        2
+    )  # within the narrowest first
+    assert (way.norm(dim=-1).diff() < 0).all()
 
 
 def test_the_published_formulation_is_the_definition_of_power_1():

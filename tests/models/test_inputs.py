@@ -69,16 +69,15 @@ def test_positions_after_a_cache_that_counted(typical, ids, mask):
 def test_other_positions_are_refused(typical, ids, mask):
     numbers, counts = torch.arange(13), typical.model.counts_only
     for positions, got, counted_got in (
-        (numbers[None] % 5, "got 0 after 4 in row 0, column 5", "got 0 in place of 5 in row 0, column 5"),
-        (numbers[None].flip(1), "got 11 after 12", "got 11 in place of 13"),
-        (torch.zeros_like(ids), "got 0 after 0", "got 0 in place of 1"),
+        (numbers[None].flip(1), "texts that begin at 0 and at 11", "texts that begin at 0 and at 11"),
         # without the mask that it was made of
-        (counted(mask, 0), "got 0 after 0 in row 1, column 1", "got 0 in place of 1 in row 1, column 1"),
-        (2 * numbers[None], None, "got 2 in place of 1"),
+        (counted(mask, 1), "texts that begin at 0 and at 1", "texts that begin at 0 and at 1"),
+        (2 * numbers[None], None, "got 2 in place of 1.* told apart by sequence_ids"),
+        (2 * (numbers[None] % 5), None, "got 2 in place of 1"),
     ):
         wanted = counted_got if counts else got
         if wanted is not None:
-            with pytest.raises(ValueError, match=f"position_ids must rise .*{wanted}.* a row of its own"):
+            with pytest.raises(ValueError, match=f"position_ids must rise .*{wanted}"):
                 typical(ids, position_ids=positions)
     for wrong in (numbers, numbers[None, :12], numbers[None].float(), ids[None]):
         with pytest.raises(ValueError, match=r"position_ids must be integers of shape \(B, N\) = \(3, 13\)"):
@@ -114,16 +113,14 @@ def test_positions_on_two_axes(ids):
 
 
 @torch.no_grad()
-def test_packed_texts_are_refused_by_name_and_other_keywords_passed_by(typical, ids):
-    texts = [{"input_ids": ids[0, :5].tolist()}, {"input_ids": ids[1, :8].tolist()}]
-    with pytest.raises(ValueError, match=r"got 0 (in place of 5|after 4) .* with an attention_mask"):
-        typical(**DataCollatorWithFlattening()(texts))
-    alone = DataCollatorWithFlattening()(texts[:1])
+def test_other_keywords_are_refused_by_name_or_passed_by(typical, ids):
+    alone = DataCollatorWithFlattening()([{"input_ids": ids[0, :5].tolist()}])
     assert torch.equal(typical(**alone).logits, typical(ids[:1, :5]).logits)
-    given = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)(texts)
-    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):
-        with pytest.raises(ValueError, match=f"{name} must be left out, got .* a row of its own"):
-            typical(ids, **{name: given[name]})
+    for name in ("cu_seqlens", "packed_seq_params", "block_sequence_ids"):
+        with pytest.raises(
+            ValueError, match=f"{name} must be left out, got Tensor: several texts in one row"
+        ):
+            typical(ids, **{name: ids[0]})
     with pytest.raises(ValueError, match="is_causal must be True or left out, got False"):
         typical(ids, is_causal=False)
     passed = {"seq_idx": None, "is_causal": True, "token_type_ids": ids, "tokenizer": object()}

@@ -35,13 +35,18 @@ def write_figures(record: dict[str, Any], out: Path) -> list[str]:
     return [name for name, png in drawn.items() if png is not None]
 
 
+# Structures that stand in no line over the density: position decides who locks.
+_APART = ("drift", "layer")
+
+
 def density(record: dict[str, Any]) -> bytes | None:
     """Time over SDPA's against density, a panel per pass; quartiles as bars, targets as short lines."""
     ours, threads = record["preferred"], record["plan"]["threads"][0]
     series = {passes: _density_series(record, passes, threads, ours) for passes in (FORWARD, BACKWARD)}
     if not any(series.values()):
         return None
-    case = next(e["case"] for e in record["entries"] if e["suite"] in ("table", "variants"))
+    drawn = (e["case"] for e in record["entries"] if e["suite"] in ("table", "variants"))
+    case = next(case for case in drawn if case["structure"] not in _APART)
     with canvas("light", 8.6, 4.1, "constrained") as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (passes, lines) in zip(panels, series.items(), strict=True):
@@ -91,7 +96,7 @@ def _density_series(
         ):
             continue
         plain = case["power"] == 2 and case["frame"] == "absolute" and case["dtype"] == "fp32"
-        if not plain or case["structure"] == "drift":
+        if not plain or case["structure"] in _APART:
             continue
         form = "directed" if case["directed"] else "symmetric"
         form = "clustered" if case["structure"] == "clustered" else form

@@ -15,6 +15,8 @@ SHARPNESS = 100.0  # c = 2 alpha kappa^2, as the layers start with
 CLUSTERS, CLUSTER_SPREAD = 32, 0.25
 # Of the contents alone, inside the window of a drifting head: dense, which is the hardest case for us.
 DRIFT_DENSITY = 0.9
+# Of the layer's form: windows as shares of the text, and the ratio of the first head's density to the last's.
+LAYER_WINDOWS, LAYER_SPREAD = (1 / 64, 1 / 4), 0.1
 SEGMENT = 128  # tokens in a row that lock to the same others: twice the kernels' tiles, FlexAttention's block
 # Of frequencies and values. "mixed" is what a layer under bf16 autocast has whose frequencies carry position.
 DTYPES = {
@@ -33,10 +35,13 @@ class Case:
     Args:
         name: as the tables show it.
         structure: "unstructured" (Gaussian), "clustered" (32 clusters), "drift" (an own coordinate that
-            grows with position, so that a token sees `window` tokens back) or "segments" (an own coordinate
-            for each of 1 / `tiles` classes, to which segments of 128 tokens belong in random order, so that
-            whole tiles of pairs lock or do not).
-        density: wanted fraction of locked pairs; not used with drift and segments.
+            grows with position, so that a token sees `window` tokens back), "layer" (as the default layer
+            starts on a text of `tokens`: each head's contents drift along a direction among their
+            coordinates, by their own spread within windows of 1/64 to 1/4 of the text in geometric
+            progression, so do the heads' densities, 1 to 10, and every second head is delayed) or
+            "segments" (an own coordinate for each of 1 / `tiles` classes, to which segments of 128 tokens
+            belong in random order, so that whole tiles of pairs lock or do not).
+        density: wanted fraction of locked pairs, of all heads; not used with drift and segments.
         directed: send frequencies of their own, instead of the receive frequencies themselves.
         queries: N if not `tokens`: then they sit at the end, as in a cached decode.
     """
@@ -111,12 +116,18 @@ def make_inputs(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
             position = radius / (case.window + 0.5) * torch.arange(case.tokens, dtype=torch.float64)
             content = gaussian(*shape, case.freq_dim - 1)
             return torch.cat((content, position.float().to(device).expand(shape)[..., None]), dim=-1)
+        if case.structure == "layer":
+            windows = case.tokens * locking.density_ladder(*LAYER_WINDOWS, case.heads, device=device)
+            direction = torch.nn.functional.normalize(gaussian(case.heads, 1, case.freq_dim), dim=-1)
+            step = (2 * case.freq_dim) ** 0.5 / windows[:, None, None] * direction
+            return gaussian(*shape, case.freq_dim) + torch.arange(case.tokens, device=device)[:, None] * step
         if case.structure == "segments":
             assert radius is not None
             place = (4 * radius * segment_classes(case)).float().to(device)  # others are out of reach
             return torch.cat((gaussian(*shape, case.freq_dim - 1), place.expand(shape)[..., None]), dim=-1)
         raise ValueError(
-            f"structure must be 'unstructured', 'clustered', 'drift' or 'segments', got {case.structure!r}"
+            "structure must be 'unstructured', 'clustered', 'drift', 'layer' or 'segments', "
+            f"got {case.structure!r}"
         )
 
     if case.structure in ("drift", "segments"):
@@ -124,6 +135,10 @@ def make_inputs(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
     dtype, value_dtype = DTYPES[case.dtype]
     send = frequencies().to(device, dtype)
     receive = frequencies().to(device, dtype) if case.directed else send
+    if case.structure == "layer":
+        before = torch.cat((-send[:, 1::2, :1], send[:, 1::2, :-1]), dim=2)  # the first is like nobody else
+        send = send.clone()
+        send[:, 1::2] = before
     if case.queries is not None:
         receive = receive[:, :, case.tokens - case.queries :].contiguous()
     value = gaussian(*shape, case.head_dim).to(device, value_dtype)
@@ -139,7 +154,15 @@ def make_inputs(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
         rows = pick_rows(receive.shape[2], _CALIBRATION_ROWS, seed + 1)
         detuning, allowed = row_detuning(case, draft, rows)
         pairs = [d[a].cpu() for d, a in zip(detuning.transpose(0, 1), allowed.transpose(0, 1))]
-        fitted = [locking.calibrate_from_detuning(head[None], case.density, SHARPNESS) for head in pairs]
+        wanted = torch.full((case.heads,), case.density)
+        if case.structure == "layer":
+            wanted = locking.density_ladder(LAYER_SPREAD, 1.0, case.heads)
+            # with one partner a row's gradient is exactly 0, and nothing can be held to it
+            wanted = (wanted * case.density / wanted.mean()).clamp(min=8 / case.tokens, max=1)
+        fitted = [
+            locking.calibrate_from_detuning(head[None], float(density), SHARPNESS)
+            for head, density in zip(pairs, wanted)
+        ]
         coupling, bandwidth = (torch.cat(each).float() for each in zip(*fitted))
     coupling, bandwidth = (x.expand(case.heads).contiguous().to(device) for x in (coupling, bandwidth))
     return Inputs(receive, send, value, coupling, bandwidth)

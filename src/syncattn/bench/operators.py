@@ -18,6 +18,8 @@ from syncattn.bench.session import Field, Job, Session, out_of_memory, set_threa
 
 _COUNTED_ROWS, _COUNTED_PAIRS = 256, 2**23
 _BOTH = (FORWARD, BACKWARD)
+# Of the layer's form: training holds a layer's density below .1.
+LAYER_FREQ_DIM, LAYER_DENSITY = 16, 0.08
 
 
 def percent(density: float) -> str:
@@ -31,13 +33,20 @@ def _base(plan: BenchPlan, **fields: Any) -> Case:
 
 
 def table_cases(plan: BenchPlan) -> list[Case]:
-    """The targets' rows: power 2, as the layers use it, absolute frame."""
+    """The targets' rows: what the layers call first, then m of the plan, absolute frame; all of power 2."""
     cases = [
         _base(plan, name=f"{percent(density)}, {form}", density=density, directed=form == "directed")
         for density in plan.densities
         for form in ("symmetric", "directed")
     ]
-    return [*cases, _drift(plan)]
+    return [_layer(plan), *cases, _drift(plan)]
+
+
+def _layer(plan: BenchPlan) -> Case:
+    """The default layer's form."""
+    name = f"layer, causal, {percent(LAYER_DENSITY)}"
+    form: dict[str, Any] = {"structure": "layer", "freq_dim": LAYER_FREQ_DIM, "density": LAYER_DENSITY}
+    return _base(plan, name=name, frame="nearest", is_causal=True, self_coupling=False, **form)
 
 
 def _drift(plan: BenchPlan, **fields: Any) -> Case:

@@ -33,8 +33,10 @@ from syncattn.models.inputs import (
     kept_states,
     padding,
     rising_positions,
+    texts_of_positions,
 )
 from syncattn.models.labels import token_labels
+from syncattn.models.packing import given_texts, refuse_cache, row_texts, within_texts
 from syncattn.models.sharing import accompany
 from syncattn.nn.block import Block
 
@@ -166,6 +168,7 @@ class DecoderModel(DecoderPreTrainedModel):
         output_hidden_states: bool | Sequence[int] | None = None,
         *,
         positions: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of a batch of texts, or of their continuation if `past_key_values` holds a past.
@@ -176,6 +179,7 @@ class DecoderModel(DecoderPreTrainedModel):
                 by nobody, and what the model returns for it means nothing.
             position_ids: integers (B or 1, N), where the tokens stand on the one axis of a text. They may
                 start anywhere and have gaps, but must rise (`syncattn.models.inputs.rising_positions`).
+                Where they begin anew, a text of its own begins, unless something else tells texts apart.
                 Padding may have any.
             past_key_values: a `DecoderCache`; this call's tokens are appended to it. A bidirectional model
                 has none.
@@ -189,18 +193,25 @@ class DecoderModel(DecoderPreTrainedModel):
                 normalised. A list of indices: those, and None in the others' places.
             positions: real numbers (B or 1, N, A) in place of position_ids, in any order: see the attention
                 layer's `forward`.
+            sequence_ids: of several texts packed into a row, which one each token belongs to: integers
+                (B or 1, N) that rise from text to text, negative ones for padding. Each text comes out as if
+                it had a row of its own: see the attention layer's `forward`. Not with a cache.
             return_dict: False returns a tuple.
-            **kwargs: passed by, as in transformers' own models, except that keywords which describe several
-                texts packed into one row are refused (`cu_seq_lens_q`, `seq_idx`, ...), and another is_causal
-                than the configuration's.
+            **kwargs: `seq_idx` (B or 1, N), as sequence_ids; `cu_seq_lens_q` and `cu_seq_lens_k` (T + 1,), of
+                one row: where its texts begin, from 0 on, and where the last one ends, after which comes
+                padding (`max_length_q` and `_k` beside them are not needed). What tells texts apart twice
+                must agree. Others are passed by, as in transformers' own models, except that what else
+                describes packed texts is refused (`cu_seqlens`, ...), and another is_causal than the
+                configuration's.
 
         A batch of no sequences (B = 0) gives empty results.
 
         Raises:
             ValueError: both or none of `input_ids` and `inputs_embeds`; no tokens (N = 0), or ids that are
                 none; a mask of another shape, of other values than 0 and 1, or one that disagrees with the
-                padding in the cache; position_ids that restart, or beside `positions`; positions that the
-                layers refuse; a refused keyword; a cache of other sizes, any in training with checkpointing
+                padding in the cache; position_ids that do not rise within a text, or beside `positions`;
+                positions that the layers refuse; texts told apart otherwise than said, or with a cache; a
+                refused keyword; a cache of other sizes, any in training with checkpointing
                 and gradients, or any, and use_cache=True, in a bidirectional model; an index of no hidden
                 state.
             TypeError: `past_key_values` is not a `DecoderCache`; a mask or positions that are no tensor.
@@ -217,8 +228,14 @@ class DecoderModel(DecoderPreTrainedModel):
         check_embeddings(inputs_embeds, self.config.hidden_size)
         cache = self._cache(past_key_values, use_cache, inputs_embeds.shape[0])
         is_padding = padding(attention_mask, inputs_embeds, cache)
+        texts = given_texts(sequence_ids, kwargs, inputs_embeds)
         if position_ids is not None:
-            positions = self._positions(position_ids, positions, inputs_embeds, is_padding, cache)
+            if texts is None:
+                texts = texts_of_positions(position_ids, inputs_embeds, is_padding, cache)
+            positions = self._positions(position_ids, positions, inputs_embeds, is_padding, cache, texts)
+        if texts is not None:
+            refuse_cache(past_key_values, use_cache)
+            cache = None
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
         if output_hidden_states is None:
@@ -234,7 +251,8 @@ class DecoderModel(DecoderPreTrainedModel):
                 if kept:
                     all_hidden += (hidden if len(all_hidden) in kept else None,)
                 options = {"is_causal": is_causal, "state": state, "need_weights": output_attentions}
-                hidden = layer(hidden, None, is_padding, **options, positions=positions)
+                placed = {"positions": positions, "sequence_ids": texts}
+                hidden = layer(hidden, None, is_padding, **options, **placed)
                 if output_attentions:
                     hidden, weights = hidden
                     all_weights += (weights,)  # (B, H, N, past + N)
@@ -254,12 +272,13 @@ class DecoderModel(DecoderPreTrainedModel):
         hidden: Tensor,
         is_padding: Tensor | None,
         cache: DecoderCache | None,
+        texts: Tensor | None,
     ) -> Tensor | None:
         """What the layers are given as positions where the model is given `position_ids`."""
         if positions is not None:
             raise ValueError("one of position_ids and positions must be given at most, got both")
         if self.counts_only:
-            check_positions(position_ids, hidden, is_padding, cache)
+            check_positions(position_ids, hidden, is_padding, cache, texts)
             return None
         axes = getattr(self.config, "axes", 1)
         if axes > 1:
@@ -267,7 +286,7 @@ class DecoderModel(DecoderPreTrainedModel):
                 f"position_ids must be left out with axes={axes}: a place has {axes} coordinates, which "
                 "`positions` takes"
             )
-        return rising_positions(position_ids, hidden, is_padding, cache)
+        return rising_positions(position_ids, hidden, is_padding, cache, texts)
 
     @property
     def counts_only(self) -> bool:
@@ -352,14 +371,16 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         *,
         positions: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, N, vocab_size) of each token's successor, and the loss if `labels` are given.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, positions: as
-                in `DecoderModel.forward`.
-            labels: token ids (B, N), usually `input_ids`: shifted here. -100 is left out of the loss.
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, positions,
+                sequence_ids: as in `DecoderModel.forward`.
+            labels: token ids (B, N), usually `input_ids`: shifted here. -100 is left out of the loss, and so
+                is the first token of each of several texts in a row: what is before it is another text's.
             logits_to_keep: compute logits for the last so many tokens only (0: all), or for those at the
                 indices (n,) given as a tensor.
             **kwargs: as in `DecoderModel.forward`, output_attentions and return_dict among them; the loss
@@ -372,13 +393,19 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         """
         self._check_causal()  # the configuration may have been changed since
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
-        outputs = self.model(*inputs, return_dict=True, positions=positions, **kwargs)
+        placed = {"positions": positions, "sequence_ids": sequence_ids}
+        outputs = self.model(*inputs, return_dict=True, **placed, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
             ignored = kwargs.get("ignore_index", -100)
             labels = token_labels(labels, logits, "vocab_size", self.config.vocab_size, ignored)
+            tokens = inputs_embeds if input_ids is None else input_ids
+            assert tokens is not None  # the model has one of the two
+            if outputs.past_key_values is None:
+                texts = row_texts(sequence_ids, kwargs, position_ids, attention_mask, tokens)
+                labels = within_texts(labels, texts, keep, ignored)
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

@@ -17,6 +17,7 @@ from syncattn.models.configuration import DecoderConfig
 from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel
 from syncattn.models.labels import answer_place, class_labels, token_labels
 from syncattn.models.osn import OSNModel, OSNPreTrainedModel
+from syncattn.models.packing import row_texts
 from syncattn.models.pooling import last_pooling, mean_pooling
 from syncattn.models.transformer import TransformerModel, TransformerPreTrainedModel
 
@@ -61,19 +62,22 @@ class DecoderForMaskedLM(DecoderPreTrainedModel):
         labels: Tensor | None = None,
         *,
         positions: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Logits (B, N, vocab_size) of each token, and the loss if `labels` are given.
 
         Args:
-            input_ids, attention_mask, position_ids, inputs_embeds, positions: as in `DecoderModel.forward`.
+            input_ids, attention_mask, position_ids, inputs_embeds, positions, sequence_ids: as in
+                `DecoderModel.forward`.
             labels: token ids (B, N), -100 for all but the masked ones: these are left out of the loss.
             **kwargs: as in `DecoderForCausalLM.forward`.
 
         Raises:
             TypeError, ValueError: as `DecoderModel.forward`; labels are no integers (B, N), or no token ids.
         """
-        inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "positions": positions}
+        inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        inputs |= {"positions": positions, "sequence_ids": sequence_ids}
         outputs = self.model(input_ids, attention_mask, return_dict=True, **inputs, **kwargs)
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
@@ -125,12 +129,17 @@ class DecoderForSequenceClassification(DecoderPreTrainedModel):
         labels: Tensor | None = None,
         *,
         positions: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Logits (B, num_labels), and the loss if `labels` are given.
 
+        With several texts in a row there are logits (T, num_labels), of the texts that have tokens, row after
+        row, and labels are of these: T takes the place of B.
+
         Args:
-            input_ids, attention_mask, position_ids, inputs_embeds, positions: as in `DecoderModel.forward`.
+            input_ids, attention_mask, position_ids, inputs_embeds, positions, sequence_ids: as in
+                `DecoderModel.forward`.
             labels: by `config.problem_type`: "single_label_classification": classes (B,) or (B, 1), integer,
                 -100 for texts that do not count; "multi_label_classification": (B, num_labels) of 0 and 1,
                 real; "regression": numbers (B, num_labels), or (B,) for one. None: regression for one label,
@@ -141,13 +150,17 @@ class DecoderForSequenceClassification(DecoderPreTrainedModel):
             ValueError: labels have another shape, or a class that there is not; as `DecoderModel.forward`.
             TypeError: as `DecoderModel.forward`.
         """
-        inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "positions": positions}
+        inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        inputs |= {"positions": positions, "sequence_ids": sequence_ids}
         outputs = self.model(input_ids, attention_mask, return_dict=True, **inputs, **kwargs)
         pool = last_pooling if self.config.is_causal else mean_pooling
         hidden = outputs.last_hidden_state
         if attention_mask is not None:  # after cached tokens it speaks of these, too
             attention_mask = attention_mask[:, attention_mask.shape[1] - hidden.shape[1] :]
-        logits = self.score(self.dropout(pool(hidden, attention_mask)))
+        texts = None
+        if outputs.past_key_values is None:
+            texts = row_texts(sequence_ids, kwargs, position_ids, attention_mask, hidden, wait=True)
+        logits = self.score(self.dropout(pool(hidden, attention_mask, texts)))
         loss = None
         if labels is not None:
             labels = class_labels(labels, len(logits), self.config)
@@ -219,8 +232,8 @@ class DecoderForQuestionAnswering(GenericForQuestionAnswering):
             input_ids, ..., **kwargs: as in `DecoderModel.forward`.
 
         Raises:
-            TypeError, ValueError: as `DecoderModel.forward`; one place without the other, or no integers
-                (B,).
+            TypeError, ValueError: as `DecoderModel.forward`; one place without the other, no integers (B,),
+                or several texts in a row, which have no one answer.
         """
         places = {"start_positions": start_positions, "end_positions": end_positions}
         missing = [name for name, place in places.items() if place is None]
@@ -230,6 +243,12 @@ class DecoderForQuestionAnswering(GenericForQuestionAnswering):
         tokens = _tokens(input_ids, inputs_embeds)
         if not missing and tokens is not None:
             places = {name: answer_place(name, place, tokens) for name, place in places.items()}
+            texts = kwargs.get("sequence_ids"), kwargs, position_ids, attention_mask
+            if past_key_values is None and row_texts(*texts, tokens, wait=True) is not None:
+                raise ValueError(
+                    "start_positions and end_positions must be left out with several texts in a row: they "
+                    "are one answer a row"
+                )
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
         return super().forward(*inputs, **places, **kwargs)  # type: ignore[arg-type]
 

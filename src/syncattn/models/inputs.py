@@ -12,15 +12,14 @@ from syncattn.models.cache import DecoderCache
 from syncattn.nn.tokens import positions, shift_by_one
 from syncattn.values import readable, unwrapped
 
-# How transformers, its data collators, trl and others say that a row holds several texts.
+# How others than transformers' own collators say that a row holds several texts; see packing.py for those.
 _PACKING = (
-    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),
     *("cu_seqlens", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen", "max_seqlen_q", "max_seqlen_k"),
     *("seq_lengths", "packed_seq_lengths", "packed_seq_params", "block_sequence_ids"),
 )
 _WAY_OUT = (
-    "texts packed into one row would see each other. Give each text a row of its own, padded, with an "
-    "attention_mask"
+    "several texts in one row are told apart by sequence_ids, seq_idx, cu_seq_lens_q and cu_seq_lens_k, or "
+    "position_ids that begin anew"
 )
 
 
@@ -118,7 +117,7 @@ def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> 
         before = real.narrow(1, 0, past)  # a slice would clamp: exported, it has a size of its own
         alike = before if cached is None else before == cached
         rule = "attention_mask must say what past_key_values holds of the cached tokens: which are padding"
-        wrong = _failing(alike, rule, wait=True)
+        wrong = failing(alike, rule, wait=True)
         if wrong is not None:
             raise ValueError(f"{rule}, got another mask of {int(wrong.any(-1).sum())} sequences")
     # Without padding the faster kernels apply.
@@ -126,8 +125,59 @@ def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> 
     return None if known is not None and known.all() else ~real.narrow(1, past, tokens)
 
 
-def check_positions(
+def texts_of_positions(
     position_ids: Any, hidden: Tensor, is_padding: Tensor | None, cache: DecoderCache | None
+) -> Tensor | None:
+    """The ids (B, N) of the texts that `position_ids` tell apart by beginning anew; None where they do not.
+
+    A text begins where a real token's position is not above the real token's before. After cached tokens
+    none does. The values are read as `check_positions` reads them; where they cannot be, there is one text.
+
+    Args:
+        position_ids, hidden, is_padding, cache: as `check_positions`.
+
+    Raises:
+        TypeError, ValueError: they are no integers (B, N), or begin anew at several numbers.
+    """
+    given = _integers(position_ids, hidden).to(torch.int64)
+    if cache is not None and cache.is_initialized:
+        return None
+    begins = restarts(given, None if is_padding is None else ~is_padding)
+    known = _readable(begins, wait=True)
+    if known is None or known.shape != given.shape or not known.any():
+        return None
+    low, high = (int(x) for x in given[begins].aminmax())
+    if low != high:
+        raise ValueError(
+            f"position_ids must rise within a text and begin anew at one number, got texts that begin at "
+            f"{low} and at {high}. `positions` may come in any order"
+        )
+    return begins.cumsum(1)
+
+
+def restarts(position_ids: Tensor, real: Tensor | None) -> Tensor:
+    """(B, N) bool: whether a real token's position is not above the real token's before it.
+
+    Args:
+        position_ids: (B, N) int64.
+        real: (B, N) bool; None: all are.
+    """
+    begins = position_ids <= _real_before(position_ids, torch.iinfo(torch.int64).min, real)
+    return begins if real is None else begins & real
+
+
+def _real_before(x: Tensor, first: int | Tensor, real: Tensor | None) -> Tensor:
+    """Of x (B, N) what the real token before each has; `first`, a number or (B, 1), where none is."""
+    first = first if isinstance(first, Tensor) else torch.full_like(x[:, :1], first)
+    return shift_by_one(x[:, None, :, None], first[:, None], real)[:, 0, :, 0]
+
+
+def check_positions(
+    position_ids: Any,
+    hidden: Tensor,
+    is_padding: Tensor | None,
+    cache: DecoderCache | None,
+    texts: Tensor | None = None,
 ) -> None:
     """Make sure that given positions are those that layers count themselves, for layers that can do no other.
 
@@ -144,9 +194,10 @@ def check_positions(
         hidden: (B, N, D).
         is_padding: (B, N) or None.
         cache: before this call's tokens are added.
+        texts: ids (B, N) of several texts in a row, each of which may begin at any number; None: one.
 
     Raises:
-        TypeError, ValueError: they are not, as when several texts are packed into one row.
+        TypeError, ValueError: they are not.
     """
     if position_ids is None:
         return
@@ -159,32 +210,40 @@ def check_positions(
     start = shift[:, :1] if real is None else shift.gather(1, real.int().argmax(1, keepdim=True))
     if state is not None:
         start = torch.where(start == _leading(state.mask, real), start, 0)
+    if texts is not None:
+        real = texts >= 0 if real is None else real & (texts >= 0)
+        begins = texts != _real_before(texts, -1, real)
+        start = torch.where(begins, shift, _real_before(shift, 0, real))
     right = shift == start
-    right = right if is_padding is None else right | is_padding
+    right = right if real is None else right | ~real
     rule = "position_ids must rise by 1 from each real token of a row to the next, after those in the cache"
-    wrong = _failing(right, rule, wait=True)
+    wrong = failing(right, rule, wait=True)
     if wrong is not None:
         detail = ""
         if wrong.shape == given.shape:  # not under vmap
             row, column = (int(x) for x in wrong.nonzero()[0])
             expected = int((own + start)[row, column])
             detail = f", got {int(given[row, column])} in place of {expected} in row {row}, column {column}"
-        raise ValueError(f"{rule}{detail}: {_WAY_OUT}")
+        raise ValueError(f"{rule}{detail}; {_WAY_OUT}")
 
 
 def rising_positions(
-    position_ids: Any, hidden: Tensor, is_padding: Tensor | None, cache: DecoderCache | None
+    position_ids: Any,
+    hidden: Tensor,
+    is_padding: Tensor | None,
+    cache: DecoderCache | None,
+    texts: Tensor | None = None,
 ) -> Tensor | None:
     """`position_ids` as the layers take positions, (B, N, 1).
 
-    They may start anywhere and have gaps, but must rise from each real token of a row to the next, and after
-    the last one in the cache: where they restart, a row holds several texts. After cached tokens for which
-    none were given they are numbers of tokens, counted with or without the padding before the first.
+    They may start anywhere and have gaps, but must rise from each real token of a text to the next, and after
+    the last one in the cache. After cached tokens for which none were given they are numbers of tokens,
+    counted with or without the padding before the first.
 
     The values are read as `check_positions` reads them.
 
     Args:
-        position_ids, hidden, is_padding, cache: as `check_positions`.
+        position_ids, hidden, is_padding, cache, texts: as `check_positions`.
 
     Raises:
         TypeError, ValueError: they are no integers (B, N), or do not rise.
@@ -204,18 +263,21 @@ def rising_positions(
             leading = _leading(state.mask, real)
             given = torch.where(first - state.count == leading, given - leading, given)
         last = torch.where(state.count > 0, before, last)
-    previous = shift_by_one(given[:, None, :, None], last[:, None], real)[:, 0, :, 0]
+    if texts is not None:
+        real = texts >= 0 if real is None else real & (texts >= 0)
+    previous = _real_before(given, last, real)
     right = given > previous
-    right = right if is_padding is None else right | is_padding
+    right = right if texts is None else right | (texts != _real_before(texts, -1, real))
+    right = right if real is None else right | ~real
     rule = "position_ids must rise from each real token of a row to the next, after those in the cache"
-    wrong = _failing(right, rule, wait=True)
+    wrong = failing(right, rule, wait=True)
     if wrong is not None:
         detail = ""
         if wrong.shape == given.shape:  # not under vmap
             row, column = (int(x) for x in wrong.nonzero()[0])
             found, after = int(given[row, column]), int(previous[row, column])
             detail = f", got {found} after {after} in row {row}, column {column}"
-        raise ValueError(f"{rule}{detail}: {_WAY_OUT}")
+        raise ValueError(f"{rule}{detail}; {_WAY_OUT}")
     return given[..., None]
 
 
@@ -223,7 +285,7 @@ def _integers(position_ids: Any, hidden: Tensor) -> Tensor:
     """`position_ids` (B, N) of hidden states (B, N, D), on their device; refused where they are none."""
     if not isinstance(position_ids, Tensor):
         raise TypeError(f"position_ids must be a tensor (B, N), got {type(position_ids).__name__}")
-    batch, tokens, _ = hidden.shape
+    batch, tokens = hidden.shape[:2]
     dtype = position_ids.dtype
     integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
     if position_ids.is_nested or not integers or position_ids.shape not in ((batch, tokens), (1, tokens)):
@@ -260,16 +322,16 @@ def _real(mask: Tensor) -> Tensor:
     if mask.is_floating_point():  # an additive mask that hides nothing is 0 everywhere
         known = known & real.any()
     rule = "attention_mask must hold 1 for real tokens and 0 for padding"
-    if _failing(known, rule) is not None:
+    if failing(known, rule) is not None:
         low, high = (x.item() for x in unwrapped(mask).aminmax())
         raise ValueError(
-            f"{rule}, got {mask.dtype} from {low:g} to {high:g}: it is not additive (0 and -inf), and does "
-            "not number texts that are packed into one row"
+            f"{rule}, got {mask.dtype} from {low:g} to {high:g}: it is not additive (0 and -inf), and "
+            "numbers no texts in one row, which sequence_ids do"
         )
     return real
 
 
-def _failing(condition: Tensor, rule: str, wait: bool = False) -> Tensor | None:
+def failing(condition: Tensor, rule: str, wait: bool = False) -> Tensor | None:
     """Where a condition does not hold, or None; an assertion on the device where that cannot be read.
 
     Args:

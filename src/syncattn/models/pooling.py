@@ -12,12 +12,16 @@ from torch import Tensor
 from syncattn.checks import check_count, check_flag, short
 
 
-def mean_pooling(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """The mean of the real tokens' hidden states, (B, D).
+def mean_pooling(
+    hidden: Tensor, attention_mask: Tensor | None = None, sequence_ids: Tensor | None = None
+) -> Tensor:
+    """The mean of the real tokens' hidden states, (B, D), or of each text's, (T, D).
 
     Args:
         hidden: (B, N, D), `last_hidden_state`. The mean is taken in float32 at least, and has hidden's dtype.
         attention_mask: (B, N), nonzero or True for real tokens; None: all are. A text without any gives 0.
+        sequence_ids: of several texts in a row, as the models take them, (B or 1, N): there is then a mean
+            for each of the T texts that have tokens, row after row. How many they are is read.
 
     Raises:
         TypeError: an argument is no tensor.
@@ -25,22 +29,34 @@ def mean_pooling(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor
     """
     real = _real(hidden, attention_mask)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
+    if sequence_ids is not None:
+        places, number, texts = _texts(hidden, real, sequence_ids)
+        total = hidden.new_zeros(texts, hidden.shape[2], dtype=dtype)
+        total = total.index_add(0, number, hidden.flatten(0, 1)[places].to(dtype))
+        return (total / number.bincount(minlength=texts)[:, None]).to(hidden.dtype)
     if real is None:
         return hidden.mean(1, dtype=dtype).to(hidden.dtype)
     total = torch.where(real[..., None], hidden, 0).sum(1, dtype=dtype)
     return (total / real.sum(1, keepdim=True).clamp(min=1)).to(hidden.dtype)
 
 
-def last_pooling(hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+def last_pooling(
+    hidden: Tensor, attention_mask: Tensor | None = None, sequence_ids: Tensor | None = None
+) -> Tensor:
     """The hidden state of each text's last real token, (B, D): of a causal model, the one that saw all.
 
     Args:
-        hidden, attention_mask: as `mean_pooling` takes them. A text without real tokens gives 0.
+        hidden, attention_mask, sequence_ids: as `mean_pooling` takes them. A text without real tokens gives
+            0; with sequence_ids the result is (T, D), of the texts that have some.
 
     Raises:
         TypeError, ValueError: as `mean_pooling`.
     """
     real = _real(hidden, attention_mask)
+    if sequence_ids is not None:
+        places, number, texts = _texts(hidden, real, sequence_ids)
+        last = places.new_zeros(texts).scatter_reduce(0, number, places, "amax")
+        return hidden.flatten(0, 1)[last]
     if real is None:
         return hidden[:, -1]
     number = torch.arange(real.shape[1], dtype=torch.int64, device=real.device)
@@ -122,6 +138,24 @@ def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
     number = torch.arange(width, dtype=torch.int64, device=device)
     return ids, (number < lengths[:, None]).long()
+
+
+def _texts(hidden: Tensor, real: Tensor | None, sequence_ids: Any) -> tuple[Tensor, Tensor, int]:
+    """(places (R,) int64 of the real tokens among the batch's, their texts' numbers (R,) from 0, T)."""
+    if not isinstance(sequence_ids, Tensor):
+        raise TypeError(f"sequence_ids must be a tensor, got {type(sequence_ids).__name__}")
+    batch, tokens = hidden.shape[:2]
+    if sequence_ids.shape not in ((batch, tokens), (1, tokens)):
+        raise ValueError(
+            f"sequence_ids must have shape (B or 1, N) = ({batch}, {tokens}), got {tuple(sequence_ids.shape)}"
+        )
+    ids = sequence_ids.to(hidden.device).expand(batch, tokens)
+    there = ids >= 0 if real is None else real & (ids >= 0)
+    row, column = there.nonzero(as_tuple=True)
+    own = ids[row, column]
+    begins = torch.ones_like(own, dtype=torch.bool)
+    begins[1:] = (own[1:] != own[:-1]) | (row[1:] != row[:-1])
+    return row * tokens + column, begins.cumsum(0) - 1, int(begins.sum())
 
 
 def _real(hidden: Any, attention_mask: Any) -> Tensor | None:

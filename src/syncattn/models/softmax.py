@@ -13,6 +13,7 @@ from syncattn.checks import check_choice, check_flag, check_real
 from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
 from syncattn.nn.options import check_delay
+from syncattn.nn.packing import counted_from_first, find_texts
 from syncattn.nn.places import checked_positions, locate
 from syncattn.nn.state import Step
 from syncattn.nn.tokens import (
@@ -94,13 +95,15 @@ class SoftmaxAttention(nn.Module):
         *,
         state: IncrementalState | None = None,
         positions: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Self-attention of query (B, N, E); arguments and result as in `SelectiveSynchronizationAttention`.
 
         `state` holds rotated keys where that layer's holds frequencies: 2 * head_dim numbers per token and
         head. A row whose keys are all masked gives exactly 0. With a delay or a token shift there is no
         attn_mask: key_padding_mask and is_causal say who sees whom. `positions` have one axis, (B or 1, N,
-        1), and go with position="rotary" only.
+        1), and go with position="rotary" only. `sequence_ids`, which go with neither attn_mask nor state,
+        become a mask of N x N.
 
         Raises:
             ValueError: key or value is not query, a shape or mask is not as documented, or positions are
@@ -110,19 +113,29 @@ class SoftmaxAttention(nn.Module):
         x = query if self.batch_first else query.transpose(0, 1)
         batch, tokens, _ = x.shape
         real = real_tokens(key_padding_mask, batch, tokens)
+        texts = follows = None
+        if sequence_ids is not None:
+            if state is not None or attn_mask is not None:
+                other = "an attn_mask" if state is None else "a state"
+                raise ValueError(f"sequence_ids must be left out with an attn_mask or a state, got {other}")
+            texts = find_texts(sequence_ids, real, x, is_single=False)
+            real, follows = texts.ids >= 0, texts.follows
         allowed = allowed_by_mask(attn_mask, batch, self.num_heads, tokens, tokens)
         if positions is not None and self.position == "alibi":
             raise ValueError("positions must be left out with position='alibi', which numbers tokens")
         given = checked_positions("positions", positions, x, real, 1)
         position, origin, last = locate(real, (batch, tokens), given, state, x.device)  # (B or 1, N, 1)
+        if texts is not None:
+            position = counted_from_first(position, texts)
+            allowed = (texts.ids[:, :, None] == texts.ids[:, None])[:, None]
 
         last_input = None
         if state is not None and self.shift is not None:
             last_input = last_real_input(x, real, state.last_input)
-        q, k, v = self._project(x, real, state)  # (B, H, N, d) each
+        q, k, v = self._project(x, real, state, follows)  # (B, H, N, d) each
         if self.position == "rotary":
             q, k = rotate(q, position), rotate(k, position)
-        emitted, k = k, self._delay_by_one(k, real, None if state is None else state.last_emitted)
+        emitted, k = k, self._delay_by_one(k, real, None if state is None else state.last_emitted, follows)
         after = None
         if state is not None:
             after = state.extended(k, v, real, last_emitted=last_real(emitted, real, state.last_emitted))
@@ -144,7 +157,8 @@ class SoftmaxAttention(nn.Module):
             seen = mask.any(-1, keepdim=True)
             mask = mask | ~seen
         if self.position == "alibi":
-            of_keys = count_positions(real, keys, None, x.device)
+            counted = count_positions(real, keys, None, x.device)
+            of_keys = counted if texts is None else position[..., 0]
             mask = self._penalty(position[..., 0], of_keys, mask).to(q.dtype)
         out, weights = self._attend(q, k, v, mask, seen, square, need_weights)
         if weights is not None and average_attn_weights:
@@ -191,7 +205,7 @@ class SoftmaxAttention(nn.Module):
             raise ValueError(f"state must hold a batch of {batch} sequences, got {state.value.shape[0]}")
 
     def _project(
-        self, x: Tensor, real: Tensor | None, state: IncrementalState | None
+        self, x: Tensor, real: Tensor | None, state: IncrementalState | None, follows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, N, d) of x (B, N, E)."""
         heads = (self.num_heads, self.head_dim)
@@ -202,16 +216,19 @@ class SoftmaxAttention(nn.Module):
         sizes, bias = (2 * self.embed_dim, self.embed_dim), self.in_proj.bias
         weights = self.in_proj.weight.split(sizes)
         biases = (None, None) if bias is None else bias.split(sizes)
-        mixed = [mix_previous(x, amount, before, real) for amount in self.shift]
+        mixed = [mix_previous(x, amount, before, real, follows) for amount in self.shift]
         q, k = F.linear(mixed[0], weights[0], biases[0]).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
         return q, k, F.linear(mixed[1], weights[1], biases[1]).unflatten(-1, heads).transpose(1, 2)
 
-    def _delay_by_one(self, keys: Tensor, real: Tensor | None, last: Tensor | None) -> Tensor:
+    def _delay_by_one(
+        self, keys: Tensor, real: Tensor | None, last: Tensor | None, follows: Tensor | None
+    ) -> Tensor:
         """Keys (B, H, N, d); in delayed heads that of the real token before, at first `last` or 0."""
         if self.delay == 0:
             return keys
         first = keys.new_zeros(*keys.shape[:2], keys.shape[3]) if last is None else last
         previous = shift_by_one(keys, first, real)
+        previous = previous if follows is None else torch.where(follows[:, None, :, None], previous, 0)
         return torch.where(self.delayed[:, None, None], previous, keys)
 
     def _penalty(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:

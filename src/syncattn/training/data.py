@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ PARTS = ("train", "validation", "test")
 SPLIT_PERIOD = 20
 """One document in twenty goes to validation and one to test: 90 % / 5 % / 5 %."""
 
+_BORDER = "\x00"
+"""Stands between two documents until a part is put together: no text that is read has it."""
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -30,6 +33,7 @@ class Corpus:
         notes: in words, what was read and what was left out.
         max_chars, validation_source, test_source, encoding, skip_undecodable: how it was read, see
             `load_corpus`.
+        borders: for each part where in it a line's end stands that was put between two documents.
     """
 
     train: str
@@ -42,6 +46,15 @@ class Corpus:
     test_source: str | None = None
     encoding: str = "utf-8"
     skip_undecodable: bool = False
+    borders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def documents(self, part: str) -> list[str]:
+        """The documents of "train", "validation" or "test", or what of them is in it, in its order."""
+        text, begin, found = getattr(self, part), 0, []
+        for end in (*self.borders.get(part, ()), len(text)):
+            found.append(text[begin:end])
+            begin = end + 1
+        return [document for document in found if document]
 
     @property
     def sha256(self) -> str:
@@ -122,7 +135,7 @@ def load_corpus(
         if left is not None:
             documents = _cap(documents, left)
             left -= sum(map(len, documents))
-        pieces, how = split_documents(documents, held)
+        pieces, how = split_documents(documents, held, _BORDER)
         for name in PARTS:
             parts[name].append(pieces[name])
         notes.append("; ".join(filter(None, [note, how])))
@@ -133,9 +146,9 @@ def load_corpus(
         notes.append(f"for {held[0]}: the end of the training text, since none of its own is given")
     if reader.skipped:
         notes.append(f"left out: {', '.join(reader.skipped)}")
-    joined = {name: "\n".join(filter(None, pieces)) for name, pieces in parts.items()}
+    joined = {name: _BORDER.join(filter(None, pieces)) for name, pieces in parts.items()}
     return Corpus(
-        **joined,
+        **{name: text.replace(_BORDER, "\n") for name, text in joined.items()},
         sources=tuple(place.name for place in found[: len(specs)]),
         notes=tuple(notes),
         max_chars=max_chars,
@@ -143,6 +156,7 @@ def load_corpus(
         test_source=names.get("test"),
         encoding=reader.encoding,
         skip_undecodable=skip_undecodable,
+        borders={name: _places_of(_BORDER, text) for name, text in joined.items()},
     )
 
 
@@ -158,7 +172,9 @@ def reload_corpus(description: dict[str, Any]) -> Corpus:
     return load_corpus(description["sources"], description["max_chars"], **given)
 
 
-def split_documents(documents: Sequence[str], held: Sequence[str] = PARTS[1:]) -> tuple[dict[str, str], str]:
+def split_documents(
+    documents: Sequence[str], held: Sequence[str] = PARTS[1:], between: str = "\n"
+) -> tuple[dict[str, str], str]:
     """Split documents into training, validation and test text, about 90 / 5 / 5.
 
     With at least 20 documents, whole ones are held out: of every 20 neighbours in length, one goes to
@@ -168,24 +184,25 @@ def split_documents(documents: Sequence[str], held: Sequence[str] = PARTS[1:]) -
 
     Args:
         held: which of "validation" and "test" are wanted; what is not is training text.
+        between: stands between two documents.
 
     Returns:
         `{"train" | "validation" | "test": text}`, and a sentence where it is not the usual way.
     """
     if len(documents) >= SPLIT_PERIOD:
-        why, parts = "few files have most of the text", _by_document(documents, held)
+        why, parts = "few files have most of the text", _by_document(documents, held, between)
         note = ""
     else:
         why = f"fewer than {SPLIT_PERIOD} files"
         pieces = [_by_position(document, held) for document in documents]
-        parts = {name: "\n".join(filter(None, (piece[name] for piece in pieces))) for name in PARTS}
+        parts = {name: between.join(filter(None, (piece[name] for piece in pieces))) for name in PARTS}
         share = "tenth" if len(held) > 1 else "twentieth"
         note = f"{why}, so each is split: its last {share} is for {' and '.join(held)}"
     if len(documents) < 2 or not held:
         return parts, ""
     if all(len(parts[name]) >= 0.02 * sum(map(len, parts.values())) for name in held):
         return parts, note
-    return _by_position("\n".join(documents), held), (
+    return _by_position(between.join(documents), held), (
         f"{why}: the end of the last ones by name is for {' and '.join(held)}, unless texts of their own are "
         "given (--validation, --test)"
     )
@@ -205,7 +222,30 @@ def encode_corpus(
     Raises:
         UserError: a part has fewer tokens than one window, with how many it has and needs.
     """
-    tokens = {name: encode(getattr(corpus, name)) for name in ("train", "validation", "test")}
+    tokens = {name: encode(getattr(corpus, name)) for name in PARTS}
+    check_lengths(tokens, context)
+    return tokens
+
+
+def encode_documents(
+    corpus: Corpus, encode: Callable[[str], torch.Tensor], context: int
+) -> dict[str, list[torch.Tensor]]:
+    """As `encode_corpus`, document by document: for each part a list of (tokens,) integer.
+
+    Raises:
+        UserError: as `encode_corpus`.
+    """
+    found = {name: [encode(document) for document in corpus.documents(name)] for name in PARTS}
+    check_lengths({name: range(sum(map(len, parts))) for name, parts in found.items()}, context)
+    return found
+
+
+def check_lengths(tokens: Mapping[str, Sequence[Any] | torch.Tensor], context: int) -> None:
+    """Make sure that each part has a window's tokens at least.
+
+    Raises:
+        UserError: one has fewer, with how many it has and needs.
+    """
     total = sum(map(len, tokens.values()))
     if min(map(len, tokens.values())) < context:
         counts = ", ".join(f"{name} {len(part):,}" for name, part in tokens.items())
@@ -214,14 +254,13 @@ def encode_corpus(
             f"needs at least {context} (context={context}), about {context * SPLIT_PERIOD:,} in all: give "
             "more text or a smaller context"
         )
-    return tokens
 
 
-def _by_document(documents: Sequence[str], held: Sequence[str]) -> dict[str, str]:
+def _by_document(documents: Sequence[str], held: Sequence[str], between: str) -> dict[str, str]:
     by_length = sorted(range(len(documents)), key=lambda i: (len(documents[i]), i))
     places = dict(zip((SPLIT_PERIOD - 1, SPLIT_PERIOD // 2 - 1), reversed(held)))
     part_of = {i: places.get(rank % SPLIT_PERIOD, "train") for rank, i in enumerate(by_length)}
-    return {name: "\n".join(d for i, d in enumerate(documents) if part_of[i] == name) for name in PARTS}
+    return {name: between.join(d for i, d in enumerate(documents) if part_of[i] == name) for name in PARTS}
 
 
 def _by_position(text: str, held: Sequence[str]) -> dict[str, str]:
@@ -246,5 +285,14 @@ def _cap(documents: Sequence[str], characters: int) -> list[str]:
 
 def _line_end(text: str, position: int) -> int:
     """The first line end at or after `position`, or `position` itself when none is near."""
-    found = text.find("\n", position, position + 200)
-    return found + 1 if found >= 0 else position
+    ends = [text.find(end, position, position + 200) for end in ("\n", _BORDER)]
+    found = [end for end in ends if end >= 0]
+    return min(found) + 1 if found else position
+
+
+def _places_of(character: str, text: str) -> tuple[int, ...]:
+    found, at = [], text.find(character)
+    while at >= 0:
+        found.append(at)
+        at = text.find(character, at + 1)
+    return tuple(found)

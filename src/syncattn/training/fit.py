@@ -18,7 +18,7 @@ from syncattn.training.loop import Keeping, Loop, diverged, has_diverged, stop_o
 from syncattn.training.options import TrainingOptions
 from syncattn.training.record import history
 from syncattn.training.settings import as_told
-from syncattn.training.windows import Windows, stacked
+from syncattn.training.windows import Windows, inputs_of
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def fit(
         arguments = _arguments(model, options, keep)
         state = None if keep is None else keep.state
         if state is None and options.calibrates and wants_calibration(model):
-            first = stacked(windows.train, options.batch_size)
+            first: dict[str, Any] = inputs_of(windows.train, range(options.batch_size))
             # Where it will train: a backend asked for by name may be of that device alone.
             device: Any = arguments.device
-            calibrate(model.to(device), input_ids=first.to(device), use_cache=False)
+            calibrate(model.to(device), use_cache=False, **{name: x.to(device) for name, x in first.items()})
         if keep is not None:
             keep.begin()
         loop = Loop(model, arguments, windows, options, keep, callbacks)

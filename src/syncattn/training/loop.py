@@ -26,7 +26,8 @@ from syncattn.training.checkpoints import NOT_OURS, unusable
 from syncattn.training.errors import Diverged, UserError
 from syncattn.training.files import PROGRESS_FILE, disk_errors, fingerprints, read_object, staged
 from syncattn.training.options import TrainingOptions
-from syncattn.training.windows import Windows
+from syncattn.training.packed import PackedWindows
+from syncattn.training.windows import Windows, inputs_of
 
 LIMIT_EVERY = 10
 """Steps between two looks at the density, where it is limited."""
@@ -84,6 +85,10 @@ class Loop(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.options, self.keep, self.probe = options, keep, windows.probe
+        self.probe_texts = windows.probe_texts
+        self._per_window: float | None = (
+            None  # tokens that are predicted in an evaluation's windows, the mean
+        )
         layers = [m for m in model.modules() if isinstance(m, SelectiveSynchronizationAttention)]
         self._has_couplings = any(layer.parametrisation == "log" for layer in layers)  # none, no limit
         self.stop_requested = False
@@ -124,16 +129,15 @@ class Loop(Trainer):
         dataset: Any = self.train_dataset
         count, first = len(dataset), step * self.options.batch_size
         taken = min(LIMIT_WINDOWS, self.options.batch_size)
-        windows = [dataset[(first + i) % count]["input_ids"] for i in range(taken)]
+        given = inputs_of(dataset, [(first + i) % count for i in range(taken)])
         model = self.accelerator.unwrap_model(self.model)
-        input_ids = torch.stack(windows).to(model.device)
         limit_density_(
             model,
             limits[0],
             max_partners=limits[1],
             gain=0.2 * rarer,
-            input_ids=input_ids,
             use_cache=False,
+            **{name: x.to(model.device) for name, x in given.items()},
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -167,7 +171,17 @@ class Loop(Trainer):
         # Evaluation is of the loss alone; the Trainer's own step also collects every other output.
         with torch.no_grad():
             loss: Any = self.compute_loss(model, self._prepare_inputs(inputs))
+        if self._per_window is not None:  # the Trainer weighs by windows, and the loss is a mean over tokens
+            predicted = int((inputs["labels"][:, 1:] >= 0).sum())
+            loss = loss * (predicted / (len(inputs["labels"]) * self._per_window)) if predicted else loss * 0
         return loss.detach(), None, None
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The Trainer's; of packed windows, too, the mean over all tokens that are predicted."""
+        windows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        packed = isinstance(windows, PackedWindows)
+        self._per_window = windows.predicted / len(windows) if packed else None
+        return super().evaluate(eval_dataset, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         heads = HeadLocking([], [])
@@ -196,7 +210,7 @@ class Loop(Trainer):
 
     def head_locking(self) -> HeadLocking:
         """What locks on the fixed batch; of nothing without SSA."""
-        return head_locking(self.accelerator.unwrap_model(self.model), self.probe)
+        return head_locking(self.accelerator.unwrap_model(self.model), self.probe, self.probe_texts)
 
     @property
     def tokens_per_second(self) -> float:
@@ -330,15 +344,21 @@ class HeadLocking(NamedTuple):
     partners: list[list[float]]  # senders of a receiver, in the mean
 
 
-def head_locking(model: PreTrainedModel, input_ids: Tensor) -> HeadLocking:
+def head_locking(
+    model: PreTrainedModel, input_ids: Tensor, sequence_ids: Tensor | None = None
+) -> HeadLocking:
     """Which fraction of the pairs locks, and with how many senders a receiver; [] for a model without SSA.
 
     Args:
         input_ids: (B, N) token ids.
+        sequence_ids: (B, N), of several texts in a row.
     """
     if not any(isinstance(module, SelectiveSynchronizationAttention) for module in model.modules()):
         return HeadLocking([], [])
-    found = count_locked(model, input_ids=input_ids.to(model.device), use_cache=False).values()
+    given = {"input_ids": input_ids.to(model.device)}
+    if sequence_ids is not None:
+        given["sequence_ids"] = sequence_ids.to(model.device)
+    found = count_locked(model, use_cache=False, **given).values()
     return HeadLocking([x.density.tolist() for x in found], [x.partners.tolist() for x in found])
 
 

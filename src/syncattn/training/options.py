@@ -70,6 +70,8 @@ class TrainingOptions:
     coupling_lr: float = 1.0
     # In the trainable form only, and not where there is `init_from`.
     calibrate: bool = option(True, "Set bandwidths and couplings from the first batch, so that tokens lock.")
+    # Only documents that are longer than a window are cut; the rest of a window is padding.
+    pack: bool = option(False, "Fill windows with whole files, none of which sees another.")
     # The folder of a model of the same config, whose weights training begins with; None begins from scratch.
     init_from: str | None = None
     # The hash of the file with these weights; filled in when training begins, and then wanted whenever the

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-import syncattn.models  # noqa: F401  registers the models with the Auto classes
+from syncattn.models import DecoderConfig  # and registers the models with the Auto classes
 from syncattn.models.sharing import CARD, accompany, is_foreign
 from syncattn.training.card import sections
 from syncattn.training.checkpoints import (
@@ -23,7 +24,7 @@ from syncattn.training.checkpoints import (
     is_checkpoint,
     load_config,
 )
-from syncattn.training.data import Corpus, encode_corpus, reload_corpus
+from syncattn.training.data import Corpus, encode_corpus, encode_documents, reload_corpus
 from syncattn.training.errors import DiskError, Interrupted, UserError
 from syncattn.training.files import (
     CHECKPOINTS,
@@ -42,11 +43,12 @@ from syncattn.training.lock import locked
 from syncattn.training.logs import EventFile, has_tensorboard
 from syncattn.training.loop import Keeping
 from syncattn.training.options import TrainingOptions
+from syncattn.training.packed import InRandomOrder, PackedWindows
 from syncattn.training.progress import Display
 from syncattn.training.record import Record, Result, describe_run, read_run, write_start
 from syncattn.training.settings import as_told, chosen_backend, first_model
 from syncattn.training.tokenizers import encode, load_tokenizer
-from syncattn.training.windows import EvaluationWindows, RandomWindows, Windows, stacked
+from syncattn.training.windows import EvaluationWindows, RandomWindows, Windows, inputs_of, stacked
 
 PROBE_WINDOWS = 4
 """Windows of validation text on which densities are measured."""
@@ -109,7 +111,7 @@ def _train(
         if state is None:
             shutil.rmtree(out / LOGS, ignore_errors=True)  # they begin again, too
     with as_told(options):
-        tokens = encode_corpus(corpus, lambda text: encode(tokenizer, text), options.context)
+        encoded = encoded_corpus(corpus, tokenizer, options)
         set_seed(options.seed)
         model, options = first_model(config, options, state)
 
@@ -119,7 +121,7 @@ def _train(
                 prepare_output(out, 8 * 4 * parameter_count(model) + 2_000_000, overwrite=overwrite)
                 write_start(out, describe_run(config, corpus, tokenizer, options), config, tokenizer)
 
-        windows = windows_of(tokens, options)
+        windows = packed_windows_of(encoded, options) if options.pack else windows_of(encoded, options)
         display = Display(console if main else None, label, every_log=options.log_every is not None)
         shown: list[Display | EventFile] = [display]
         if main and has_tensorboard():
@@ -135,7 +137,9 @@ def _train(
         record = Record(
             **describe_run(model.config, corpus, tokenizer, options),
             parameters=fitted.parameters,
-            tokens={name: len(part) for name, part in tokens.items()},
+            tokens={
+                name: sum(map(len, part)) if options.pack else len(part) for name, part in encoded.items()
+            },
             history=fitted.history,
             result=_result(fitted, windows),
             device=fitted.device,
@@ -163,14 +167,43 @@ def windows_of(tokens: Mapping[str, torch.Tensor], options: TrainingOptions) -> 
     )
 
 
+def packed_windows_of(documents: Mapping[str, Sequence[torch.Tensor]], options: TrainingOptions) -> Windows:
+    """The windows of a run whose documents are packed, from the tokens of each document of the three parts.
+
+    Raises:
+        UserError: the documents of a part have a token each.
+    """
+    context, final = options.context, options.final_eval_tokens or None
+    parts = {name: PackedWindows(documents[name], context) for name in documents}
+    for name, part in parts.items():
+        if len(part) == 0:
+            raise UserError(f"pack needs documents of two tokens or more, got none in the {name} text")
+    validation = documents["validation"]
+    probe = PackedWindows(validation, context, PROBE_WINDOWS * context)
+    given = inputs_of(probe, range(len(probe)))
+    return Windows(
+        train=InRandomOrder(parts["train"], options.steps * options.batch_size, options.seed),
+        validation=PackedWindows(validation, context, options.eval_tokens or None),
+        probe=given["input_ids"],
+        final={name: PackedWindows(documents[name], context, final) for name in ("validation", "test")},
+        probe_texts=given["sequence_ids"],
+    )
+
+
+def encoded_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, options: TrainingOptions) -> Any:
+    """The tokens of the three parts by name, document by document if they are packed."""
+    encode_all = encode_documents if options.pack else encode_corpus
+    return encode_all(corpus, lambda text: encode(tokenizer, text), options.context)
+
+
 def check_start(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, options: TrainingOptions
 ) -> None:
     """What can be known before any work.
 
     Raises:
-        UserError: a vocabulary that does not fit, a batch that the processes cannot share, no such device, no
-            such backend.
+        UserError: a vocabulary that does not fit, a batch that the processes cannot share, documents that a
+            model of others would not keep apart, no such device, no such backend.
     """
     if config.vocab_size < len(tokenizer):
         raise UserError(
@@ -181,6 +214,11 @@ def check_start(
     if options.batch_size % processes:
         raise UserError(
             f"batch_size must be a multiple of the number of processes, {processes}, got {options.batch_size}"
+        )
+    if options.pack and not isinstance(config, DecoderConfig):
+        raise UserError(
+            f"pack must be False for models of others, which may not keep texts apart, got True with a model "
+            f"of type {config.model_type!r}"
         )
     with chosen_backend(options.backend):
         pass

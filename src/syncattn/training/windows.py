@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,24 +11,33 @@ from torch.utils.data import Dataset
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """What a run learns from, and what it is measured on. Each window is {"input_ids", "labels"}, (N,) each.
+    """What a run learns from, and what it is measured on. Each window is {"input_ids", "labels"}, (N,) each,
+    and "sequence_ids" where it holds several texts.
 
     Attributes:
         train: in the order in which they are used, a batch for each step at least.
         validation: of the evaluations while it runs.
         probe: token ids (B, N) on which densities are measured.
         final: evaluated when the run ends, by name.
+        probe_texts: the probe's sequence_ids (B, N); None: each row is one text.
     """
 
     train: Dataset
     validation: Dataset
     probe: torch.Tensor
     final: Mapping[str, Dataset] = field(default_factory=dict)
+    probe_texts: torch.Tensor | None = None
 
 
 def stacked(windows: Dataset, count: int) -> torch.Tensor:
     """The token ids of the first windows, (count, N)."""
     return torch.stack([windows[i]["input_ids"] for i in range(count)])
+
+
+def inputs_of(windows: Dataset, indices: Iterable[int]) -> dict[str, torch.Tensor]:
+    """What a model is given of these windows, (B, N) each, without the labels."""
+    found = [windows[i] for i in indices]
+    return {name: torch.stack([window[name] for window in found]) for name in found[0] if name != "labels"}
 
 
 class RandomWindows(Dataset):

@@ -57,6 +57,7 @@ struct Case {
     SyncattnProblem p{};
     vector<float> receive, send, value, coupling, bandwidth, grad_out;
     vector<uint8_t> mask;
+    vector<int32_t> text;
     // what the kernel writes
     vector<float> out, row_sum, base, grad_receive, grad_send, grad_value, grad_coupling;
     vector<int32_t> sender;
@@ -70,6 +71,8 @@ struct Case {
         const int64_t own = i + p.keys - p.queries, *s = p.mask_strides;
         if (p.is_causal && j > own) return false;
         if (!p.self_coupling && j == own) return false;
+        if (p.text && (text[b * p.text_stride + own] < 0 || text[b * p.text_stride + own] != text[b * p.text_stride + j]))
+            return false;
         return !p.mask || mask[b * s[0] + h * s[1] + i * s[2] + j * s[3]];
     }
     const float* sent(int64_t b, int64_t h, int64_t j) const {
@@ -167,6 +170,16 @@ void make(Case& c, Random& random, int number) {
         c.mask.resize(count);
         for (uint8_t& bit : c.mask) bit = random.below(4) > 0;
         p.mask = c.mask.data();
+    }
+    if (p.keys >= p.queries && random.below(3) == 0) {  // several texts, some padding; mostly in their order
+        p.text_stride = random.coin() ? p.keys : 0;
+        c.text.resize(p.text_stride ? p.batch * p.keys : p.keys);
+        int32_t number = 0;
+        for (int32_t& own : c.text) {
+            number = random.below(20) == 0 ? (int32_t)random.below(9) : number + (random.below(25) == 0);
+            own = random.below(30) == 0 ? -1 : number;
+        }
+        p.text = c.text.data();
     }
     for (int64_t b = 0; by_query && b < p.batch; ++b)
         for (int64_t h = 0; h < p.heads; ++h)

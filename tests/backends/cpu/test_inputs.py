@@ -155,6 +155,36 @@ def test_every_instruction_set_of_this_machine(
         inputs = per_query(draw(1, 2, 75, 150, m, d, density=density))
         within_rounding(inputs, options, "cpu")
         within_rounding(inputs, options | {"is_causal": True, "dropout_p": 0.3}, "cpu")
+        texts = (torch.arange(150)[None] + 7) // 40 - 1  # the first ones are padding
+        within_rounding(inputs, options | {"sequence_ids": texts}, "cpu")
+
+
+def test_large_and_unordered_ids_of_texts(draw, evaluate):
+    """Ids are told apart, whatever they are."""
+    inputs, number = draw(2, 2, 150, 150, 3, 16, same=True), torch.arange(150)
+    large = torch.stack((number // 64 - 1, number // 10)) * 2**40
+    for ids in (large, large[:1].flip(1), (number * 37 % 5 - 1)[None]):
+        mask = (ids[:, :, None] == ids[:, None]) & (ids >= 0)[:, None]
+        found, expected = (
+            evaluate(inputs, {"power": 2} | given, "cpu")
+            for given in ({"sequence_ids": ids}, {"attn_mask": mask[:, None]})
+        )
+        for a, b in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_parts_of_the_backward_that_have_their_texts_alone(is_causal, draw, evaluate):
+    """With many texts the sums over parts of the keys reach over those of few receivers."""
+    inputs, number = draw(2, 1, 500, 700, 3, 32, density=0.3), torch.arange(700)
+    ids = torch.stack((number // 30, (number + 11) // 25 - 2))
+    mask = ((ids[:, 200:, None] == ids[:, None]) & (ids[:, 200:, None] >= 0))[:, None]
+    options = {"power": 2, "frame": "nearest", "is_causal": is_causal}
+    found, expected = (
+        evaluate(inputs, options | given, "cpu") for given in ({"sequence_ids": ids}, {"attn_mask": mask})
+    )
+    for a, b in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
 
 
 def test_an_instruction_set_that_is_not_there_is_an_error(monkeypatch, draw):

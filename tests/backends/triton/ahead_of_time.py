@@ -50,6 +50,9 @@ CASES = {
     "ones, directed": (1, 1, 5, 7, 20, 1, HALF, torch.float16, EVERYTHING | {"edge": 0.0, "same": False}),
     "one to one": (1, 1, 1, 1, 1, 1, torch.float32, torch.float32, EVERYTHING),
     "padded": (2, 8, 4096, 4096, 20, 64, HALF, HALF, {"frame": "nearest", "same": True, "masked": "senders"}),
+    "packed": (2, 8, 4096, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True, "texts": 1}),
+    "packed, masked": (2, 8, 1000, 1000, 8, 64, HALF, HALF, {"power": 2, "masked": True, "texts": 2}),
+    "packed, decode": (4, 8, 1, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "texts": 4}),
     "sorted": (1, 8, 20000, 30000, 16, 64, HALF, HALF, {"frame": "nearest", "power": 2, "dropout_p": 0.1}),
     "long": (1, 8, 100000, 100000, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True}),
     "decode": (4, 8, 1, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest"}),
@@ -92,7 +95,10 @@ def launches(case, backward=True):
     if masked:
         rows = 1 if masked == "senders" else queries
         mask = torch.empty(1, 1, rows, keys, dtype=torch.bool, device="meta")
-    call = prepare(receive, send, value, *law, attn_mask=mask, **options)
+    texts, ids = options.pop("texts", None), None  # rows of ids
+    if texts:
+        ids = torch.empty(texts, keys, dtype=torch.int64, device="meta")
+    call = prepare(receive, send, value, *law, attn_mask=mask, sequence_ids=ids, **options)
     if call.dropout_p:
         call = call._replace(seed=torch.empty((), dtype=torch.int64, device="meta"))
     run, jit.JITFunction.run = jit.JITFunction.run, record

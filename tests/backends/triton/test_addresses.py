@@ -56,6 +56,7 @@ CASES = {
         LISTED | {"CAPACITY": 2},
     ),
     "mask by row": ((2, 1, 41, 70, 3, 5), {"power": 2, "attn_mask": mask(2, 1, 41, 1)}, LISTED),
+    "texts": ((1, 2, 60, 101, 20, 16), LAYER | {"sequence_ids": torch.arange(101)[None] // 30}, LISTED),
     "decode": ((1, 2, 1, 321, 5, 17), LAYER, {}),
     "decode, masked": ((1, 2, 4, 130, 20, 16), {"attn_mask": mask(4, 130), "dropout_p": 0.5}, {}),
 }

@@ -18,7 +18,7 @@ MOST = {"forward_kernel": 14, "receivers_kernel": 28, "senders_kernel": 34}
 # Of the layer's form, while a text grows from 5 to 4,096 tokens, or is decoded: with and without lists, their
 # order, and whole tiles. One more is an argument that should not be specialized.
 VARIANTS = {
-    "frame_kernel": 1, "arrange_kernel": 3, "nearest_kernel": 1, "lists_kernel": 2, "order_kernel": 1,
+    "frame_kernel": 1, "arrange_kernel": 4, "nearest_kernel": 1, "lists_kernel": 2, "order_kernel": 1,
     "forward_kernel": 6,
     "receivers_kernel": 6, "senders_kernel": 6, "nearest_part_kernel": 1, "part_kernel": 1,
     "combine_kernel": 1,

@@ -57,6 +57,17 @@ def test_the_same_bits_every_time(form, call):
     assert all(map(torch.equal, *results))
 
 
+def test_several_texts_in_one_row(call):
+    inputs = call(1000, 16)
+    ids = (torch.arange(1000, device="cuda") // 130)[None]
+    results = []
+    for backend in ("triton", "tiled"):
+        out = attention(*inputs, **LAYER, sequence_ids=ids, backend=backend)
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
+    for a, b in zip(*results, strict=True):
+        assert (a.double() - b.double()).norm() <= 3e-2 * b.double().norm()
+
+
 def test_it_takes_calls_by_name(call):
     assert syncattn.backends.explain(*call(16), backend="triton").backend == "triton"
 

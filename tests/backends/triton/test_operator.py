@@ -36,6 +36,43 @@ def test_it_takes_cpu_tensors_only_by_name(draw, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("capability", "m", "d", "reason"),
+    [
+        ((9, 0), 16, 64, None),
+        ((9, 0), 65, 64, "a freq_dim above 64 was not checked"),
+        ((9, 0), 16, 129, "float32 values of above 128 columns were not checked"),
+        ((8, 0), 16, 64, "it was checked on an H100 and an H200 alone"),
+        ((10, 0), 16, 64, "it was checked on an H100 and an H200 alone"),
+    ],
+    ids=str,
+)
+def test_it_is_the_default_where_it_was_checked(capability, m, d, reason, monkeypatch):
+    from syncattn.backends.call import prepare
+    from syncattn.backends.triton import operator
+
+    monkeypatch.setattr(operator, "_capability", lambda device: capability)
+    w, v = (torch.empty(1, 2, 5, n, device="meta") for n in (m, d))
+    one = torch.ones(2, device="meta")
+    found = operator.only_by_name(prepare(w, w, v, one, one))
+    assert found is None if reason is None else found.startswith(reason)
+
+
+@on_cpu
+def test_without_a_compiler_it_is_not_there(draw, monkeypatch):
+    from syncattn.backends.triton import operator
+
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(operator, "_has_gpu", lambda: True)
+    operator._has_compiler.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    try:
+        assert "found no C compiler" in explain(*draw(1, 1, 3, 3, 2, 2)).reasons["triton"]
+    finally:
+        operator._has_compiler.cache_clear()
+
+
+@pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"return_weights": True}, r"it never holds S and P \(return_weights=True\)"),

@@ -56,7 +56,7 @@ def begin(kernels, monkeypatch):
 
     def begun(x, rows, tokens, eps=0.1, device=0, block=32, warps=4):
         start._start_here(
-            kernel, device, (5,), (x, rows, tokens, eps), {"BLOCK": block}, {"num_warps": warps}
+            kernel, device, (5,), (x, rows, tokens, eps), [{"BLOCK": block}], {"num_warps": warps}
         )
         return len(kernel.compiled)
 
@@ -110,3 +110,12 @@ def test_the_order_of_lists_is_that_of_a_stable_sort(kernels, device):
     order_kernel[(5,)](counts, order, 146, BLOCK=32, CHUNK=128)
     expected = counts[..., 0].flatten().argsort(descending=True, stable=True)
     assert torch.equal(order.long(), expected)
+
+
+def test_variants_are_started_in_turn_each_its_own_kernel(begin):
+    from syncattn.backends.triton import start
+
+    each = [{"BLOCK": 16}, {"BLOCK": 32}]
+    for _ in range(2):
+        start._start_here(begin.kernel, 0, (5,), (torch.zeros(64), None, 7, 0.1), each, {})
+    assert [[one[-1] for one in found.started] for found in begin.kernel.compiled] == [[16], [32]]

@@ -244,8 +244,8 @@ def test_what_is_not_served_is_refused_by_name(model, inputs):
         with pytest.raises(ValueError, match=f"cache_implementation must be .* got '{name}'"):
             generate(model, {"input_ids": ids}, cache_implementation=name)
     packed = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
-    with pytest.raises(ValueError, match="position_ids must rise"):
-        model(ids, mask, packed)
+    with pytest.raises(ValueError, match="use_cache must be left out with several texts in a row"):
+        model(ids, mask, packed, use_cache=True)
     with pytest.raises(ValueError, match="who sees whom among real tokens is not for the mask to say"):
         model(ids, torch.ones(1, 1, 7, 7))
     for way in ({"penalty_alpha": 0.6, "top_k": 4}, {"num_beams": 4, "num_beam_groups": 2}):

@@ -105,6 +105,9 @@ common/test_training.py::test_problems_of_every_kind
     test_problem_types
 common/test_training.py::test_a_text_learnt_by_heart_is_generated
     test_training_overfit
+test_packing.py::test_each_text_as_if_alone_with_its_gradients
+    test_eager_padding_matches_padding_free_with_position_ids
+    test_sdpa_padding_matches_padding_free_with_position_ids
 test_decoder_training.py::test_compile_without_a_graph_break
     test_torch_compile_for_training
 common/test_generation.py::test_everything_that_can_be_returned
@@ -184,12 +187,11 @@ DIFFERENT = [
         "test_generate_compilation_all_outputs",
     ),
     (
-        "Texts packed into one row, told apart by positions that restart or by a mask of four axes",
-        "Refused by name: nothing of one text may reach another, through delay and token shift either. "
-        "Pad instead",
-        "common/test_generation.py::test_what_is_not_served_is_refused_by_name",
-        "test_eager_padding_matches_padding_free_with_position_ids "
-        "test_sdpa_padding_matches_padding_free_with_position_ids test_custom_4d_attention_mask "
+        "Texts packed into one row for flash-attention, or by a mask of four axes",
+        "They are told apart as for flash-attention, without it; the mask is refused by name: nothing of one "
+        "text may reach another, through delay and token shift either",
+        "test_packing.py::test_each_text_as_if_alone_with_its_gradients",
+        "test_custom_4d_attention_mask "
         "test_flash_attention_2_padding_matches_padding_free_with_position_ids "
         "test_flash_attention_2_padding_matches_padding_free_with_position_ids_and_fa_kwargs "
         "test_flash_attention_3_padding_matches_padding_free_with_position_ids "

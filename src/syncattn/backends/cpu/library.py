@@ -40,6 +40,8 @@ class KernelProblem(ctypes.Structure):
         ("mask_strides", ctypes.c_int64 * 4),
         ("receive_index", _POINTERS),
         ("send_index", _POINTERS),
+        ("text", _POINTERS),
+        ("text_stride", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("is_causal", "self_coupling", "nearest", "symmetric", "power")),
         ("edge", ctypes.c_float),
         ("eps", ctypes.c_float),

@@ -40,6 +40,7 @@ class Inputs(NamedTuple):
     coupling: Tensor
     bandwidth: Tensor
     mask: Tensor | None
+    text: Tensor | None  # (B or 1, M) int32
     order: Order
 
 
@@ -97,6 +98,11 @@ def describe(call: Call, order: Order | None) -> Inputs:
         mask = mask.expand(batch, heads, queries, keys)
         problem.mask = pointer(mask, torch.bool)
         problem.mask_strides = mask.stride()
+    text = None
+    if call.sequence_ids is not None:
+        text = numbered(call.sequence_ids)
+        problem.text = pointer(text, torch.int32)
+        problem.text_stride = 0 if len(text) == 1 else text.stride(0)
     if seed is not None:
         problem.dropout = 1
         problem.dropout_threshold = int(call.dropout_p * 2**32)
@@ -107,12 +113,12 @@ def describe(call: Call, order: Order | None) -> Inputs:
     simple = mask is None and seed is None and not call.is_causal and not nearest
     alike = call.symmetric and simple and coupling.stride(2) == 0
     problem.symmetric = alike and batch * heads >= (os.cpu_count() or 1)  # to count takes time
-    return Inputs(problem, receive, send, plain_value, coupling, bandwidth, mask, order)
+    return Inputs(problem, receive, send, plain_value, coupling, bandwidth, mask, text, order)
 
 
 def may_be_ordered(call: Call) -> bool:
     """Whether another order of the tokens could help: not where it decides who sees whom."""
-    return not call.is_causal and (call.mask is None or call.mask.shape[2] == 1)
+    return not call.is_causal and call.sequence_ids is None and (call.mask is None or call.mask.shape[2] == 1)
 
 
 def _choose(problem: library.KernelProblem) -> Order:
@@ -121,6 +127,15 @@ def _choose(problem: library.KernelProblem) -> Order:
     send_order = buffer(problem.batch, problem.heads, problem.keys, dtype=torch.int32)
     chosen = library.order(problem, receive_order, send_order)
     return Order(receive_order, send_order) if chosen else AS_GIVEN
+
+
+def numbered(ids: Tensor) -> Tensor:
+    """Ids of texts (B or 1, M) as the kernel has them: int32, contiguous; large ones by their order."""
+    if ids.numel() and int(ids.max()) > torch.iinfo(torch.int32).max:
+        found = ids.clamp(min=-1)
+        known = found.unique()  # sorted; -1 may be the first
+        ids = torch.searchsorted(known, found) - int(known[0] < 0)
+    return ids.clamp(min=-1).int().contiguous()
 
 
 def rounded(columns: int) -> int:

@@ -74,8 +74,8 @@ ROW_NUMBERS = tl.constexpr(6)
 
 @triton.jit(do_not_specialize=GROWING)
 def receivers_kernel(
-    receive, send, value, law, mask, mask_tiles, dropout, units, nearest, walk, width, grad, out, row_sum,
-    for_senders, gradients, heads, queries, keys, eps,
+    receive, send, value, law, mask, mask_tiles, texts, dropout, units, nearest, walk, width, grad, out,
+    row_sum, for_senders, gradients, heads, queries, keys, eps,
     DIRECT: tl.constexpr, EVEN: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one tile of receivers, and what `senders_kernel` reads of it."""
@@ -90,7 +90,7 @@ def receivers_kernel(
     own = tile * TILE.QUERIES
     i = own + rows
     here = i < queries
-    masks = Masks(mask, mask_tiles, b, h, queries, keys)
+    masks = Masks(mask, mask_tiles, texts, b, h, queries, keys)
 
     left = own_tokens(receive, bh, own, rows, TILE.FREQ)
     senders = send.base + send_bh * TILE.FREQ * send.stride
@@ -204,8 +204,8 @@ def receivers_kernel(
 
 @triton.jit(do_not_specialize=GROWING)
 def senders_kernel(
-    receive, send, value, law, mask, mask_tiles, dropout, units, walk, width, grad, for_senders, grad_send,
-    grad_value, heads, queries, keys,
+    receive, send, value, law, mask, mask_tiles, texts, dropout, units, walk, width, grad, for_senders,
+    grad_send, grad_value, heads, queries, keys,
     DIRECT: tl.constexpr, EVEN: tl.constexpr, NEAREST: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """Of one tile of senders, for one head of receivers: grad_send (B, H, M, m) and grad_value (B, H, M, d).
@@ -221,7 +221,7 @@ def senders_kernel(
     own = tile * TILE.KEYS
     j = own + rows
     here = j < keys
-    masks = Masks(mask, mask_tiles, b, h, queries, keys)
+    masks = Masks(mask, mask_tiles, texts, b, h, queries, keys)
 
     left = own_tokens(send, send_bh, own, rows, TILE.FREQ)
     receivers = receive.base + bh.to(tl.int64) * TILE.FREQ * receive.stride

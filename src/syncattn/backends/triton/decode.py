@@ -53,7 +53,7 @@ def _squared(w, send, senders, first, j, keys, TILE: tl.constexpr):
 
 @triton.jit(do_not_specialize=GROWING)
 def nearest_part_kernel(
-    receive, send, mask, nearest_of_part, heads, queries, keys, parts, part_tiles,
+    receive, send, mask, texts, nearest_of_part, heads, queries, keys, parts, part_tiles,
     TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """The smallest allowed D of one receiver in one part of the senders, and its earliest place: (rows,
@@ -61,7 +61,7 @@ def nearest_part_kernel(
     row, part = tl.program_id(0), tl.program_id(1)
     bh, i = row // queries, row % queries
     b, h = bh // heads.receive, bh % heads.receive
-    masks = Masks(mask, None, b, h, queries, keys)
+    masks = Masks(mask, None, texts, b, h, queries, keys)
     w = _receiver(receive, b, h, i, TILE)
     senders = head_of(send, b, h // (heads.receive // heads.send))
     best = float("inf")
@@ -95,14 +95,14 @@ def _nearest_of(nearest_of_part, row, parts, PARTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=GROWING)
 def part_kernel(
-    receive, send, value, law, mask, dropout, nearest_of_part, nearest, mixed_of_part, total_of_part,
+    receive, send, value, law, mask, texts, dropout, nearest_of_part, nearest, mixed_of_part, total_of_part,
     heads, queries, keys, parts, part_tiles, PARTS: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """One receiver and one part of the senders: mixed (rows, parts, d) and total (rows, parts), float32."""
     row, part = tl.program_id(0), tl.program_id(1)
     bh, i = row // queries, row % queries
     b, h = bh // heads.receive, bh % heads.receive
-    masks = Masks(mask, None, b, h, queries, keys)
+    masks = Masks(mask, None, texts, b, h, queries, keys)
     d = tl.arange(0, TILE.BLOCK_D)
     w = _receiver(receive, b, h, i, TILE)
     senders = head_of(send, b, h // (heads.receive // heads.send))

@@ -42,7 +42,7 @@ from syncattn.backends.triton.products import add_sums, no_sums, row_sums, value
 
 @triton.jit(do_not_specialize=GROWING)
 def forward_kernel(
-    receive, send, value, law, mask, mask_tiles, dropout, units, nearest, walk, width, out, row_sum,
+    receive, send, value, law, mask, mask_tiles, texts, dropout, units, nearest, walk, width, out, row_sum,
     heads, queries, keys, eps,
     DIRECT: tl.constexpr, EVEN: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
@@ -59,7 +59,7 @@ def forward_kernel(
     rows, columns, d = tl.arange(0, TILE.QUERIES), tl.arange(0, TILE.WALK), tl.arange(0, TILE.BLOCK_D)
     own = tile * TILE.QUERIES
     i = own + rows
-    masks = Masks(mask, mask_tiles, b, h, queries, keys)
+    masks = Masks(mask, mask_tiles, texts, b, h, queries, keys)
 
     left = own_tokens(receive, bh, own, rows, TILE.FREQ)
     senders = send.base + send_bh * TILE.FREQ * send.stride

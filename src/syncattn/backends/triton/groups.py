@@ -87,6 +87,17 @@ class Mask(NamedTuple):
     column: Any
 
 
+class Texts(NamedTuple):
+    """Several texts in one row: only tokens of one id that is not negative attend to each other."""
+
+    ids: Any  # (B or 1, M) int64; receivers are the last N
+    batch: Any
+    receivers: Any  # (B or 1, tiles, 2) int64: a tile's smallest id and its largest
+    of_receivers: Any  # from one row to the next
+    senders: Any
+    of_senders: Any
+
+
 class Dropout(NamedTuple):
     seed: Any
     threshold: Any  # pairs whose hash is below are dropped

@@ -33,6 +33,7 @@ from syncattn.backends.triton.groups import (
     Mask,
     Planes,
     Rows,
+    Texts,
     Tile,
     Walk,
     constant,
@@ -93,13 +94,13 @@ class Launch:
         if allowed is not None:
             mask = None  # those senders stand nowhere
         self.order: Order | None = None
-        any_order = arranged and mask is None and not self.call.is_causal
+        any_order = arranged and mask is None and call.sequence_ids is None and not self.call.is_causal
         if any_order and min(self.queries, self.keys) >= FEWEST_SORTED:
             self._sort(receive, send, allowed)
         self.numbered = allowed is not None or self.order is not None
         self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
         # how D is taken, in a launch each: the second sees to tiles for which a product is not exact enough
-        self.ways = (True,) if self.direct else (False, True)
+        self.ways = tuple({"DIRECT": x} for x in ((True,) if self.direct else (False, True)))
         self.product, self.drawn = product_columns(self.freq_dim), drawn_columns(self.freq_dim)
         self.frames = Frames(None, None)
         if arranged:
@@ -112,6 +113,7 @@ class Launch:
             )
         exact = "tf32x3" if torch.version.hip is None else "ieee"
         self.value_precision = exact if wide else "tf32"  # the latter concerns float32 operands only
+        self.texts = None if call.sequence_ids is None else self._texts(call.sequence_ids)
         self.mask: Mask | None = None
         if mask is not None:
             by_pair = mask.expand(self.batch, self.heads, self.queries, self.keys).view(torch.uint8)
@@ -199,6 +201,22 @@ class Launch:
         )  # fmt: skip
         return Side(planes, boxes, heads, tiles, block), reach
 
+    def _texts(self, ids: Tensor) -> Texts:
+        """The ids of a call, and the range of those of each tile."""
+        ids = ids.contiguous()
+        sides = []
+        for own, tile in ((ids[:, self.keys - self.queries :], self.query_tile), (ids, self.key_tile)):
+            tiles = (
+                cdiv(cdiv(own.shape[1], tile), granule := _largest_granule(cdiv(own.shape[1], tile)))
+                * granule
+            )
+            # a last tile that is not full has its last token's id to the end
+            at = torch.arange(tiles * tile, device=self.device).clamp(max=own.shape[1] - 1)
+            of_tiles = own[:, at].view(len(own), tiles, tile)
+            sides.append(torch.stack((of_tiles.amin(-1), of_tiles.amax(-1)), -1))
+        of_rows = [0 if len(x) == 1 else x.stride(0) for x in (ids, *sides)]
+        return Texts(ids, of_rows[0], sides[0], of_rows[1], sides[1], of_rows[2])
+
     def _mask_tiles(self, mask: Tensor) -> Mask:
         """(B, H, tiles of receivers, tiles of senders) uint8, with strides of 0 where the mask has size 1."""
         batch, heads, rows, columns = mask.shape
@@ -231,7 +249,7 @@ class Launch:
         )  # fmt: skip
         start(
             lists_kernel, self.device, (rows * own.tiles,),
-            own.boxes, other.boxes, own.planes.bound, other.planes.bound, self.reach, mask,
+            own.boxes, other.boxes, own.planes.bound, other.planes.bound, self.reach, mask, self.texts,
             Walk(entries, counts, None), width, own.heads, other.heads, self.heads, own.tiles, other.tiles,
             self.keys - self.queries, self.queries, LOOK=constant(look), options=_TWO_WARPS,
         )  # fmt: skip

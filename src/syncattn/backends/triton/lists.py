@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from syncattn.backends.triton.groups import GROWING, Boxes
+from syncattn.backends.triton.pairs import texts_of
 from syncattn.backends.triton.pointers import head_of, shared_head
 
 # A tile is left out if its box is farther than the reach by more than what rounding may do to either.
@@ -30,7 +31,7 @@ def box_distance(own_low, own_high, other_low, other_high):
 
 
 @triton.jit
-def _alive(own, boxes, reach, mask_tiles, other, other_tiles, offset, queries, LOOK: tl.constexpr):
+def _alive(own, boxes, reach, mask_tiles, texts, other, other_tiles, offset, queries, LOOK: tl.constexpr):
     """Which of some other tiles can lock to the own one: 1 or 0. The boxes and reach are the head's."""
     there = other < other_tiles
     k = tl.arange(0, LOOK.BLOCK_M)
@@ -58,6 +59,12 @@ def _alive(own, boxes, reach, mask_tiles, other, other_tiles, offset, queries, L
         row = head_of(mask_tiles, own.b, own.h) + own.tile.to(tl.int64) * mask_tiles.row
         may = tl.load(row + other.to(tl.int64) * mask_tiles.column, mask=there, other=0)
         alive = alive & (may != 0)
+    if texts is not None:
+        other = tl.minimum(other, other_tiles - 1)
+        if LOOK.OF_QUERIES:
+            alive = alive & texts_of(texts, own.b, own.tile, other)[0]
+        else:
+            alive = alive & texts_of(texts, own.b, other, own.tile)[0]
     return alive.to(tl.int32)
 
 
@@ -71,7 +78,7 @@ def _whole(found, LEVEL: tl.constexpr, CHUNK: tl.constexpr):
 
 @triton.jit(do_not_specialize=GROWING)
 def lists_kernel(
-    own_boxes, other_boxes, own_bound, other_bound, reach, mask_tiles, walk, width,
+    own_boxes, other_boxes, own_bound, other_bound, reach, mask_tiles, texts, walk, width,
     own_heads, other_heads, heads, own_tiles, other_tiles, offset, queries, LOOK: tl.constexpr,
 ):  # fmt: skip
     """For one own tile: the entries of its list, the other tiles that can lock, in order. If more than width
@@ -104,7 +111,9 @@ def lists_kernel(
         level = tl.arange(0, 32)
         sizes = tl.zeros([32], tl.int32)
         for first in range(begin, end, LOOK.CHUNK):
-            found = _alive(own, boxes, reach, mask_tiles, first + t, other_tiles, offset, queries, LOOK)
+            found = _alive(
+                own, boxes, reach, mask_tiles, texts, first + t, other_tiles, offset, queries, LOOK
+            )
             for s in tl.static_range(LOOK.LEVELS):
                 sizes += tl.where(level == s, tl.sum(_whole(found, s, LOOK.CHUNK), 0) >> s, 0)
         shift = tl.sum((sizes > width).to(tl.int32), 0)
@@ -112,7 +121,7 @@ def lists_kernel(
     # the largest size of the senders, or the least one that the receivers allow, turned round
     farthest = float("-inf")
     for first in range(begin, end, LOOK.CHUNK):
-        found = _alive(own, boxes, reach, mask_tiles, first + t, other_tiles, offset, queries, LOOK)
+        found = _alive(own, boxes, reach, mask_tiles, texts, first + t, other_tiles, offset, queries, LOOK)
         entry = first + t
         if LOOK.LEVELS > 1:
             some = found

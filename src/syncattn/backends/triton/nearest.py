@@ -19,7 +19,9 @@ from syncattn.backends.triton.lists import SLACK, box_distance
 from syncattn.backends.triton.margin import alpha_of, kappa_of, largest_radius
 from syncattn.backends.triton.pairs import (
     Masks,
+    is_partly_masked,
     narrow_to_allowed,
+    texts_of,
     tile_of_mask,
     zero_at_oneself,
 )
@@ -28,7 +30,8 @@ from syncattn.backends.triton.pointers import last_key_tile, numbers_of, shared_
 
 @triton.jit(do_not_specialize=GROWING)
 def nearest_kernel(
-    receive, send, units, own_boxes, other_boxes, mask, mask_tiles, nearest, law, reach, heads, queries, keys,
+    receive, send, units, own_boxes, other_boxes, mask, mask_tiles, texts, nearest, law, reach,
+    heads, queries, keys,
     CHUNK: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """Into `nearest` the smallest allowed D and its smallest number; 0 and -1 where nobody is allowed. The
@@ -44,7 +47,7 @@ def nearest_kernel(
     own = tile * TILE.QUERIES
     i = own + rows
     offset = keys - queries
-    masks = Masks(mask, mask_tiles, b, h, queries, keys)
+    masks = Masks(mask, mask_tiles, texts, b, h, queries, keys)
     left = own_tokens(receive, bh, own, rows, TILE.FREQ)
     senders = send.base + send_bh * TILE.FREQ * send.stride
     at_own = bh.to(tl.int64) * TILE.FREQ * query_tiles + k * query_tiles + tile
@@ -86,11 +89,11 @@ def nearest_kernel(
         near = near & (distance <= farthest * SLACK) & (distance < float("inf"))
         if mask_tiles is not None:
             near = near & (tl.load(tile_of_mask(masks, tile, others), mask=near, other=0) != 0)
+        if texts is not None:
+            near = near & texts_of(texts, b, tile, tl.minimum(others, key_tiles - 1))[0]
         other = tl.min(tl.where(near, others, 2147483647), 0)
         while other < 2147483647:
-            partly = mask is not None
-            if mask_tiles is not None:
-                partly = tl.load(tile_of_mask(masks, tile, other)) != 2
+            partly = is_partly_masked(masks, tile, other)
             first = other * TILE.KEYS
             j = first + columns
             right = Tokens(senders + first, send.stride, columns, first, numbers_of(send, send_bh, j))

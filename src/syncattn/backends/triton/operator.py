@@ -2,13 +2,13 @@
 
 The arithmetic is float32 but for the products with half-precision values, which the tensor cores take. This
 file says which calls it takes, and makes it an operator that autograd, `torch.compile` and `torch.export`
-know; triton is imported by the first call. How it works: docs/kernel-gpu.md. Correct in Triton's interpreter,
-compiled for sm_90; on a GPU only as far as docs/kernel-gpu.md says.
+know; triton is imported by the first call. How it works, and what of it has run on a GPU: docs/kernel-gpu.md.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -35,12 +35,22 @@ def unavailable() -> str | None:
     """Why this backend cannot run on this machine, or None."""
     if (missing := _missing()) is not None:
         return missing
-    return None if interpreted() or _has_gpu() else "there is no GPU"
+    if interpreted():
+        return None
+    if not _has_gpu():
+        return "there is no GPU"
+    return None if _has_compiler() else "Triton found no C compiler: install gcc or clang, or name one in CC"
 
 
 @cache
 def _has_gpu() -> bool:
     return torch.cuda.is_available()
+
+
+@cache
+def _has_compiler() -> bool:
+    """Whether Triton finds what it builds its launchers with."""
+    return any(map(shutil.which, (os.environ.get("CC") or "gcc", "gcc", "clang")))
 
 
 @cache
@@ -106,13 +116,25 @@ def refuses(call: Call) -> str | None:
     return _too_old(device) or _too_small(call)
 
 
-def only_by_name(call: Call) -> str:
-    """Why it does not take a call that asks for no backend."""
+# What has not been through its checks on a GPU is nobody's default (`gpu_session.py --steps check`).
+_CHECKED_ON = 9  # the compute capability of H100 and H200
+# Coordinates: more have other blocks than they had then, as float32 values of above 128 columns have.
+_CHECKED_UP_TO = 64
+
+
+def only_by_name(call: Call) -> str | None:
+    """Why it does not take a call that asks for no backend, or None."""
     if call.receive.device.type == "cpu":
         return "Triton's interpreter is for tests: on CPU tensors it is used only when asked for by name"
-    # What has not been through its checks on a GPU is nobody's default: `benchmarks/gpu_session.py --steps
-    # check` is to pass with this code first, its memory checker too; then this goes.
-    return "its checks on a GPU are not all done: ask for it by name, backend='triton'"
+    if torch.version.hip is not None or _capability(call.receive.device)[0] != _CHECKED_ON:
+        return "it was checked on an H100 and an H200 alone: elsewhere ask for it by name, backend='triton'"
+    if call.sequence_ids is not None:
+        return "several texts in one row were not checked on a GPU: ask by name, backend='triton'"
+    if call.receive.shape[-1] > _CHECKED_UP_TO:
+        return f"a freq_dim above {_CHECKED_UP_TO} was not checked on a GPU: ask by name, backend='triton'"
+    if call.value.dtype == torch.float32 and call.value.shape[-1] > 128:
+        return "float32 values of above 128 columns were not checked on a GPU: ask by name, backend='triton'"
+    return None
 
 
 def run(call: Call) -> Tensor:
@@ -159,7 +181,7 @@ BACKEND = Backend(
         top_k=False,
         most_coordinates=_MOST_COORDINATES,
         most_columns=_MOST_COLUMNS,
-        packed=False,
+        packed=True,
         weights=False,
         transforms=False,
         onnx=False,

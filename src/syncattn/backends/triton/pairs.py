@@ -23,6 +23,7 @@ class Masks(NamedTuple):
 
     by_pair: Any  # groups.Mask or None
     by_tile: Any
+    texts: Any  # groups.Texts or None
     b: Any
     h: Any
     queries: Any
@@ -47,6 +48,11 @@ def narrow_to_allowed(allowed, i, j, masks, FORM: tl.constexpr):
         allowed = allowed & (j <= i + offset)
     if not FORM.SELF:
         allowed = allowed & (j != i + offset)
+    if masks.texts is not None:
+        ids = masks.texts.ids + masks.b.to(tl.int64) * masks.texts.batch
+        own = tl.load(ids + i + offset, mask=(i >= 0) & (i < masks.queries), other=-1)
+        other = tl.load(ids + j, mask=(j >= 0) & (j < masks.keys), other=-1)
+        allowed = allowed & (own >= 0) & (own == other)
     if masks.by_pair is not None:
         inside = (i < masks.queries) & (j < masks.keys)
         pointers = head_of(masks.by_pair, masks.b, masks.h)
@@ -63,6 +69,29 @@ def tile_of_mask(masks, row_tile, column_tile):
 
 
 @triton.jit
+def texts_of(texts, b, row_tile, column_tile):
+    """(whether some pair of two tiles is of one text, whether all are), by their smallest and largest ids."""
+    own = texts.receivers + b.to(tl.int64) * texts.of_receivers + 2 * row_tile.to(tl.int64)
+    other = texts.senders + b.to(tl.int64) * texts.of_senders + 2 * column_tile.to(tl.int64)
+    least, most = tl.load(own), tl.load(own + 1)
+    other_least, other_most = tl.load(other), tl.load(other + 1)
+    some = (least <= other_most) & (other_least <= most) & (tl.minimum(most, other_most) >= 0)
+    return some, some & (least == other_most) & (other_least == most)
+
+
+@triton.jit
+def is_partly_masked(masks, row_tile, column_tile):
+    """Whether only some pairs of a tile of pairs may attend."""
+    partly = masks.by_pair is not None
+    if masks.by_tile is not None:
+        partly = tl.load(tile_of_mask(masks, row_tile, column_tile)) != 2
+    if masks.texts is not None:
+        _, whole = texts_of(masks.texts, masks.b, row_tile, column_tile)
+        partly = partly | (whole == 0)
+    return partly
+
+
+@triton.jit
 def margin_of_tile(
     squared, row_term, head_term, left, right, masks, SENDERS_LEFT: tl.constexpr, TILE: tl.constexpr,
     FORM: tl.constexpr,
@@ -70,11 +99,9 @@ def margin_of_tile(
     """(F, J^2) of a tile of pairs; F is negative where a pair may not attend. What only some tiles need is
     behind a branch that the whole program takes."""
     margin, decay_square = margin_of(squared, row_term, head_term)
-    if FORM.CAUSAL or not FORM.SELF or masks.by_pair is not None:
+    if FORM.CAUSAL or not FORM.SELF or masks.by_pair is not None or masks.texts is not None:
         i, j = (right, left) if SENDERS_LEFT else (left, right)
-        partly = masks.by_pair is not None
-        if masks.by_tile is not None:
-            partly = tl.load(tile_of_mask(masks, i.first // TILE.QUERIES, j.first // TILE.KEYS)) != 2
+        partly = is_partly_masked(masks, i.first // TILE.QUERIES, j.first // TILE.KEYS)
         own = i.first + masks.keys - masks.queries
         crossed = FORM.SORTED
         if FORM.CAUSAL:

@@ -47,13 +47,12 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         find_nearest(p, Nearest(base, sender))
     lists = p.lists(of_queries=True)
     at = Nearest(base, p.places(sender)) if nearest else None
-    for direct in p.ways:
-        start(
-            forward_kernel, p.device, (p.batch * p.heads * p.receive.tiles,),
-            *_weighed(p), at, lists, lists.entries.shape[2], out, row_sum,
-            p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
-            DIRECT=direct, EVEN=p.keys == p.send.planes.stride, **p.compiled("forward"),
-        )  # fmt: skip
+    start(
+        forward_kernel, p.device, (p.batch * p.heads * p.receive.tiles,),
+        *_weighed(p), at, lists, lists.entries.shape[2], out, row_sum,
+        p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
+        variants=p.ways, EVEN=p.keys == p.send.planes.stride, **p.compiled("forward"),
+    )  # fmt: skip
     if nearest:
         base, sender = p.rows_back(base), p.rows_back(sender)
     return p.rows_back(out), p.rows_back(row_sum), base, sender
@@ -64,7 +63,7 @@ def find_nearest(p: Launch, nearest: Nearest) -> None:
     start(
         nearest_kernel, p.device, (p.batch * p.heads * p.receive.tiles,),
         p.receive.planes, p.send.planes, p.frames.units, p.receive.boxes, p.send.boxes, p.mask, p.mask_tiles,
-        nearest, p.law(), p.reach, p.head_counts(p.send.heads), p.queries, p.keys,
+        p.texts, nearest, p.law(), p.reach, p.head_counts(p.send.heads), p.queries, p.keys,
         CHUNK=CHUNK_OF_NEAREST, TILE=p.tile("forward"), FORM=p.form(), options=_FOUR_WARPS,
     )  # fmt: skip
 
@@ -93,11 +92,11 @@ def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tenso
         of_part = Nearest(torch.empty_like(total), sender.new_empty(rows, parts))
         start(
             nearest_part_kernel, p.device, (rows, parts),
-            receive, send, p.mask, of_part, heads, *sizes, **compiled,
+            receive, send, p.mask, p.texts, of_part, heads, *sizes, **compiled,
         )  # fmt: skip
     start(
         part_kernel, p.device, (rows, parts),
-        receive, send, p.values(), p.law(), p.mask, p.dropout, of_part, nearest, mixed, total,
+        receive, send, p.values(), p.law(), p.mask, p.texts, p.dropout, of_part, nearest, mixed, total,
         heads, *sizes, PARTS=max(64, next_power_of_2(parts)), **compiled,
     )  # fmt: skip
     start(
@@ -111,7 +110,7 @@ def _weighed(p: Launch) -> tuple[Any, ...]:
     sender that stands nowhere meets nobody but itself."""
     numbered = p.order is not None or p.call.symmetric
     receive, send = (x.planes if numbered else x.planes._replace(numbers=None) for x in (p.receive, p.send))
-    return receive, send, p.values(), p.law(), p.mask, p.mask_tiles, p.dropout, p.frames.units
+    return receive, send, p.values(), p.law(), p.mask, p.mask_tiles, p.texts, p.dropout, p.frames.units
 
 
 def backward(
@@ -145,20 +144,18 @@ def backward(
     grad_value = _per_head(p, value)
     gradient = Rows(grad, *grad.stride()[:3])
     sizes = p.head_counts(p.send.heads), p.queries, p.keys
-    for direct in p.ways:
-        start(
-            receivers_kernel, p.device, (heads_in_all * p.receive.tiles,),
-            *_weighed(p), nearest, by_query, by_query.entries.shape[2], gradient, out, row_sum,
-            for_senders, of_receivers, *sizes, p.call.eps,
-            DIRECT=direct, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
-        )  # fmt: skip
-    for direct in p.ways:
-        start(
-            senders_kernel, p.device, (heads_in_all * p.send.tiles,),
-            *_weighed(p), by_key, by_key.entries.shape[2], gradient, for_senders, grad_send, grad_value,
-            *sizes, DIRECT=direct, EVEN=p.queries == p.receive.planes.stride, NEAREST=p.nearest,
-            **p.compiled("senders"),
-        )  # fmt: skip
+    start(
+        receivers_kernel, p.device, (heads_in_all * p.receive.tiles,),
+        *_weighed(p), nearest, by_query, by_query.entries.shape[2], gradient, out, row_sum,
+        for_senders, of_receivers, *sizes, p.call.eps,
+        variants=p.ways, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
+    )  # fmt: skip
+    start(
+        senders_kernel, p.device, (heads_in_all * p.send.tiles,),
+        *_weighed(p), by_key, by_key.entries.shape[2], gradient, for_senders, grad_send, grad_value,
+        *sizes, variants=p.ways, EVEN=p.queries == p.receive.planes.stride, NEAREST=p.nearest,
+        **p.compiled("senders"),
+    )  # fmt: skip
     return (
         p.rows_back(of_receivers.receive),
         sum_groups(p.senders_back(grad_send), send),

@@ -28,19 +28,23 @@ def start(
     grid: tuple[int, ...],
     *arguments: Any,
     options: dict[str, int] | None = None,
+    variants: tuple[dict[str, Any], ...] = ({},),
     **constants: Any,
 ) -> None:
-    """`kernel[grid](*arguments, **constants, **options)` on this device, in its current stream.
+    """`kernel[grid](*arguments, **variant, **constants, **options)` on this device, in its current stream,
+    for each of the variants.
 
     Arguments and constants are in the order of the kernel's parameters; the options are the compiler's.
     """
+    each = [variant | constants for variant in variants]
     if device.type != "cuda":
-        kernel[grid](*arguments, **constants, **(options or {}))
+        for given in each:
+            kernel[grid](*arguments, **given, **(options or {}))
     elif device.index == _current_device():
-        _start_here(kernel, device.index, grid, arguments, constants, options or {})
+        _start_here(kernel, device.index, grid, arguments, each, options or {})
     else:
         with torch.cuda.device(device):
-            _start_here(kernel, device.index, grid, arguments, constants, options or {})
+            _start_here(kernel, device.index, grid, arguments, each, options or {})
 
 
 def _start_here(
@@ -48,24 +52,25 @@ def _start_here(
     device: int,
     grid: tuple[int, ...],
     arguments: tuple[Any, ...],
-    constants: dict[str, Any],
+    each: list[dict[str, Any]],
     options: dict[str, int],
 ) -> None:
-    key = [kernel.fn, device, *constants.values(), *options.values()]
+    key = [kernel.fn, device, *options.values()]
     passed = _described(arguments, key)
-    found = _found.get(whole := tuple(key))
-    if found is None or _is_watched():
-        assert [*constants] == kernel.arg_names[len(arguments) :], (kernel, constants)
-        found = kernel[grid](*arguments, **constants, **options)
-        if _DIRECT and hasattr(found, "packed_metadata"):  # it is there already, not being compiled
-            if len(_found) >= _MOST_FOUND:
-                _found.clear()
-            _found[whole] = found
-        return
-    found.run(
-        grid[0], grid[1] if len(grid) > 1 else 1, 1, driver.active.get_current_stream(device),
-        found.function, found.packed_metadata, None, None, None, *passed, *constants.values(),
-    )  # fmt: skip
+    for constants in each:
+        found = _found.get(whole := (*key, *constants.values()))
+        if found is None or _is_watched():
+            assert [*constants] == kernel.arg_names[len(arguments) :], (kernel, constants)
+            found = kernel[grid](*arguments, **constants, **options)
+            if _DIRECT and hasattr(found, "packed_metadata"):  # it is there already, not being compiled
+                if len(_found) >= _MOST_FOUND:
+                    _found.clear()
+                _found[whole] = found
+            continue
+        found.run(
+            grid[0], grid[1] if len(grid) > 1 else 1, 1, driver.active.get_current_stream(device),
+            found.function, found.packed_metadata, None, None, None, *passed, *constants.values(),
+        )  # fmt: skip
 
 
 def _described(arguments: tuple[Any, ...], key: list[Any]) -> tuple[Any, ...]:

@@ -264,13 +264,15 @@ static void backward_begin(const Plan& plan, int64_t batch, int64_t head, int64_
     memset(own.key_sums, 0, sizeof(float) * (size_t)(ROWS * LANES));
     forget(*own.pairs);
 
-    float low[MOST_COORDINATES], high[MOST_COORDINATES];
-    box_of(keys.send, keys.count, m, ~0ull, low, high);
+    const Boxes& boxes = plan.receivers[head_number].lanes.boxes;
+    float low[MOST_COORDINATES + 1], high[MOST_COORDINATES + 1];
+    box_of(keys.send, keys.count, m, ~0ull, boxes.direction, low, high);
     const int64_t offset = p.keys - p.queries;
     int64_t first = p.is_causal && keys.first > offset ? (keys.first - offset) / KEYS : 0;
     if (p.symmetric) first = keys.first / KEYS;
-    const Boxes& boxes = plan.receivers[head_number].lanes.boxes;
-    keys.tiles = tiles_within(boxes, low, high, m, first, plan.receiver_tiles, 0, own.found, own.distance);
+    int64_t last = plan.receiver_tiles;
+    if (p.text) narrow(plan.receiver_texts[batch], texts_of(p, batch) + keys.first, keys.count, first, last);
+    keys.tiles = tiles_within(boxes, low, high, m, first, last, 0, own.found, own.distance);
     keys.next = 0, keys.whole = false;
 }
 
@@ -343,17 +345,24 @@ static void backward_symmetric(const Plan& plan, int64_t batch, int64_t head, fl
     const int64_t head_number = batch * p.heads + head, dim = p.value_dim;
     const float* gradient = plan.receivers[head_number].gradient;
     float* to = p.grad_value + head_number * p.keys * dim;
-    const float own = own_strength<FORM>(p);
-    for (int64_t c = 0; c < p.keys * dim; c += LANES) store(to + c, own ? load(gradient + c) * own : vf{});
+    const float of_all = own_strength<FORM>(p);
+    for (int64_t i = 0; i < p.keys; ++i) {
+        const float own = p.text && texts_of(p, batch)[i] < 0 ? 0 : of_all;
+        for (int64_t c = i * dim; c < (i + 1) * dim; c += LANES) store(to + c, own ? load(gradient + c) * own : vf{});
+    }
     for (int64_t task = 0; task < plan.row_tasks; ++task) backward_task<FORM, true>(plan, batch, head, 0, task, memory);
 }
 
-// Every `parts`-th task of keys, from `part` on: early keys have more rows than late ones in causal calls.
+// Every `parts`-th task of keys, from `part` on: early keys have more rows than late ones in causal calls. Or, where
+// many texts stand in a row, as many that stand side by side, which have the receivers of few texts.
 static void backward_keys(const Plan* plan, int64_t batch, int64_t head, int64_t part, float* memory) {
     const SyncattnProblem& p = *plan->p;
     with_form(p, [&](auto form) {
         if (p.symmetric) return backward_symmetric<decltype(form)::value>(*plan, batch, head, memory);
-        for (int64_t task = part; task < plan->row_tasks; task += plan->parts)
+        const bool in_a_row = plan->parts_in_a_row;
+        const int64_t first = in_a_row ? first_task_of(*plan, part) : part;
+        const int64_t last = in_a_row ? first_task_of(*plan, part + 1) : plan->row_tasks;
+        for (int64_t task = first; task < last; task += in_a_row ? 1 : plan->parts)
             backward_task<decltype(form)::value, false>(*plan, batch, head, part, task, memory);
     });
 }

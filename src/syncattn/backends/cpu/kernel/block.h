@@ -4,6 +4,7 @@
 #include "gemm.h"
 #include "margin.h"
 #include "plan.h"
+#include "texts.h"
 
 namespace SYNCATTN_ISA {
 
@@ -65,8 +66,8 @@ INLINE void set_farthest(Rows& rows) {
     for (int64_t i = 1; i < rows.count; ++i) rows.farthest = most(rows.farthest, rows.base[i] + rows.radius[i]);
 }
 
-// The tiles from `first` to `last` (not included) whose box may be within `limit` of the box (low, high),
-// ascending, and their squared distances; `found` and `distance` have room for all.
+// The tiles from `first` to `last` (not included) whose box may be within `limit` of the box (low, high), m + 1
+// extents each, ascending, and their squared distances; `found` and `distance` have room for all.
 static int64_t tiles_within(const Boxes& boxes, const float* low, const float* high, int64_t m, int64_t first,
                             int64_t last, float limit, int32_t* found, float* distance) {
     int64_t count = 0;
@@ -79,6 +80,10 @@ static int64_t tiles_within(const Boxes& boxes, const float* low, const float* h
             const float gap = below > above ? below : above;
             if (gap > 0) apart += gap * gap;
         }
+        const float ahead = boxes.group_low[m * boxes.group_stride + group] - high[m];
+        const float behind = low[m] - boxes.group_high[m * boxes.group_stride + group];
+        const float along = ahead > behind ? ahead : behind;
+        if (along > 0 && along * along > apart) apart = along * along;
         const float extra = boxes.group_limit ? boxes.group_limit[group] * 1.0001f : 0;
         if (apart > generous + extra) continue;
         for (int64_t start = group * GROUP; start < group * GROUP + GROUP; start += LANES) {
@@ -89,6 +94,10 @@ static int64_t tiles_within(const Boxes& boxes, const float* low, const float* h
                 const vf gap = larger(larger(below, above), vf{});
                 sum += gap * gap;
             }
+            const vf ahead = load(boxes.low + m * boxes.stride + start) - high[m];
+            const vf behind = low[m] - load(boxes.high + m * boxes.stride + start);
+            const vf along = larger(larger(ahead, behind), vf{});
+            sum = larger(along * along, sum);  // NaN stays
             vf most = vf{} + generous;
             if (boxes.limit) most += load(boxes.limit + start) * 1.0001f;
             uint32_t bits = bits_not_above(sum, most);
@@ -130,15 +139,18 @@ static uint64_t mask_bits(const SyncattnProblem& p, int64_t batch, int64_t head,
 static bool restricted(const SyncattnProblem& p, const Rows& rows, int64_t tile, uint64_t* allowed) {
     const int64_t start = tile * KEYS, valid = least(KEYS, p.keys - start), offset = p.keys - p.queries;
     const int64_t first = rows.first + offset, last = first + rows.count - 1;  // the rows' own places
+    const int32_t* text = p.text ? texts_of(p, rows.batch) : nullptr;
+    const bool several = text && !are_one_text(text + first, rows.count, text + start, valid);
     if (p.symmetric) {  // each pair once, from the earlier token's row; the diagonal is added at the end
-        if (start > last && valid == KEYS) return false;
+        if (start > last && valid == KEYS && !several) return false;
         for (int64_t i = 0; i < rows.count; ++i) allowed[i] = bits_below(valid) & ~bits_below(first + i - start + 1);
+        if (several) keep_own_text(text + first, rows.count, text + start, valid, allowed);
         return true;
     }
     const bool crosses_diagonal = p.is_causal && start + valid - 1 > first;
     const bool sorted = p.send_index != nullptr;
     const bool meets_itself = !p.self_coupling && (sorted || (start <= last && start + valid > first));
-    if (!crosses_diagonal && !meets_itself && !p.mask && valid == KEYS) return false;
+    if (!crosses_diagonal && !meets_itself && !p.mask && !several && valid == KEYS) return false;
 
     uint64_t common = bits_below(valid);
     if (p.mask && p.mask_strides[2] == 0) common &= mask_bits(p, rows.batch, rows.head, 0, tile);
@@ -157,6 +169,7 @@ static bool restricted(const SyncattnProblem& p, const Rows& rows, int64_t tile,
             bits &= mask_bits(p, rows.batch, rows.head, rows.first + i, tile);
         allowed[i] = bits;
     }
+    if (several) keep_own_text(text + first, rows.count, text + start, valid, allowed);
     return true;
 }
 
@@ -214,9 +227,10 @@ static void pack_tile(const float* tokens, int64_t count, int64_t m, float* pack
     }
 }
 
-// Lowest and highest frequency, (m) each, of those of `count` tokens (count, m) whose bit is set; everything, if one
-// of them is NaN, so that it is looked at and shows.
-static void box_of(const float* tokens, int64_t count, int64_t m, uint64_t counted, float* low, float* high) {
+// Lowest and highest frequency, and place along `direction` (m; null: anywhere), (m + 1) each, of those of `count`
+// tokens (count, m) whose bit is set; everything, if one of them is NaN, so that it is looked at and shows.
+static void box_of(const float* tokens, int64_t count, int64_t m, uint64_t counted, const float* direction, float* low,
+                   float* high) {
     for (int64_t k = 0; k < m; ++k) low[k] = __builtin_inff(), high[k] = -__builtin_inff();
     for (int64_t i = 0; i < count; ++i) {
         if (!(counted >> i & 1)) continue;
@@ -229,14 +243,25 @@ static void box_of(const float* tokens, int64_t count, int64_t m, uint64_t count
     }
     for (int64_t k = 0; k < m; ++k)
         if (high[k] != high[k]) low[k] = -__builtin_inff(), high[k] = -low[k];
+    // In double, then outwards: places grow with position, and where tiles end up must not be rounded nearer.
+    double least = __builtin_inf(), most = -least, any = 0;
+    for (int64_t i = 0; direction && i < count; ++i) {
+        double place = 0;
+        for (int64_t k = 0; k < m; ++k) place += (double)tokens[i * m + k] * direction[k];
+        if (!(counted >> i & 1)) continue;
+        least = place < least ? place : least, most = place > most ? place : most, any += place;
+    }
+    const bool finite = direction && __builtin_isfinite(any);
+    low[m] = finite ? (float)(least - 1e-6 * __builtin_fabs(least)) : -__builtin_inff();
+    high[m] = finite ? (float)(most + 1e-6 * __builtin_fabs(most)) : __builtin_inff();
 }
 
 // One tile of `lanes`: packed, and its box.
 static void pack(const Lanes* lanes, int64_t tile, const float* tokens, int64_t count, int64_t m, uint64_t counted) {
-    float low[MOST_COORDINATES], high[MOST_COORDINATES];
+    float low[MOST_COORDINATES + 1], high[MOST_COORDINATES + 1];
     pack_tile(tokens, count, m, lanes->packed + tile * m * KEYS);
-    box_of(tokens, count, m, counted, low, high);
-    for (int64_t k = 0; k < m; ++k) {
+    box_of(tokens, count, m, counted, lanes->boxes.direction, low, high);
+    for (int64_t k = 0; k <= m; ++k) {
         lanes->boxes.low[k * lanes->boxes.stride + tile] = low[k];
         lanes->boxes.high[k * lanes->boxes.stride + tile] = high[k];
     }
@@ -324,18 +349,8 @@ INLINE void list_lockable(Pairs& pairs, int64_t count, const float* d, int64_t f
         for (int64_t v = 0; v < KEYS; v += LANES) {
             const vf from = BY_KEY ? load(base + v) : vf{} + base[i], most = BY_KEY ? load(limit + v) : vf{} + limit[i];
             const vf x = load(d + i * KEYS + v) - from;
-            uint32_t bits = bits_not_above(x, most);
-#if defined(__AVX512F__)
-            const vi number = lane_numbers() + (int32_t)(first_key + v);
-            _mm512_storeu_ps(to + length, _mm512_maskz_compress_ps((__mmask16)bits, (__m512)x));
-            _mm512_storeu_si512(key + length, _mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)number));
-            length += __builtin_popcount(bits);
-#else
-            for (; bits; bits &= bits - 1, ++length) {
-                const int64_t lane = __builtin_ctz(bits);
-                to[length] = x[lane], key[length] = (int32_t)(first_key + v + lane);
-            }
-#endif
+            const uint32_t bits = bits_not_above(x, most);
+            length += compress(bits, x, lane_numbers() + (int32_t)(first_key + v), to + length, key + length);
         }
         pairs.all += length - pairs.length[i];
         pairs.length[i] = length;

@@ -50,15 +50,20 @@ static void count_rows(const Plan* plan, const SyncattnCount* to, int64_t batch,
     shared.d = own.d, shared.packed = own.packed;
     Rows rows;
     load_rows(p, rows, batch, head, tile);
-    float low[MOST_COORDINATES], high[MOST_COORDINATES];
-    box_of(rows.receive, rows.count, p.freq_dim, ~0ull, low, high);
+    float low[MOST_COORDINATES + 1], high[MOST_COORDINATES + 1];
+    box_of(rows.receive, rows.count, p.freq_dim, ~0ull, senders.boxes.direction, low, high);
     int64_t last = plan->key_tiles;
     if (p.is_causal) last = least(last, (rows.first + rows.count - 1 + p.keys - p.queries) / KEYS + 1);
+    int64_t first = 0;
+    if (p.text) {
+        const int32_t* own_texts = texts_of(p, batch) + p.keys - p.queries + rows.first;
+        narrow(plan->sender_texts[batch], own_texts, rows.count, first, last);
+    }
     const auto find = [&](float limit) {
         if (senders.packed)
-            return tiles_within(senders.boxes, low, high, p.freq_dim, 0, last, limit, own.found, own.distance);
-        for (int64_t t = 0; t < last; ++t) own.found[t] = (int32_t)t, own.distance[t] = 0;
-        return last;
+            return tiles_within(senders.boxes, low, high, p.freq_dim, first, last, limit, own.found, own.distance);
+        for (int64_t t = first; t < last; ++t) own.found[t - first] = (int32_t)t, own.distance[t - first] = 0;
+        return last > first ? last - first : 0;
     };
     if (p.nearest) find_nearest(*plan, rows, senders, find(__builtin_inff()), shared, own);
     float within[ROWS];

@@ -71,6 +71,20 @@ static void look_for_nearest(const SyncattnProblem& p, const Rows& rows, const f
         for (int64_t v = 0; v < KEYS / LANES; ++v)
             candidates |= bits_not_above(load(row + v * LANES), vf{} + nearest.best[i]);
         if (!candidates) continue;
+        if (!index) {  // the first of the lowest, unless one is NaN
+            vf low = load(row), strange{};
+            for (int64_t v = 0; v < KEYS; v += LANES) low = smaller(low, load(row + v)), strange += load(row + v);
+            const float best = lowest(low);
+            if (total(strange) < __builtin_inff()) {
+                int64_t j = 0;
+                uint32_t bits;
+                while (!(bits = bits_not_above(load(row + j), vf{} + best))) j += LANES;
+                j += __builtin_ctz(bits);
+                if (best < nearest.best[i] || (best == nearest.best[i] && j + start < nearest.number[i]))
+                    nearest.best[i] = best, nearest.place[i] = nearest.number[i] = (int32_t)(start + j);
+                continue;
+            }
+        }
         for (int64_t j = 0; j < valid; ++j) {
             const int32_t number = index ? index[start + j] : (int32_t)(start + j);
             const bool tie = row[j] == nearest.best[i] && number < nearest.number[i];
@@ -271,16 +285,20 @@ static void forward_begin(const Plan& plan, const Lanes& senders, int64_t batch,
     const SyncattnProblem& p = *plan.p;
     const auto& own = s.of[number];
     load_rows(p, c.rows, batch, head, tile);
-    float low[MOST_COORDINATES], high[MOST_COORDINATES];
-    box_of(c.rows.receive, c.rows.count, p.freq_dim, ~0ull, low, high);
+    float low[MOST_COORDINATES + 1], high[MOST_COORDINATES + 1];
+    box_of(c.rows.receive, c.rows.count, p.freq_dim, ~0ull, senders.boxes.direction, low, high);
     int64_t last = plan.key_tiles;
     if (p.is_causal) last = least(last, (c.rows.first + c.rows.count - 1 + p.keys - p.queries) / KEYS + 1);
-    const int64_t first = p.symmetric ? c.rows.first / KEYS : 0;
+    int64_t first = p.symmetric ? c.rows.first / KEYS : 0;
+    if (p.text) {
+        const int32_t* own_texts = texts_of(p, batch) + p.keys - p.queries + c.rows.first;
+        narrow(plan.sender_texts[batch], own_texts, c.rows.count, first, last);
+    }
     const auto find = [&](float limit) {
         if (senders.packed)
             return tiles_within(senders.boxes, low, high, p.freq_dim, first, last, limit, own.found, own.distance);
-        for (int64_t t = 0; t < last; ++t) own.found[t] = (int32_t)t, own.distance[t] = 0;
-        return last;  // too few rows for boxes to be worth their making
+        for (int64_t t = first; t < last; ++t) own.found[t - first] = (int32_t)t, own.distance[t - first] = 0;
+        return last > first ? last - first : 0;  // too few rows for boxes to be worth their making
     };
     if (p.nearest) find_nearest(plan, c.rows, senders, find(__builtin_inff()), s, own);
     set_farthest(c.rows);
@@ -367,8 +385,9 @@ static void forward_symmetric(const Plan& plan, int64_t batch, int64_t head, flo
     memset(out, 0, sizeof(float) * (size_t)(p.queries * dim));
     memset(row_sum, 0, sizeof(float) * (size_t)p.queries);
     for (int64_t task = 0; task < plan.row_tasks; ++task) forward_task<FORM, true>(plan, batch, head, task, memory);
-    const float own = own_strength<FORM>(p);
+    const float of_all = own_strength<FORM>(p);
     for (int64_t i = 0; i < p.queries; ++i) {
+        const float own = p.text && texts_of(p, batch)[i] < 0 ? 0 : of_all;  // padding sees nobody
         const float sum = row_sum[i] += own, normaliser = sum == 0 ? 1 : 1 / (sum + p.eps);
         for (int64_t c = i * dim; c < (i + 1) * dim; c += LANES) {
             const vf mixed = own ? load(out + c) + load(value + c) * own : load(out + c);

@@ -28,7 +28,8 @@ const Instance* const every_instance[] = {
 
 bool runs_here(const Instance* instance) {
 #if defined(__x86_64__)
-    if (instance == &instance_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (instance == &instance_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
     if (instance == &instance_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -49,19 +50,22 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 // Floats of one head's boxes; lays them out if `boxes` is given.
 int64_t lay_out(Boxes* boxes, float* memory, int64_t tiles, int64_t m, bool limits) {
     const int64_t stride = round_up(tiles, GROUP), groups = stride / GROUP, group_stride = round_up(groups, GROUP);
-    const int64_t floats = 2 * m * (stride + group_stride) + (limits ? stride + group_stride : 0);
+    const int64_t extents = m + 1;  // one along the direction
+    const int64_t floats = 2 * extents * (stride + group_stride) + (limits ? stride + group_stride : 0) + m;
     if (!boxes) return floats;
-    *boxes = Boxes{tiles, stride, groups, group_stride, memory, memory + m * stride, nullptr, nullptr, nullptr, nullptr};
-    boxes->group_low = memory + 2 * m * stride;
-    boxes->group_high = boxes->group_low + m * group_stride;
-    if (limits) boxes->limit = boxes->group_high + m * group_stride, boxes->group_limit = boxes->limit + stride;
+    *boxes = Boxes{tiles, stride, groups, group_stride};
+    boxes->low = memory, boxes->high = memory + extents * stride;
+    boxes->group_low = boxes->high + extents * stride;
+    boxes->group_high = boxes->group_low + extents * group_stride;
+    boxes->direction = boxes->group_high + extents * group_stride;
+    if (limits) boxes->limit = boxes->direction + m, boxes->group_limit = boxes->limit + stride;
     return floats;
 }
 
 void make_groups(const Boxes& boxes, int64_t m) {
     for (int64_t group = 0; group < boxes.groups; ++group) {
         const int64_t first = group * GROUP, end = first + GROUP < boxes.tiles ? first + GROUP : boxes.tiles;
-        for (int64_t k = 0; k < m; ++k) {
+        for (int64_t k = 0; k <= m; ++k) {
             float low = __builtin_inff(), high = -low;
             for (int64_t tile = first; tile < end; ++tile) {
                 if (boxes.low[k * boxes.stride + tile] < low) low = boxes.low[k * boxes.stride + tile];
@@ -82,8 +86,51 @@ void make_groups(const Boxes& boxes, int64_t m) {
     }
 }
 
+// Where most of the way from a head's first tokens to its last leads, (m): any direction would be right, and this one
+// is that of a drift. Nowhere if something there is not finite.
+void find_direction(const Boxes& boxes, const float* tokens, int64_t count, int64_t m) {
+    const int64_t some = count / 2 < KEYS ? count / 2 : KEYS;
+    double way[MOST_COORDINATES], square = 0;
+    for (int64_t k = 0; k < m; ++k) {
+        way[k] = 0;
+        for (int64_t i = 0; i < some; ++i) way[k] += (double)tokens[(count - 1 - i) * m + k] - tokens[i * m + k];
+        square += way[k] * way[k];
+    }
+    const double scale = square > 0 && square < 1e300 ? (1 - 1e-6) / __builtin_sqrt(square) : 0;
+    for (int64_t k = 0; k < m; ++k) boxes.direction[k] = scale > 0 ? (float)(way[k] * scale) : 0;
+}
+
 int64_t tiles_of(int64_t tokens, int64_t size) { return (tokens + size - 1) / size; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The texts in tiles of `tokens` tokens, the last of each row of the batch; what the plan points to stays here.
+struct Texts {
+    std::vector<TileTexts> rows;
+    std::vector<int32_t> bounds;
+};
+
+const TileTexts* prepare_texts(const SyncattnProblem& p, int64_t tokens, Texts& made) {
+    if (!p.text) return nullptr;
+    const int64_t tiles = tiles_of(tokens, KEYS), shared = p.text_stride == 0;
+    made.bounds.resize((size_t)(2 * tiles * (shared ? 1 : p.batch)));
+    for (int64_t b = 0; b < p.batch; ++b) {
+        int32_t* highest = made.bounds.data() + 2 * tiles * (shared ? 0 : b);
+        int32_t* lowest = highest + tiles;
+        made.rows.push_back(TileTexts{tiles, highest, lowest});
+        if (shared && b) continue;
+        const int32_t* text = p.text + b * p.text_stride + p.keys - tokens;
+        int32_t high = -1, low = INT32_MAX;
+        for (int64_t i = 0; i < tokens; ++i) {
+            if (text[i] > high) high = text[i];
+            highest[i / KEYS] = high;
+        }
+        for (int64_t i = tokens - 1; i >= 0; --i) {
+            if (text[i] >= 0 && text[i] < low) low = text[i];
+            lowest[i / KEYS] = low;
+        }
+    }
+    return made.rows.data();
+}
 
 // One block of memory for everything of one kind, handed out in pieces that start on cache lines.
 struct Arena {
@@ -112,6 +159,7 @@ constexpr int64_t FEW_ROWS = ROWS;
 struct Senders {
     std::vector<Lanes> lanes;
     Arena arena;
+    Texts texts;
 };
 
 void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads threads, Plan& plan, Senders& made) {
@@ -130,6 +178,10 @@ void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads
     });
     // A sender that no row may attend to does not stretch its tile's box.
     const bool by_key = p.mask && p.mask_strides[1] == 0 && p.mask_strides[2] == 0 && p.mask_strides[3] != 0;
+    for (int64_t h = 0; h < send_heads && !few; ++h) {
+        const int64_t head = h % p.send_heads * (p.heads / p.send_heads);
+        find_direction(senders[(size_t)h].boxes, send_of(&p, h / p.send_heads, head), p.keys, m);
+    }
     for_each_task(few ? 0 : send_heads * tiles, 16, threads, 0, [&](int64_t task, float*) {
         const int64_t h = task / tiles, tile = task % tiles, start = tile * KEYS;
         const int64_t valid = least(KEYS, p.keys - start), batch = h / p.send_heads;
@@ -139,11 +191,14 @@ void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads
             const int64_t key = p.send_index ? p.send_index[h * p.keys + start + j] : start + j;
             if (!p.mask[batch * p.mask_strides[0] + key * p.mask_strides[3]]) counted &= ~(1ull << j);
         }
+        for (int64_t j = 0; p.text && j < valid; ++j)
+            if (p.text[batch * p.text_stride + start + j] < 0) counted &= ~(1ull << j);
         instance.pack(&senders[(size_t)h], tile, send_of(&p, batch, head) + start * m, valid, m, counted);
     });
     for (const Lanes& lanes : senders)
         if (!few) make_groups(lanes.boxes, m);
     plan.senders = senders.data();
+    plan.sender_texts = prepare_texts(p, p.keys, made.texts);
 }
 
 void forward(const SyncattnProblem& p, const Instance& instance, Threads threads) {
@@ -175,17 +230,49 @@ void count(const SyncattnProblem& p, const SyncattnCount& to, const Instance& in
     });
 }
 
-// Adds up the parts of one head, and moves each row's frame with its nearest sender.
-void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int64_t head) {
+// Whether a row holds so many texts that parts of the keys can go by them.
+bool has_many_texts(const SyncattnProblem& p, int64_t parts) {
+    if (!p.text || parts < 2) return false;
+    for (int64_t b = 0; b < (p.text_stride ? p.batch : 1); ++b) {
+        int64_t texts = 1;
+        for (int64_t j = 1; j < p.keys; ++j) texts += p.text[b * p.text_stride + j] != p.text[b * p.text_stride + j - 1];
+        if (texts < 2 * parts) return false;
+    }
+    return true;
+}
+
+// The tiles of receivers, from `first` to `last`, that texts of these keys may stand in.
+void receivers_of(const Plan& plan, int64_t batch, int64_t first_key, int64_t end, int64_t& first, int64_t& last) {
+    const SyncattnProblem& p = *plan.p;
+    const TileTexts& tiles = plan.receiver_texts[batch];
+    int32_t low = INT32_MAX, high = -1;
+    for (int64_t j = first_key; j < end; ++j) {
+        const int32_t text = p.text[batch * p.text_stride + j];
+        if (text < 0) continue;
+        if (text < low) low = text;
+        if (text > high) high = text;
+    }
+    for (first = 0; first < tiles.count && tiles.highest_so_far[first] < low;) ++first;
+    for (last = tiles.count; last > first && tiles.lowest_to_come[last - 1] > high;) --last;
+}
+
+// Adds up the parts of one head, and moves each row's frame with its nearest sender. `tile` is (m + 2, KEYS).
+void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int64_t head, float* tile) {
     const int64_t m = p.freq_dim, wide = round_up(m + 2, 16), heads = p.batch * p.heads, h = batch * p.heads + head;
     const float* send = send_of(&p, batch, head);
     float sum[MOST_COORDINATES + 2];
     for (int64_t i = 0; i < p.queries; ++i) {
-        for (int64_t k = 0; k < m + 2; ++k) sum[k] = 0;
+        const int64_t number = i / KEYS, lane = i % KEYS;
+        if (lane == 0) memset(tile, 0, sizeof(float) * (size_t)((m + 2) * KEYS));
+        for (int64_t part = 0; part < plan.parts && lane == 0; ++part) {
+            const PartSums& from = plan.sums[part * heads + h];
+            if (number < from.first || number >= from.last) continue;
+            for (int64_t k = 0; k < (m + 2) * KEYS; ++k) tile[k] += from.by_lane[number * (m + 2) * KEYS + k];
+        }
+        for (int64_t k = 0; k < m + 2; ++k) sum[k] = tile[k * KEYS + lane];
         for (int64_t part = 0; part < plan.parts; ++part) {
             const PartSums& from = plan.sums[part * heads + h];
-            const float* lane = from.by_lane + i / KEYS * (m + 2) * KEYS + i % KEYS;
-            for (int64_t k = 0; k < m + 2; ++k) sum[k] += lane[k * KEYS];
+            if (number < from.first || number >= from.last) continue;
             for (int64_t k = 0; k < m + 2; ++k) sum[k] += from.by_row[i * wide + k];
         }
         float* grad = p.grad_receive + (h * p.queries + i) * m;
@@ -235,16 +322,30 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
             r.word = reinterpret_cast<uint32_t*>(arena.take(rows));
         }
     });
+    Texts texts;
+    plan.receiver_texts = prepare_texts(p, p.queries, texts);
+    plan.parts_in_a_row = has_many_texts(p, plan.parts);
+    for (int64_t part = 0; part < plan.parts; ++part)
+        for (int64_t h = 0; h < heads; ++h) {
+            PartSums& s = sums[(size_t)(part * heads + h)];
+            s.first = 0, s.last = tiles;
+            const int64_t end = least(p.keys, first_task_of(plan, part + 1) * instance.rows);
+            if (plan.parts_in_a_row)
+                receivers_of(plan, h / p.heads, first_task_of(plan, part) * instance.rows, end, s.first, s.last);
+        }
     cut(summed, [&] {
-        for (PartSums& s : sums) {
-            s.by_lane = summed.take(tiles * (m + 2) * KEYS);
-            s.by_row = summed.take(p.queries * wide);
+        for (PartSums& s : sums) {  // what comes before the first is not there
+            float* const by_lane = summed.take((s.last - s.first) * (m + 2) * KEYS);
+            float* const by_row = summed.take((s.last - s.first) * KEYS * wide);
+            if (by_lane) s.by_lane = by_lane - s.first * (m + 2) * KEYS, s.by_row = by_row - s.first * KEYS * wide;
             s.bandwidth = reinterpret_cast<double*>(summed.take(2));
         }
     });
     memset(summed.memory.get(), 0, (size_t)summed.used * sizeof(float));
     plan.receivers = receivers.data();
     plan.sums = sums.data();
+    for (int64_t h = 0; h < heads; ++h)
+        find_direction(receivers[(size_t)h].lanes.boxes, p.receive + h * p.queries * m, p.queries, m);
     for_each_task(heads * tiles, 1, threads, 0, [&](int64_t task, float*) {
         const int64_t h = task / tiles, tile = task % tiles, start = tile * KEYS;
         const float* receive = p.receive + (h * p.queries + start) * m;
@@ -257,8 +358,8 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
                       const int64_t h = task / plan.parts;
                       instance.backward_keys(&plan, h / p.heads, h % p.heads, task % plan.parts, scratch);
                   });
-    for_each_task(heads, 1, threads, 0,
-                  [&](int64_t h, float*) { finish_head(p, plan, h / p.heads, h % p.heads); });
+    for_each_task(heads, 1, threads, (m + 2) * KEYS,
+                  [&](int64_t h, float* tile) { finish_head(p, plan, h / p.heads, h % p.heads, tile); });
 }
 
 template <typename Pass>

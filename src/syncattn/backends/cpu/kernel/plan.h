@@ -14,10 +14,12 @@ constexpr int64_t MOST_COORDINATES = 512;  // that frequencies may have
 constexpr float FAR_DETUNING = 1e30f, FAR_FREQUENCY = 1e18f;
 
 // Bounding boxes of consecutive tokens' frequencies: one for each tile, and one for each group of tiles.
-// low and high are (m, tiles rounded up to GROUP), group_low and group_high (m, groups rounded up to GROUP).
+// low and high are (m + 1, tiles rounded up to GROUP), group_low and group_high (m + 1, groups rounded up to GROUP);
+// the last is the extent along `direction`: where contents drift, it tells tiles apart that no single coordinate does.
 typedef struct {
     int64_t tiles, stride, groups, group_stride;
     float *low, *high, *group_low, *group_high;
+    float* direction;  // (m), no longer than 1
     float *limit, *group_limit;  // added to the caller's limit on the distance; null: nothing is
 } Boxes;
 
@@ -41,19 +43,31 @@ typedef struct {
     uint32_t* word;         // (N): the row's part of the dropout hash
 } Receivers;
 
-// Sums over a part of the keys, of one head's receivers.
+// Sums over a part of the keys, of one head's receivers: of all, or of those that stand in the tiles from `first` to
+// `last` (not included), where the others are not to be touched.
 typedef struct {
+    int64_t first, last;
     float* by_lane;     // (tiles, m + 2, KEYS): of dD (w^r - w^s), of dD, and of dF x
     float* by_row;      // (N, m + 2 rounded up to 16): more of the same
     double* bandwidth;  // one number
 } PartSums;
+
+// The texts in tiles of KEYS tokens, where a row holds several. By what stands before and after each tile, so that
+// tiles are found by halving; where texts do not rise along the row, too many are.
+typedef struct {
+    int64_t count;
+    int32_t *highest_so_far, *lowest_to_come;  // (tiles): up to each, and from it on; padding left out
+} TileTexts;
 
 typedef struct {
     const SyncattnProblem* p;
     const Lanes* senders;        // (B * Hs); forward only
     const Receivers* receivers;  // (B * H); backward only
     const PartSums* sums;        // (parts, B * H); backward only
+    const TileTexts* sender_texts;    // (B), as the next; null: there is one text
+    const TileTexts* receiver_texts;  // backward only
     int64_t parts;               // of the keys
+    bool parts_in_a_row;         // whether each has keys that stand side by side, or every so-many-th of their tasks
     int64_t row_tasks;           // of the instance's rows: of receivers, or of senders
     int64_t key_tiles;           // of KEYS senders
     int64_t receiver_tiles;      // of KEYS receivers
@@ -61,6 +75,9 @@ typedef struct {
 
 // The larger; NaN if one of them is, so that what it limits is looked at and shows.
 static inline float most(float a, float b) { return a != a || b <= a ? a : b; }
+
+// Where a part of the tasks begins, if each has those that stand side by side.
+static inline int64_t first_task_of(const Plan& plan, int64_t part) { return part * plan.row_tasks / plan.parts; }
 
 // What each instance offers. `scratch` is the thread's own, of scratch_floats.
 typedef struct {

@@ -23,6 +23,9 @@ typedef struct {
     int64_t mask_strides[4];                        // of batch, head, query, key
     const int32_t* receive_index;                   // (B, H, N): where each row stood before it was sorted, or null
     const int32_t* send_index;                      // (B, H, M): the same of the senders (then Hs = Hv = H), or null
+    const int32_t* text;                            // (B or 1, M): which text each sender is of, the receivers being
+                                                    // the last; negative: none; null: there is one. Never with an order
+    int64_t text_stride;                            // of batch
     int32_t is_causal, self_coupling, nearest;      // as the operator has them
     int32_t symmetric;  // receive == send, one kappa a head, the absolute frame, no mask, order or dropout: S_ij = S_ji
     int32_t power;      // 1 or 2

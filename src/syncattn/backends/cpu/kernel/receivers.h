@@ -60,22 +60,26 @@ static bool restricted_keys(const SyncattnProblem& p, int64_t batch, int64_t hea
                             int64_t tile, uint64_t* allowed) {
     const int64_t start = tile * KEYS, valid = least(KEYS, p.queries - start), offset = p.keys - p.queries;
     const int64_t head_number = batch * p.heads + head;
+    const int32_t* text = p.text ? texts_of(p, batch) : nullptr;
+    const bool several = text && !are_one_text(text + key, count, text + offset + start, valid);
     if (p.symmetric) {  // each pair once, from the earlier token's row, as in the forward
-        if (start > key + count - 1 && valid == KEYS) return false;
+        if (start > key + count - 1 && valid == KEYS && !several) return false;
         for (int64_t j = 0; j < count; ++j) allowed[j] = bits_below(valid) & ~bits_below(key + j - start + 1);
+        if (several) keep_own_text(text + key, count, text + offset + start, valid, allowed);
         return true;
     }
     const bool sorted = p.send_index != nullptr;
     const bool crosses_diagonal = p.is_causal && key + count - 1 > start + offset;
     const bool meets_itself =
         !p.self_coupling && (sorted || (key <= start + valid - 1 + offset && key + count > start + offset));
-    if (!crosses_diagonal && !meets_itself && !p.mask && valid == KEYS) return false;
+    if (!crosses_diagonal && !meets_itself && !p.mask && !several && valid == KEYS) return false;
     for (int64_t j = 0; j < count; ++j) {
         const int64_t own = key + j - offset - start;  // the lane of the receiver that this key is
         allowed[j] = bits_below(valid);
         if (crosses_diagonal) allowed[j] &= ~bits_below(own);
         if (meets_itself && !sorted && own >= 0 && own < KEYS) allowed[j] &= ~(1ull << own);
     }
+    if (several) keep_own_text(text + key, count, text + offset + start, valid, allowed);
     if (meets_itself && sorted)
         for (int64_t i = 0; i < valid; ++i) {
             const int64_t own = p.receive_index[head_number * p.queries + start + i] + offset;

@@ -70,6 +70,40 @@ INLINE uint32_t bits_not_above(vf a, vf b) {
 #endif
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each byte the numbers of its set bits, ascending, a byte each.
+struct SetBits {
+    uint64_t of[256];
+    constexpr SetBits() : of() {
+        for (int byte = 0; byte < 256; ++byte)
+            for (int bit = 0, at = 0; bit < 8; ++bit)
+                if (byte >> bit & 1) of[byte] |= (uint64_t)bit << 8 * at++;
+    }
+};
+constexpr SetBits SET_BITS;
+#endif
+
+// Writes a vector of which the first are the lanes whose bit is set, of x and of number, and returns how many are.
+INLINE int64_t compress(uint32_t bits, vf x, vi number, float* to, int32_t* to_number) {
+#if defined(__AVX512F__)
+    _mm512_storeu_ps(to, _mm512_maskz_compress_ps((__mmask16)bits, (__m512)x));
+    _mm512_storeu_si512(to_number, _mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)number));
+    return __builtin_popcount(bits);
+#elif defined(__AVX2__)
+    const __m256i lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)SET_BITS.of[bits]));
+    _mm256_storeu_ps(to, _mm256_permutevar8x32_ps((__m256)x, lanes));
+    _mm256_storeu_si256((__m256i*)to_number, _mm256_permutevar8x32_epi32((__m256i)number, lanes));
+    return __builtin_popcount(bits);
+#else
+    int64_t count = 0;
+    for (; bits; bits &= bits - 1, ++count) {
+        const int lane = __builtin_ctz(bits);
+        to[count] = x[lane], to_number[count] = number[lane];
+    }
+    return count;
+#endif
+}
+
 // a where the lane's bit is set, else b.
 INLINE vf where(uint32_t bits, vf a, vf b) {
 #if defined(__AVX512F__)
@@ -89,6 +123,16 @@ INLINE float total(vf x) {  // in a fixed order
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 #else
     return (x[0] + x[1]) + (x[2] + x[3]);
+#endif
+}
+
+INLINE float lowest(vf x) {  // of numbers, none of them NaN
+#if defined(__AVX512F__)
+    return _mm512_reduce_min_ps((__m512)x);
+#else
+    float least = x[0];
+    for (int i = 1; i < LANES; ++i) least = x[i] < least ? x[i] : least;
+    return least;
 #endif
 }
 

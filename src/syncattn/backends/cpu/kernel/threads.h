@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace syncattn {
@@ -20,18 +22,73 @@ struct Threads {
     Team team;  // null: threads are started for each call
 };
 
+// Large blocks are kept for the next call: the system would take those beyond 32 MiB back, and clear each page anew,
+// a seventh of the time of a long call. At most so much is kept; sanitizers get every block new, so that they see what
+// goes too far.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr size_t MOST_KEPT = 0;
+#else
+constexpr size_t MOST_KEPT = (size_t)512 << 20;
+#endif
+constexpr size_t WORTH_KEEPING = (size_t)256 << 10;  // smaller ones the C library keeps
+
+class Kept {
+  public:
+    // The smallest that suffices and is not twice as large as needed, or null.
+    void* take(size_t bytes, size_t* found) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        auto best = blocks.end();
+        for (auto each = blocks.begin(); each != blocks.end(); ++each)
+            if (each->first >= bytes && each->first / 2 <= bytes && (best == blocks.end() || each->first < best->first))
+                best = each;
+        if (best == blocks.end()) return nullptr;
+        void* memory = best->second;
+        *found = best->first, all -= best->first;
+        blocks.erase(best);
+        return memory;
+    }
+    // Those that were kept longest make room.
+    void give(size_t bytes, void* memory) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (bytes > MOST_KEPT) return free(memory);
+        while (all + bytes > MOST_KEPT || blocks.size() == blocks.capacity()) {
+            free(blocks.front().second);
+            all -= blocks.front().first;
+            blocks.erase(blocks.begin());
+        }
+        blocks.emplace_back(bytes, memory);
+        all += bytes;
+    }
+    static Kept& all_threads() {
+        static Kept* const kept = new Kept;  // never destroyed: a thread may still be at work when the process ends
+        return *kept;
+    }
+
+  private:
+    Kept() { blocks.reserve(64); }
+    std::mutex mutex;
+    std::vector<std::pair<size_t, void*>> blocks;  // never more than there is room for: giving back cannot fail
+    size_t all = 0;
+};
+
 struct Free {
-    void operator()(void* memory) const { free(memory); }
+    size_t bytes = 0;
+    void operator()(void* memory) const {
+        if (bytes >= WORTH_KEEPING) Kept::all_threads().give(bytes, memory);
+        else free(memory);
+    }
 };
 template <typename T>
 using Memory = std::unique_ptr<T[], Free>;
 
+// Holds anything.
 template <typename T>
 Memory<T> allocate(int64_t count) {
-    const size_t bytes = ((size_t)(count > 0 ? count : 1) * sizeof(T) + 63) / 64 * 64;
-    void* memory = aligned_alloc(64, bytes);
+    size_t bytes = ((size_t)(count > 0 ? count : 1) * sizeof(T) + 63) / 64 * 64;
+    void* memory = bytes >= WORTH_KEEPING ? Kept::all_threads().take(bytes, &bytes) : nullptr;
+    if (!memory) memory = aligned_alloc(64, bytes);
     if (!memory) throw std::bad_alloc();
-    return Memory<T>(static_cast<T*>(memory));
+    return Memory<T>(static_cast<T*>(memory), Free{bytes});
 }
 
 template <typename Body>
