@@ -7,6 +7,7 @@
 
     python benchmarks/publish_quality.py docs/results/quality --out docs/results
 
+Another study has a page of its own name: `--name tasks --title "..."` makes docs/results/tasks.md and tasks/.
 `--html FILE` also writes the page for the browser, as `syncattn study` does at its end.
 """
 
@@ -23,15 +24,15 @@ from typing import Any
 from syncattn.training.errors import UserError
 from syncattn.training.figures import densities
 from syncattn.training.files import disk_errors, read_json, remove_staging, staged
-from syncattn_lab.study import figures, tables
+from syncattn_lab.study import by_length, figures, tables
 from syncattn_lab.study.lines import LINES_FILE
 from syncattn_lab.study.records import DEFAULT, PLAN_FILE, Line, read_runs, thin
 from syncattn_lab.study.report import write_report
 from syncattn_lab.study.summary import Cell, Group, as_groups, lengths, missing, size_cells, tokens_per_step
-from syncattn_lab.study.verdicts import verdicts
+from syncattn_lab.study.verdicts import OPEN, verdicts
 
-PAGE = "quality.md"
-FOLDER = "quality"
+NAME = "quality"
+TITLE = "Quality study"
 REMARKS_FILE = "remarks.toml"
 ORDER = ("comparison", "ablation", "density", "stability", "size", "synthetic")
 
@@ -61,9 +62,13 @@ def main() -> None:
         "--remarks", type=Path, help=f"default: {REMARKS_FILE} among the runs, if it is there"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the page for the browser here")
+    parser.add_argument("--name", default=NAME, help="of the page and its folder")
+    parser.add_argument("--title", default=TITLE, help="the page's heading")
     arguments = parser.parse_args()
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", arguments.name):
+        parser.error(f"--name must be of small letters, digits and '-', got {arguments.name!r}")
     try:
-        publish(arguments.runs, arguments.out, arguments.remarks)
+        publish(arguments.runs, arguments.out, arguments.remarks, arguments.name, arguments.title)
         if arguments.html is not None:
             runs = arguments.runs
             write_report(read_runs(runs / LINES_FILE), arguments.html, plan_keys(runs / PLAN_FILE))
@@ -71,11 +76,11 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
 
 
-def publish(runs: Path, out: Path, remarks: Path | None = None) -> None:
+def publish(runs: Path, out: Path, remarks: Path | None = None, name: str = NAME, title: str = TITLE) -> None:
     """Write the page and its folder, whole or not at all.
 
     Raises:
-        UserError: malformed lines, plan or remarks, or `out`/quality is not one that this program wrote.
+        UserError: malformed lines, plan or remarks, or `out`/`name` is not one that this program wrote.
     """
     lines = thin(read_runs(runs / LINES_FILE))
     keys = plan_keys(runs / PLAN_FILE)
@@ -87,37 +92,46 @@ def publish(runs: Path, out: Path, remarks: Path | None = None) -> None:
         copies[PLAN_FILE] = (json.dumps([{"key": key} for key in keys], indent=0) + "\n").encode()
     if remarks is not None:
         copies[REMARKS_FILE] = remarks.read_bytes()
-    _refuse_other_files(out / FOLDER)
-    text, pictures = page(lines, keys, notes)
+    _refuse_other_files(out / name)
+    text, pictures = page(lines, keys, notes, name, title)
     with disk_errors(f"cannot write to {out}"):
         out.mkdir(parents=True, exist_ok=True)
         remove_staging(out)
-    with disk_errors(f"cannot write to {out}"), staged(out, last=PAGE) as folder:
-        (folder / FOLDER).mkdir()
-        for name, content in (copies | pictures).items():
-            (folder / FOLDER / name).write_bytes(content)
-        (folder / PAGE).write_text(text, encoding="utf-8")
+    with disk_errors(f"cannot write to {out}"), staged(out, last=f"{name}.md") as folder:
+        (folder / name).mkdir()
+        for file, content in (copies | pictures).items():
+            (folder / name / file).write_bytes(content)
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def page(lines: list[Line], keys: list[str] | None, remarks: dict[str, str]) -> tuple[str, Pictures]:
+def page(
+    lines: list[Line],
+    keys: list[str] | None,
+    remarks: dict[str, str],
+    name: str = NAME,
+    title: str = TITLE,
+) -> tuple[str, Pictures]:
     """The page in Markdown and its pictures by file name."""
     groups = as_groups(lines)
     pictures: Pictures = {}
-    parts = ["# Quality study", "", *head(lines, groups, keys), "", *targets(groups)]
+    parts = [f"# {title}", "", *head(lines, groups, keys, name, title), "", *targets(groups)]
     for kind in ORDER:
         found = [group for group in groups if group.kind == kind]
         # Each group about size is one size: they are one section.
         sections = [[group] for group in found] if kind != "size" else [found] if found else []
         for members in sections:
-            title = members[0].title if kind != "size" else "Model size"
-            parts += ["", f"## {title}", "", *SECTIONS[kind](members, pictures)]
+            heading = members[0].title if kind != "size" else "Model size"
+            parts += ["", f"## {heading}", "", *SECTIONS[kind](members, pictures)]
             for group in members:
                 parts += remark(group, remarks)
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
-    return text.rstrip() + "\n", pictures
+    # Sections name pictures by the folder of the quality study.
+    return text.replace(f"]({NAME}/", f"]({name}/").rstrip() + "\n", pictures
 
 
-def head(lines: list[Line], groups: list[Group], keys: list[str] | None) -> list[str]:
+def head(
+    lines: list[Line], groups: list[Group], keys: list[str] | None, name: str = NAME, title: str = TITLE
+) -> list[str]:
     """What was run, with what and on what."""
     diverged = sum(line["outcome"] == "diverged" for line in lines)
     seconds = [
@@ -154,12 +168,13 @@ def head(lines: list[Line], groups: list[Group], keys: list[str] | None) -> list
         ]
         for group in groups
     ]
+    given = f' --name {name} --title "{title}"' if name != NAME else ""
     commands = dict.fromkeys(line.get("command") or "–" for line in lines)
     header = ["group", "tasks", "models", "seeds", "rates", "tokens a run", "context", "batch", "parameters"]
     return [
         "Generated from the runs' own lines, by",
         "",
-        f"    python benchmarks/publish_quality.py docs/results/{FOLDER} --out docs/results",
+        f"    python benchmarks/publish_quality.py docs/results/{name} --out docs/results{given}",
         "",
         f"{text} {_METHOD}",
         "",
@@ -168,13 +183,16 @@ def head(lines: list[Line], groups: list[Group], keys: list[str] | None) -> list
         *_texts(lines),
         f"Machine: {_distinct(lines, 'machine')}. Versions: {_distinct(lines, 'versions')}. "
         f"Commands: {'; '.join(f'`{command}`' for command in commands)}. "
-        f"Every number: [{FOLDER}/{LINES_FILE}]({FOLDER}/{LINES_FILE}).",
+        f"Every number: [{name}/{LINES_FILE}]({name}/{LINES_FILE}).",
     ]
 
 
 def targets(groups: list[Group]) -> list[str]:
     """The verdicts as a table."""
-    rows = [[each.target, f"**{each.state}**", each.measured] for each in verdicts(groups)]
+    every = [*verdicts(groups), *by_length.verdicts(groups)]
+    if all(group.kind == "synthetic" for group in groups):  # the other kinds' targets are another study's
+        every = [each for each in every if each.state != OPEN]
+    rows = [[each.target, f"**{each.state}**", each.measured] for each in every]
     lines = tables.table(["target", "verdict", "measured"], rows)
     lines[1] = "| --- | --- | --- |"
     return [
@@ -261,6 +279,11 @@ def synthetic(groups: Sequence[Group], pictures: Pictures) -> list[str]:
         parts += [f"### {kind}", ""] if len(kinds) > 1 else []
         parts += ["Test accuracy:", "", *tables.accuracies(group, kind), ""]
         parts += picture(pictures, f"{group.name}-{kind}", figures.accuracies(group, kind))
+    for task in group.tasks:
+        found = by_length.accuracies(group, task)
+        about = "Test accuracy by size, whole windows right in brackets:"
+        parts += [f"### {task}, by size", "", about, "", *found, ""] if found else []
+        parts += picture(pictures, f"{group.name}-{task}-sizes", by_length.picture(group, task))
     return parts
 
 
@@ -292,7 +315,7 @@ def picture(pictures: Pictures, name: str, drawn: bytes | None) -> list[str]:
     if drawn is None:
         return []
     pictures[f"{name}.png"] = drawn
-    return [f"![{name.replace('-', ' ')}]({FOLDER}/{name}.png)", ""]
+    return [f"![{name.replace('-', ' ')}]({NAME}/{name}.png)", ""]
 
 
 def remark(group: Group, remarks: dict[str, str]) -> list[str]:

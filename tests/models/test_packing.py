@@ -11,11 +11,15 @@ from syncattn.models import (
     DecoderCache,
     OSNConfig,
     OSNForCausalLM,
+    OSNForImageClassification,
     OSNForMaskedLM,
     OSNForQuestionAnswering,
     OSNForSequenceClassification,
+    OSNForTimeSeriesPrediction,
     OSNForTokenClassification,
+    OSNImageConfig,
     OSNModel,
+    OSNSeriesConfig,
 )
 
 from .conftest import CONFIGS, DENSE, build
@@ -271,6 +275,17 @@ def test_an_answer_is_of_one_text():
             ValueError, match="start_positions and end_positions must be left out with several"
         ):
             model(ROW, start_positions=place, end_positions=place, **options)
+
+
+def test_images_and_series_have_rows_of_their_own():
+    image = OSNForImageClassification(
+        OSNImageConfig(hidden_size=32, num_hidden_layers=1, image_size=8, patch_size=4, num_labels=2)
+    )
+    with pytest.raises(ValueError, match="seq_idx must be left out, got Tensor: a row holds one image"):
+        image(torch.zeros(1, 1, 8, 8), seq_idx=torch.zeros(1, 4, dtype=torch.int32))
+    series = OSNForTimeSeriesPrediction(OSNSeriesConfig(hidden_size=32, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="sequence_ids must be left out, got Tensor: a row holds one series"):
+        series(torch.randn(1, 4, 1), sequence_ids=torch.zeros(1, 4, dtype=torch.int32))
 
 
 def test_compiled():

@@ -14,7 +14,16 @@ from syncattn.nn.groups import BLOCK, in_groups, starts_of
 from syncattn.nn.windows import head_windows
 
 LENGTH, SMALL = 150, 8
-KINDS = ["default", "own drift", "directed", "absolute", "token shift", "top k", "mix of forms"]
+KINDS = [
+    "default",
+    "own drift",
+    "directed",
+    "absolute",
+    "token shift",
+    "top k",
+    "mix of forms",
+    "convolution",
+]
 CUTS = ([70] + [1] * 30 + [49, 1], [33, 50, 5, 1, 1, 40, 20], [LENGTH - 1, 1])
 
 
@@ -30,6 +39,8 @@ def case(build, tokens):
 
     def make(kind, batch=2, length=LENGTH):
         options = {} if kind == "absolute" else {"density_range": (0.05, 0.3)}
+        if kind == "convolution":
+            kind, options["short_convolution"] = "default", 3
         warnings.filterwarnings("ignore", message="the wanted densities")
         layer = build(kind, window_range=(0.3, 6.0), **options)
         norm = nn.LayerNorm(24).double()
@@ -128,8 +139,9 @@ def test_what_a_windowed_head_holds_does_not_grow(case):
     assert max(size for _, size in sizes) <= max(size for _, size in sizes[:100])
 
 
-def test_the_way_back_keeps_what_it_needs(case):
-    layer, windows, x = case("token shift")
+@pytest.mark.parametrize("kind", ["token shift", "convolution"])
+def test_the_way_back_keeps_what_it_needs(case, kind):
+    layer, windows, x = case(kind)
     other = x.flip(1)
     plain, _ = decode(layer, x, [LENGTH])
     states = [IncrementalState(windows=in_groups(windows, evict)) for evict in (True, False)]

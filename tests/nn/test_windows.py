@@ -63,7 +63,7 @@ OPTIONS = {
     "directed": st.booleans(),
     "detuning": st.booleans(),
     "freq_bias": st.booleans(),
-    "token_shift": st.booleans(),
+    "short_convolution": st.sampled_from([None, 2, 3]),  # 2 is the token shift
     "self_coupling": st.booleans(),
 }
 
@@ -102,7 +102,7 @@ def test_nothing_is_promised_where_nothing_is_known():
     layer, norm = layer_of(0, position=["drift", "rotary"])
     (first, second) = head_windows(layer, norm).tolist()
     assert math.isfinite(first) and second == math.inf
-    for position in ("none", "helix"):
+    for position in ("none", "helix", "screw"):
         other, _ = layer_of(0, position=position, helix_scales=[2.0])
         assert head_windows(other, norm).isinf().all()
     layer, norm = layer_of(0)

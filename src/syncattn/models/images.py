@@ -15,6 +15,7 @@ from syncattn.models.decoder import DecoderModel
 from syncattn.models.fields import check_size
 from syncattn.models.labels import class_labels
 from syncattn.models.osn import OSNConfig, OSNModel, OSNPreTrainedModel
+from syncattn.models.packing import refuse_texts
 from syncattn.models.pooling import mean_pooling
 from syncattn.values import readable
 
@@ -169,11 +170,12 @@ class OSNImageModel(OSNModel):
             output_attentions, output_hidden_states: as in `DecoderModel.forward`.
             positions: real numbers (B or 1, N, 2) in place of each patch's row and column, as for patches
                 that were cut at another scale.
-            **kwargs: as in `DecoderModel.forward`.
+            **kwargs: as in `DecoderModel.forward`, but for what tells texts in a row apart.
 
         Raises:
             TypeError, ValueError: pixel_values is not as documented, or as `DecoderModel.forward`.
         """
+        refuse_texts(kwargs, "image")
         hidden = self.embed_tokens(pixel_values)
         if positions is None:
             rows, columns = self.embed_tokens.grid(pixel_values)  # type: ignore[operator]

@@ -82,6 +82,22 @@ def row_texts(
     return restarts(places, None if is_padding is None else ~is_padding).cumsum(1)
 
 
+def refuse_texts(keywords: Mapping[str, Any], what: str) -> None:
+    """Make sure that nothing tells texts in a row apart, for a model whose rows hold one thing each.
+
+    Args:
+        keywords: of its `forward`.
+        what: that thing.
+
+    Raises:
+        ValueError: something does.
+    """
+    for name in ("sequence_ids", *KEYWORDS):
+        if keywords.get(name) is not None:
+            kind = type(keywords[name]).__name__
+            raise ValueError(f"{name} must be left out, got {kind}: a row holds one {what}")
+
+
 def goes_on(ids: Tensor) -> Tensor:
     """(B, N) bool of ids (B, N): whether the token before is of the same text; False for padding."""
     before = torch.nn.functional.pad(ids[:, :-1], (1, 0), value=-1)

@@ -14,6 +14,7 @@ from syncattn.checks import check_choice, short
 from syncattn.models.decoder import DecoderModel
 from syncattn.models.fields import check_size
 from syncattn.models.osn import OSNConfig, OSNModel, OSNPreTrainedModel
+from syncattn.models.packing import refuse_texts
 from syncattn.values import readable
 
 SCALINGS = ("std", "none")
@@ -221,6 +222,7 @@ class OSNSeriesModel(OSNModel):
             given = kwargs.pop(name, None)
             if given is not None and given is not False:
                 raise ValueError(f"{name} must be left out: values, masks and times say all that a series is")
+        refuse_texts(kwargs, "series")
         shape = (None, None, self.config.num_input_channels)
         values, observed = measured("past_values", past_values, past_observed_mask, shape)
         batch, tokens, _ = values.shape

@@ -1,14 +1,11 @@
 """How far a head can reach, proved from its weights: the distance beyond which no sender can lock.
 
 With a drift, a pair t = slope (x_i - x_j) apart along the unit vector u detunes by D = |c_i - s_j + t u|^2,
-where the
-contents c and s come from normalised inputs and are bounded: their difference reaches at most H against u,
-    and is
-no longer than R. So D >= (t - H)^2. In the absolute frame a pair locks only if D <= rho^2, hence t <= H +
-rho. In the nearest frame D is counted from the nearest allowed sender's, which is (R + slope g)^2 at most, g
-being the
-distance of the token before: t <= H + sqrt(rho^2 + (R + slope g)^2). docs/generation.md has the argument
-    whole.
+where the contents c and s come from normalised inputs and are bounded: their difference reaches at most H
+against u, and is no longer than R. So D >= (t - H)^2. In the absolute frame a pair locks only if
+D <= rho^2, hence t <= H + rho. In the nearest frame D is counted from the nearest allowed sender's, which is
+(R + slope g)^2 at most, g being the distance of the token before: t <= H + sqrt(rho^2 + (R + slope g)^2).
+docs/generation.md has the argument whole.
 """
 
 from __future__ import annotations

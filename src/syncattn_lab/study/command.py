@@ -162,7 +162,7 @@ def prepare(plan: Plan, out: Path, data: Path | None) -> None:
     from syncattn_lab.study.queue import open_runs
     from syncattn_lab.study.records import PLAN_FILE
     from syncattn_lab.study.run import text_of
-    from syncattn_lab.study.synthetic import make_task
+    from syncattn_lab.study.varied import task_of
 
     sizes: dict[str, tuple[int, int | None]] = {}
     for name, options in plan.tasks.items():
@@ -170,8 +170,7 @@ def prepare(plan: Plan, out: Path, data: Path | None) -> None:
             text_of(name, tuple(options["text"]), options.get("test"), data or Path())
             sizes[name] = (256, None)
         else:
-            given = {key: value for key, value in options.items() if key != "kind"}
-            task = make_task(str(options.get("kind")), **given)
+            task, _ = task_of(options)
             sizes[name] = (task.vocab_size, task.length)
     for runs in plan.cells().values():
         vocabulary, length = sizes[runs[0].task]

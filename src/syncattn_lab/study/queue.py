@@ -65,10 +65,10 @@ def work(
 
 
 def open_runs(plan: Plan, lines: dict[str, dict[str, Any]]) -> list[Run]:
-    """The runs that can be done now, in the plan's order.
+    """The runs that can be done now: those of first seeds in the plan's order, then the others'.
 
-    With several learning rates, those of a cell's first seed come first, and the other seeds then run with
-    the chosen one alone.
+    So a study that is stopped early has one seed of everything before more seeds of anything. With several
+    learning rates, those of a cell's first seed are all run, and the other seeds with the chosen one alone.
 
     Raises:
         UserError: a line was made with other settings than the plan has for its run.
@@ -86,7 +86,7 @@ def open_runs(plan: Plan, lines: dict[str, dict[str, Any]]) -> list[Run]:
         rate = chosen_rate([lines[run.key] for run in firsts])
         others = [run for run in runs if not run.first and run.options.learning_rate == rate]
         found += [run for run in others if run.key not in lines]
-    return sorted(found, key=lambda run: run.order)
+    return sorted(found, key=lambda run: (not run.first, run.order))
 
 
 def total_runs(plan: Plan) -> int:

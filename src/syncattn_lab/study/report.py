@@ -11,7 +11,7 @@ from pathlib import Path
 from syncattn.page import MOST_BYTES, Cell, Chart, Line, chart, download, report, table
 from syncattn.training.curves import TOKENS, density_charts, loss_lines
 from syncattn.training.files import write_text
-from syncattn_lab.study import records, tables
+from syncattn_lab.study import by_length, records, tables
 from syncattn_lab.study.marks import INK, colours
 from syncattn_lab.study.records import DEFAULT
 from syncattn_lab.study.summary import Cell as Run
@@ -54,7 +54,8 @@ def render(lines: Sequence[records.Line], keys: Sequence[str] | None = None) -> 
     charts: list[Chart] = []
     parts = [f'<p class="soft">{escape(_what_was_run(lines, groups, keys))}</p>', "<h2>Targets</h2>"]
     judged: list[list[str | Cell]] = [
-        [Cell(v.target, prose=True), v.state, Cell(v.measured, prose=True)] for v in verdicts(groups)
+        [Cell(v.target, prose=True), v.state, Cell(v.measured, prose=True)]
+        for v in (*verdicts(groups), *by_length.verdicts(groups))
     ]
     parts.append(
         _card(table("What was wanted of the OSN", ["target", "verdict", "measured"], judged, sorts=True))
@@ -135,6 +136,9 @@ def _group(group: Group, charts: list[Chart]) -> list[str]:
         for kind in dict.fromkeys(cell.task_kind for cell in group.cells.values()):
             parts += _html(f"{kind}: test accuracy", tables.accuracies(group, kind))
             parts += [_chart(one, charts) for one in _accuracy_charts(group, kind)]
+        for task in group.tasks:
+            parts += _html(f"{task}: test accuracy by size", by_length.accuracies(group, task))
+            parts += _optional(by_length.chart(group, task), charts)
         return parts
     for task in group.tasks:
         parts.append(f"<h3>{escape(task)}</h3>")

@@ -24,9 +24,9 @@ from syncattn.training.settings import describe_config, quiet
 from syncattn.training.texts import BUILT_IN, read_text
 from syncattn.training.tokenizers import byte_tokenizer, encode
 from syncattn.training.windows import EvaluationWindows
-from syncattn_lab.study.answers import train_on_answers
+from syncattn_lab.study.answers import scores_by_size, train_on_answers
 from syncattn_lab.study.plan import TEXT, Run, build_config
-from syncattn_lab.study.synthetic import make_task
+from syncattn_lab.study.varied import task_of
 
 LENGTH_TOKENS = 65_536
 """How much test text a model is evaluated on at each of a group's `lengths`: the same text at each."""
@@ -141,21 +141,22 @@ _KEPT = ("validation_loss", "test_loss", "density", "tokens_per_second", "train_
 
 
 def _answers(run: Run, console: Console | None) -> dict[str, Any]:
-    options = {name: value for name, value in run.task_options.items() if name != "kind"}
-    task = make_task(run.task_options["kind"], **options)
+    task, tests = task_of(run.task_options)
     config = build_config(run, task.vocab_size, task.length)
     trained = replace(run.options, context=task.length)
     record, model = train_on_answers(config, task, trained, console=console, label=run.key)
     windows = task.windows("validation", 4, 0)
     with quiet():
         dead = dead_heads(model, torch.stack([windows[i]["input_ids"] for i in range(4)]))
+        tested = {"tests": scores_by_size(model, tests)} if tests else {}
     return {
-        "tokens": trained.tokens,
+        "tokens": record["tokens"],
         "config": describe_config(config),
         "parameters": parameter_count(model),
         "data": None,
         "result": record["result"]
-        | {"dead_heads": dead, "max_grad_norm": _largest(record["history"]), "lengths": {}},
+        | {"dead_heads": dead, "max_grad_norm": _largest(record["history"]), "lengths": {}}
+        | tested,
         "history": record["history"],
     }
 

@@ -1,6 +1,6 @@
 """Synthetic tasks: windows of tokens in which only the answers count for the loss.
 
-Four kinds, all causal, all over small vocabularies; `make_task` says which options each has.
+All are causal; `make_task` says which options each kind has. Here are four, in `sequences` the others.
 
 - recall: multi-query associative recall (MQAR; Arora et al. 2023, "Zoology", arXiv 2312.04927).
 - induction: induction heads (Gu and Dao 2023, "Mamba", arXiv 2312.00752, section 4.1.2).
@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -23,18 +23,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from syncattn.training.errors import UserError
+from syncattn_lab.study import sequences
+from syncattn_lab.study.sequences import IGNORED, Draw, check_pairs, check_vocabulary, choose
 
 PARTS = ("train", "validation", "test")
-IGNORED = -100
-"""The label of a token that is no answer."""
 
 _BLOCK = 256  # windows that are drawn in one go, from one generator
-_POWER = 0.01  # Zoology's exponent: small is many short gaps, 1 is uniform
 
 _PIXELS, _INTENSITIES, _CLASSES = 64, 17, 10
-
-Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
-"""rows, generator -> token ids (rows, N) and which of them are answers (rows, N) bool."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Task:
         vocab_size: number of token ids.
         length: N, tokens in a window.
         draw: draws windows.
-        fixed: the windows of the parts that are not drawn, as (ids, answers); empty but for "digits".
+        fixed: the windows of the parts that are not drawn, as (ids, labels); empty but for "digits".
     """
 
     kind: str
@@ -90,6 +86,18 @@ def make_task(kind: str, **options: Any) -> Task:
     - "digits": no options. 64 pixels in reading order, with intensities 0 to 16, then the class, the answer:
       27 tokens. Of 1,797 images 70 % are for training (drawn with replacement), 15 % for validation and 15 %
       for test, stratified by class, always the same.
+    - "mqar": as "recall", with `vocabulary` [8192], but as published: the blanks are random tokens, the value
+      is asked for at the key and does not follow it.
+    - "selective": `symbols` [16] random ones of `vocabulary` [16] tokens at random places of `length` [64]
+      among blanks, then a marker and the same symbols without blanks, which are the answers. Published,
+      the answers are not read; here they are, as in "copy": a model that generates reads what it wrote.
+    - "reverse", "sort": `symbols` [16] random ones of `vocabulary` [32] tokens, a marker, then the same
+      backwards, or from the smallest to the largest: the answers.
+    - "count": `length` [64] tokens of `vocabulary` [16] in runs of 2 to `most` [16]; at every token but the
+      last the answer is how many of its run stand before it, which is asked for and not written.
+    - "words": `pairs` [8] different keys of `letters` [2] letters, of `vocabulary` [32], each with a random
+      value of as many; then `queries` [4] of the keys, each with its value, which is the answer. Multi-query
+      multi-token recall; published, all queries come before all answers.
 
     Raises:
         UserError: an unknown kind or option, a size that is no positive integer, sizes that cannot hold, or
@@ -109,31 +117,26 @@ def make_task(kind: str, **options: Any) -> Task:
     return make(defaults | options)
 
 
+def _sequences(
+    kind: str, make: Callable[[dict[str, Any]], sequences.Windows], options: dict[str, Any]
+) -> Task:
+    return Task(kind, options, *make(options), {})
+
+
 def _recall(options: dict[str, Any]) -> Task:
     vocabulary, pairs, length = options["vocabulary"], options["pairs"], options["length"]
+    weights = check_pairs("recall", vocabulary, pairs, length)
     middle = vocabulary // 2
-    if vocabulary % 2 or pairs > middle - 1:  # token 0 is the blank, so there is one key less than values
-        raise UserError(
-            f"vocabulary of the task 'recall' must be even and at least 2 * pairs + 2 = {2 * pairs + 2}, "
-            f"got {vocabulary}"
-        )
-    if length % 2 or length < 4 * pairs:
-        raise UserError(
-            f"length of the task 'recall' must be even and at least 4 * pairs = {4 * pairs}, got {length}"
-        )
-    slots = length // 2 - pairs
-    weights = torch.arange(1, slots + 1, dtype=torch.float64) ** (_POWER - 1)
 
     def draw(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        keys = 1 + _choose(torch.ones(middle - 1), pairs, rows, generator)
-        values = middle + _choose(torch.ones(middle), pairs, rows, generator)
-        queries = 2 * pairs + 2 * _choose(weights, pairs, rows, generator)
+        keys = 1 + choose(torch.ones(middle - 1), pairs, rows, generator)
+        values = middle + choose(torch.ones(middle), pairs, rows, generator)
+        queries = 2 * pairs + 2 * choose(weights, pairs, rows, generator)
         ids = torch.zeros(rows, length, dtype=torch.int64)
         ids[:, 0 : 2 * pairs : 2] = keys
         ids[:, 1 : 2 * pairs : 2] = values
         ids.scatter_(1, queries, keys).scatter_(1, queries + 1, values)
-        answers = torch.zeros(rows, length, dtype=torch.bool).scatter_(1, queries + 1, True)
-        return ids, answers
+        return ids, torch.full_like(ids, IGNORED).scatter_(1, queries + 1, values)
 
     return Task("recall", options, vocabulary, length, draw, {})
 
@@ -160,8 +163,7 @@ def _induction(options: dict[str, Any]) -> Task:
 
 def _copy(options: dict[str, Any]) -> Task:
     vocabulary, symbols, gap = options["vocabulary"], options["symbols"], options["gap"]
-    if vocabulary < 2:
-        raise UserError(f"vocabulary of the task 'copy' must be at least 2, got {vocabulary}")
+    check_vocabulary("copy", vocabulary)
     blank, marker = vocabulary, vocabulary + 1
     length = 2 * symbols + gap + 1
 
@@ -170,9 +172,9 @@ def _copy(options: dict[str, Any]) -> Task:
         ids[:, :symbols] = torch.randint(vocabulary, (rows, symbols), generator=generator)
         ids[:, symbols + gap] = marker
         ids[:, -symbols:] = ids[:, :symbols]
-        answers = torch.zeros(rows, length, dtype=torch.bool)
-        answers[:, -symbols:] = True
-        return ids, answers
+        labels = torch.full_like(ids, IGNORED)
+        labels[:, -symbols:] = ids[:, -symbols:]
+        return ids, labels
 
     return Task("copy", options, vocabulary + 2, length, draw, {})
 
@@ -220,6 +222,17 @@ _KINDS: dict[str, tuple[Callable[[dict[str, Any]], Task], dict[str, Any]]] = {
     "induction": (_induction, {"vocabulary": 16, "length": 64}),
     "copy": (_copy, {"vocabulary": 16, "symbols": 8, "gap": 16}),
     "digits": (_digits, {}),
+    **{
+        kind: (partial(_sequences, kind, make), defaults)
+        for kind, make, defaults in (
+            ("mqar", sequences.mqar, {"vocabulary": 8192, "pairs": 4, "length": 64}),
+            ("selective", sequences.selective, {"vocabulary": 16, "symbols": 16, "length": 64}),
+            ("reverse", sequences.reverse, {"vocabulary": 32, "symbols": 16}),
+            ("sort", sequences.sort, {"vocabulary": 32, "symbols": 16}),
+            ("count", sequences.count, {"vocabulary": 16, "length": 64, "most": 16}),
+            ("words", sequences.words, {"vocabulary": 32, "pairs": 8, "letters": 2, "queries": 4}),
+        )
+    },
 }
 TASK_KINDS = tuple(_KINDS)
 
@@ -227,8 +240,8 @@ TASK_KINDS = tuple(_KINDS)
 class _Fixed(Dataset):
     """Windows that are all there."""
 
-    def __init__(self, ids: Tensor, answers: Tensor) -> None:
-        self.ids, self.labels = ids, ids.masked_fill(~answers, IGNORED)
+    def __init__(self, ids: Tensor, labels: Tensor) -> None:
+        self.ids, self.labels = ids, labels
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -242,7 +255,7 @@ class _Drawn(Dataset):
 
     def __init__(self, task: Task, part: str, count: int, seed: int) -> None:
         self.task, self.part, self.count, self.seed = task, part, count, seed
-        self._number, self._block = -1, _Fixed(torch.empty(0), torch.empty(0, dtype=torch.bool))
+        self._number, self._block = -1, _Fixed(torch.empty(0), torch.empty(0))
 
     def __len__(self) -> int:
         return self.count
@@ -252,35 +265,24 @@ class _Drawn(Dataset):
             raise IndexError(f"window {index} of {self.count}")
         number, row = divmod(index, _BLOCK)
         if number != self._number:
-            generator = _generator(self.task, self.part, self.seed, number)
+            generator = stream(self.task.kind, self.task.options, self.part, self.seed, number)
             self._number, self._block = number, _Fixed(*self.task.draw(_BLOCK, generator))
         return self._block[row]
 
 
-def _generator(task: Task, part: str, seed: int, block: int) -> torch.Generator:
-    """The stream of a block; those of different parts always differ.
+def stream(kind: str, options: dict[str, Any], part: str, seed: int, block: int) -> torch.Generator:
+    """The generator of a block of windows; those of different parts always differ.
 
     PyTorch's generator has 2**32 starting points: their lowest two bits are the part.
     """
-    name = json.dumps([task.kind, task.options, seed, block], sort_keys=True)
+    name = json.dumps([kind, options, seed, block], sort_keys=True)
     digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
     start = int.from_bytes(digest, "little") & ~3 | PARTS.index(part)
     return torch.Generator().manual_seed(start)
 
 
-def _choose(weights: Tensor, count: int, rows: int, generator: torch.Generator) -> Tensor:
-    """`count` different indices per row (rows, count), each drawn in proportion to its weight (n,).
-
-    The first arrivals of independent exponential clocks: `torch.multinomial`'s numbers could differ between
-    builds of PyTorch.
-    """
-    uniform = torch.rand(rows, len(weights), dtype=torch.float64, generator=generator)
-    arrival = -torch.log1p(-uniform) / weights
-    return arrival.argsort(dim=1, stable=True)[:, :count]
-
-
 def _last(ids: Tensor) -> Tensor:
-    """Marks the last token of each row as the answer."""
-    answers = torch.zeros(ids.shape, dtype=torch.bool)
-    answers[:, -1] = True
-    return answers
+    """Labels: the last token of each row is the answer."""
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, -1] = ids[:, -1]
+    return labels

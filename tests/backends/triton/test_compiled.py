@@ -46,17 +46,3 @@ def test_they_compile_for_hopper_to_few_instructions_on_tensor_cores():
     for name, most in MOST.items():
         assert found[name]["loop"]["all"] <= most, found[name]
     assert {"lists_kernel", "arrange_kernel", "part_kernel", "combine_kernel"} <= found.keys()
-
-
-def test_no_kernel_is_compiled_in_one_stage(kernels, monkeypatch):
-    """launch.py says why."""
-    sizes = kernels.BLOCKS[64, 2, False].receivers
-    for d, size, _ in kernels.BLOCKS:
-        for m in (4, 16, 64, 128):
-            found = [kernels.blocks_for(name, d, m, size) for name in kernels.Kernels._fields]
-            assert all(x.stages >= 2 for x in found), (d, size, m)
-            assert len({x[:2] for x in found[1:]}) == 1, "the backward's kernels share their tiles"
-    one = kernels.Kernels(*[sizes._replace(stages=1)] * 3)
-    monkeypatch.setitem(kernels.BLOCKS, (64, 2, False), one)
-    with pytest.raises(AssertionError, match="miscompiled"):
-        kernels.blocks_for("receivers", 64, 16, 2)

@@ -76,7 +76,7 @@ def test_scores_are_the_loss_of_the_model_and_the_share_of_right_answers():
     model = OSNForCausalLM(OSNConfig(**SIZES))
     windows = TASK.windows("test", 10, 0)
     ids, labels = (torch.stack([windows[i][name] for i in range(10)]) for name in ("input_ids", "labels"))
-    loss, accuracy = answer_scores(model, windows, batch_size=4)
+    loss, accuracy, exact = answer_scores(model, windows, batch_size=4)
     assert model.training
     model.eval()
     with torch.no_grad():
@@ -86,6 +86,7 @@ def test_scores_are_the_loss_of_the_model_and_the_share_of_right_answers():
         bool(output.logits[b, t - 1].argmax() == ids[b, t]) for b, t in (labels != -100).nonzero().tolist()
     ]
     assert accuracy == pytest.approx(sum(right) / len(right))
+    assert exact == pytest.approx(sum(map(all, zip(right[::2], right[1::2]))) / 10)  # two answers a window
 
 
 def test_all_models_are_judged_on_the_same_windows(monkeypatch):

@@ -1,6 +1,7 @@
 """What a plan says, and what it may not say."""
 
 import copy
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ pytest.importorskip("transformers")
 from syncattn.models import count_parameters
 from syncattn.training.errors import UserError
 from syncattn_lab.study.plan import build_config, make_plan, read_plan
+from syncattn_lab.study.varied import task_of
 
 PLAN = {
     "seeds": [0, 1],
@@ -140,3 +142,10 @@ def test_files_that_are_no_plans(tmp_path):
     (tmp_path / "empty.toml").write_text("")
     with pytest.raises(UserError, match=r"empty.toml: the plan has no runs"):
         read_plan(tmp_path / "empty.toml")
+
+
+def test_the_plan_of_the_literatures_tasks_can_be_done():
+    plan = read_plan(Path(__file__).parents[3] / "benchmarks" / "tasks" / "plan.toml")
+    assert all(task_of(options)[0].length <= 321 for options in plan.tasks.values())
+    for variant in {run.variant: run for run in plan.runs}.values():
+        build_config(variant, 64, 128)

@@ -1,1 +1,1 @@
-"""The backend of the GPU kernels. Only operator.py is imported without triton."""
+"""The backend of the GPU kernels. Only operator.py and blocks.py are imported without triton."""

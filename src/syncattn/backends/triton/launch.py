@@ -1,5 +1,4 @@
-"""From a call's tensors to kernel launches: block sizes, layouts, grids. Nothing here waits for the
-device."""
+"""From a call's tensors to kernel launches: layouts, grids. Nothing here waits for the device."""
 
 from __future__ import annotations
 
@@ -10,6 +9,17 @@ from torch import Tensor
 
 from syncattn.backends.call import Call
 from syncattn.backends.triton.arrange import arrange_kernel, frame_kernel
+from syncattn.backends.triton.blocks import (  # noqa: F401 (some for gpu_tune.py and tests alone)
+    BLOCKS,
+    MOST_DIRECT,
+    Blocks,
+    Kernels,
+    blocks_for,
+    cdiv,
+    drawn_columns,
+    next_power_of_2,
+    product_columns,
+)
 from syncattn.backends.triton.detuning import NOWHERE_RECEIVE, NOWHERE_SEND
 from syncattn.backends.triton.groups import (
     Boxes,
@@ -32,10 +42,6 @@ from syncattn.backends.triton.lists import lists_kernel, mask_tiles_kernel, orde
 from syncattn.backends.triton.order import Order, order_of, places, taken, values_taken
 from syncattn.backends.triton.start import start
 
-# Coordinates up to which D is a sum of squared differences on the CUDA cores, with values of 4 bytes and of
-# 2. That is as exact as float32; the product on the tensor cores, which costs less, is as exact as narrow
-# values are, unless a tile is spread over very many locking radii.
-MOST_DIRECT = {True: 128, False: 3}
 # Into how many bfloat16 dL/dD is split before it is multiplied by frequencies: as exact as the values are.
 SPLIT = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _CHUNK = 128  # tiles that a program of lists.py looks at together
@@ -52,62 +58,6 @@ _MOST_COMPARED = 8192
 # tree. By the shape alone: whether it pays depends on the values, but to look at them would wait for the
 # device. Below, sorting costs more than it can save: at 16,384 it took 1 ms on an H200.
 FEWEST_SORTED = 16384
-
-
-class Blocks(NamedTuple):
-    """The tiles of a kernel over pairs, and how it is compiled."""
-
-    queries: int  # tokens of a tile of receivers
-    keys: int  # and of one of senders
-    walk: int  # of a tile that is walked so many at a time
-    warps: int
-    stages: int
-    registers: int | None = None  # a thread's, at most; None: as many as the assembler wants
-
-
-class Kernels(NamedTuple):
-    """The blocks of each of them; the two of the backward share their tiles."""
-
-    forward: Blocks
-    receivers: Blocks
-    senders: Blocks
-
-
-# By the columns of the value, rounded up, and the bytes of its elements: those with the fewest instructions a
-# pair in the compiler's code for sm_90. On an H200 three stages took dense 8,192 tokens 700 microseconds
-# forward in place of 780, and 128 receivers 620; the layer form takes more instructions with either and was
-# not timed (docs/kernel-gpu.md).
-_OF_VALUES = {
-    (64, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
-    (64, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
-    (128, 2): Kernels(*[Blocks(64, 64, 64, 4, 2)] * 3),
-    (128, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
-    (256, 2): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
-    (256, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
-}
-_FEWEST_COORDINATES = 8
-# The third: whether there are so few coordinates.
-BLOCKS = {(*key, few): found for key, found in _OF_VALUES.items() for few in (False, True)}
-# A fourth program fits a multiprocessor: on an H100 dense 16,384 tokens of 16 heads took 2.47 milliseconds in
-# place of 2.87, and 2.39 with 128 receivers, which lists are coarser with.
-BLOCKS[64, 2, True] = BLOCKS[64, 2, True]._replace(forward=Blocks(64, 64, 64, 4, 3, 128))
-_FEW_COORDINATES = 64  # more take the registers and the shared memory
-# With one stage all operands that a loop loads lie at one address of shared memory, one after the other. Of
-# such kernels the assembler that Triton brings (ptxas 12.8) computes some descriptors of matrices from
-# registers that it never sets: products with garbage, or an access outside of memory
-# (docs/kernel-gpu.md). From two stages on each operand has an address of its own.
-_FEWEST_STAGES = 2
-
-
-def blocks_for(kernel: str, block_d: int, freq_dim: int, size: int) -> Blocks:
-    """For values of block_d columns of this size in bytes, and frequencies of freq_dim coordinates."""
-    found: Blocks = getattr(BLOCKS[max(64, block_d), size, freq_dim <= _FEWEST_COORDINATES], kernel)
-    assert found.stages >= _FEWEST_STAGES, f"kernels of {found.stages} stage are miscompiled"
-    if freq_dim <= _FEW_COORDINATES:
-        return found
-    # the operands of D's product are those that take the memory; float32 values have none
-    walk = 32 if size == 4 and block_d <= 128 else 16
-    return found._replace(walk=min(found.walk, walk), stages=_FEWEST_STAGES)
 
 
 class Side(NamedTuple):
@@ -151,8 +101,7 @@ class Launch:
         self.direct = self.freq_dim <= MOST_DIRECT[self.wide]
         # how D is taken, in a launch each: the second sees to tiles for which a product is not exact enough
         self.ways = tuple({"DIRECT": x} for x in ((True,) if self.direct else (False, True)))
-        self.product = max(32, next_power_of_2(3 * self.freq_dim + 6))
-        self.drawn = max(16, 2 * next_power_of_2(self.freq_dim))
+        self.product, self.drawn = product_columns(self.freq_dim), drawn_columns(self.freq_dim)
         self.frames = Frames(None, None)
         if arranged:
             at = (None, None) if self.order is None else self.order[:2]
@@ -262,7 +211,7 @@ class Launch:
                 * granule
             )
             # a last tile that is not full has its last token's id to the end
-            at = torch.arange(tiles * tile, device=self.device).clamp(max=own.shape[1] - 1)
+            at = torch.arange(tiles * tile, dtype=torch.int64, device=self.device).clamp(max=own.shape[1] - 1)
             of_tiles = own[:, at].view(len(own), tiles, tile)
             sides.append(torch.stack((of_tiles.amin(-1), of_tiles.amax(-1)), -1))
         of_rows = [0 if len(x) == 1 else x.stride(0) for x in (ids, *sides)]
@@ -374,16 +323,6 @@ def _by_sender(mask: Tensor | None, send: Tensor, keys: int) -> Tensor | None:
     if mask is None or mask.shape[2] != 1 or mask.shape[1] not in (1, send.shape[1]):
         return None
     return mask.view(torch.uint8).expand(*send.shape[:2], 1, keys)[:, :, 0]
-
-
-def cdiv(x: int, y: int) -> int:
-    """x / y, rounded up. Triton's, and its next power of 2, take a microsecond."""
-    return -(-x // y)
-
-
-def next_power_of_2(x: int) -> int:
-    """The least power of 2 from x on."""
-    return 1 << (x - 1).bit_length()
 
 
 def last_contiguous(x: Tensor) -> Tensor:

@@ -18,8 +18,10 @@ from torch import Tensor
 from syncattn.backends.backend import Backend, Capabilities
 from syncattn.backends.call import Call, constant_when_compiled
 from syncattn.backends.operator import register
+from syncattn.backends.triton.blocks import ENOUGH, shared_memory
 
 _OLDEST = (3, 4)
+_MOST_COORDINATES, _MOST_COLUMNS = 128, 256
 
 
 @constant_when_compiled
@@ -69,9 +71,39 @@ def _too_old(device: torch.device) -> str | None:
     return "it needs compute capability 8.0 or later"
 
 
+@constant_when_compiled
 @cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+@constant_when_compiled
+@cache
+def _shared_memory(device: torch.device) -> int | None:
+    """Bytes that a program may have there; None where nobody says, and on AMD's GPUs, whose need is not known
+    from shapes."""
+    if torch.version.hip is not None:
+        return None
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None)
+
+
+def _too_small(call: Call) -> str | None:
+    """Whether the kernels need more shared memory than the device has, where Triton would end in an error."""
+    m, d, dtype = call.receive.shape[-1], call.value.shape[-1], call.value.dtype
+    if m > _MOST_COORDINATES or d > _MOST_COLUMNS or dtype == torch.float64:
+        return None  # which is refused for itself
+    there = _shared_memory(call.receive.device)
+    if there is None or there >= ENOUGH:
+        return None
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in call[:5])
+    size = 4 if dtype == torch.float32 else 2
+    need = shared_memory(m, d, size, gradients, _capability(call.receive.device))
+    if need <= there:
+        return None
+    return (
+        f"m {m} and d {d} in {str(dtype).removeprefix('torch.')} need up to {need / 1024:.0f} KiB of shared "
+        f"memory{', gradients included' * gradients}, this GPU has {there / 1024:.0f} KiB for a program"
+    )
 
 
 def refuses(call: Call) -> str | None:
@@ -79,7 +111,9 @@ def refuses(call: Call) -> str | None:
     device = call.receive.device
     if device.type == "cpu" and interpreted():
         return None
-    return _too_old(device) if device.type == "cuda" else f"it runs on GPUs, the tensors are on {device}"
+    if device.type != "cuda":
+        return f"it runs on GPUs, the tensors are on {device}"
+    return _too_old(device) or _too_small(call)
 
 
 # What has not been through its checks on a GPU is nobody's default (`gpu_session.py --steps check`).
@@ -145,8 +179,8 @@ BACKEND = Backend(
         compute_dtypes=(torch.float32,),
         powers=(1, 2),
         top_k=False,
-        most_coordinates=128,
-        most_columns=256,
+        most_coordinates=_MOST_COORDINATES,
+        most_columns=_MOST_COLUMNS,
         packed=True,
         weights=False,
         transforms=False,

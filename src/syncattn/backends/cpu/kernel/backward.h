@@ -70,15 +70,15 @@ struct Keys {
 };
 
 // From dO' v in `grad`, and D, to dD in `grad` and W in `strength`. The sums over the keys, by receiver, go to
-// dd_sums and fx_sums (KEYS); those over receivers to key_sums (LANES of each key), unless a product sees to it.
+// dd_sums and fx_sums (KEYS), from lane `from` on; those over receivers to key_sums (LANES of each key), unless a product sees to it.
 template <int FORM, bool SYMMETRIC>
-static void through_block(const SyncattnProblem& p, const Keys& keys, const Receivers& r, int64_t tile, const float* d,
-                          float* grad, float* strength, float* key_sums, float* dd_sums, float* fx_sums,
+static void through_block(const SyncattnProblem& p, const Keys& keys, const Receivers& r, int64_t tile, int64_t from,
+                          const float* d, float* grad, float* strength, float* key_sums, float* dd_sums, float* fx_sums,
                           double* bandwidth) {
     const int64_t first = tile * KEYS;
     const bool in_product = p.freq_dim < padded_dim(p);
     vf to_bandwidth{};
-    for (int64_t v = 0; v < KEYS; v += LANES) {
+    for (int64_t v = from; v < KEYS; v += LANES) {
         const vf base = load(r.base + first + v), row_term = load(r.row_term + first + v);
         const vf offset = load(r.offset + first + v);
         vu word;
@@ -202,26 +202,32 @@ static void backward_block(const SyncattnProblem& p, const Keys& keys, const Rec
     const int64_t m = p.freq_dim, wide = padded_dim(p), extended = extended_dim(p), dim = p.value_dim;
     const int64_t first = tile * KEYS;
     const int64_t valid = least(KEYS, p.queries - first);
+    // receivers before all of the keys see none of them: in whole vectors they are left out
+    int64_t before = p.is_causal ? keys.first - (p.keys - p.queries) - first : 0;
+    before = before > 0 ? least(before, valid - 1) / 16 * 16 : 0;
+    const int64_t lanes = KEYS - before, inner = valid - before;
     float* by_lane = sums.by_lane + tile * (m + 2) * KEYS;
     float dd_sums[KEYS];
-    gemm(s.grad, KEYS, keys.value, dim, 1, r.gradient_t + tile * dim * KEYS, KEYS, keys.count, KEYS, dim, false);
+    gemm(s.grad + before, KEYS, keys.value, dim, 1, r.gradient_t + tile * dim * KEYS + before, KEYS, keys.count, lanes,
+         dim, false);
     if constexpr (SYMMETRIC)
         gemm(s.grad, KEYS, r.gradient + keys.first * dim, dim, 1, r.value_t + tile * dim * KEYS, KEYS, keys.count, KEYS,
              dim, true);
-    through_block<FORM, SYMMETRIC>(p, keys, r, tile, s.d, s.grad, s.strength, own.key_sums, dd_sums,
+    through_block<FORM, SYMMETRIC>(p, keys, r, tile, before, s.d, s.grad, s.strength, own.key_sums, dd_sums,
                                    by_lane + (m + 1) * KEYS, sums.bandwidth);
-    gemm(own.grad_value, dim, s.strength, KEYS, 1, r.gradient + first * dim, dim, keys.count, dim, valid, true);
+    gemm(own.grad_value, dim, s.strength + before, KEYS, 1, r.gradient + (first + before) * dim, dim, keys.count, dim,
+         inner, true);
     if constexpr (SYMMETRIC)
         gemm(keys.grad_values + first * dim, dim, s.strength, 1, KEYS, r.gradient + keys.first * dim, dim, valid, dim,
              keys.count, true);
-    for (int64_t i = 0; i < valid; ++i)
+    for (int64_t i = before; i < valid; ++i)
         for (int64_t k = 0; k < wide; k += LANES)
             store(s.receivers + i * wide + k, load(r.frequency + (first + i) * extended + k) - load(own.centre + k));
     // where there is room, the 1 after the frequency makes this sum up dD, too
-    gemm(own.grad_send, wide, s.grad, KEYS, 1, s.receivers, wide, keys.count, wide, valid, true);
-    gemm(by_lane, KEYS, own.minus_keys, 1, wide, s.grad, KEYS, m, KEYS, keys.count, true);
+    gemm(own.grad_send, wide, s.grad + before, KEYS, 1, s.receivers + before * wide, wide, keys.count, wide, inner, true);
+    gemm(by_lane + before, KEYS, own.minus_keys, 1, wide, s.grad + before, KEYS, m, lanes, keys.count, true);
     const float* packed = r.lanes.packed + tile * m * KEYS;
-    for (int64_t v = 0; v < KEYS; v += LANES) {
+    for (int64_t v = before; v < KEYS; v += LANES) {
         const vf sum = load(dd_sums + v);
         for (int64_t k = 0; k < m; ++k) {
             float* to = by_lane + k * KEYS + v;

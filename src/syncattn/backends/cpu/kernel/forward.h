@@ -150,17 +150,17 @@ INLINE vf drop(const SyncattnProblem& p, const Rows& rows, int64_t row, vi key, 
     return where(kept_bits(p, vu{} + rows.word[row], key_numbers(p, rows, key)), strength * p.dropout_scale, vf{});
 }
 
-// W of a whole block, and the row sums (LANES of each row); dropout only changes what is mixed. In the symmetric
-// form the columns' sums, too.
+// W of a whole block up to column `width`, a multiple of LANES, and the row sums (LANES of each row); dropout only
+// changes what is mixed. In the symmetric form the columns' sums, too.
 template <int FORM, bool SYMMETRIC>
-static void weigh_block(const SyncattnProblem& p, const Rows& rows, const float* d, int64_t tile, float* strength,
-                        float* sums, float* column_sums) {
+INLINE void weigh_columns(const SyncattnProblem& p, const Rows& rows, const float* d, int64_t tile, int64_t width,
+                          float* strength, float* sums, float* column_sums) {
     vf columns[KEYS / LANES] = {};
     for (int64_t i = 0; i < rows.count; ++i) {
         const vf base = vf{} + rows.base[i], row_term = vf{} + rows.row_term[i];
         vf sum{};
 #pragma GCC unroll 4
-        for (int64_t v = 0; v < KEYS; v += LANES) {
+        for (int64_t v = 0; v < width; v += LANES) {
             vf decay_square;
             const vf x = load(d + i * KEYS + v) - base;
             const vf w = strength_of<FORM>(margin_of(x, rows.head_term, row_term, &decay_square), p.edge);
@@ -170,7 +170,7 @@ static void weigh_block(const SyncattnProblem& p, const Rows& rows, const float*
         }
         store(sums + i * LANES, load(sums + i * LANES) + sum);
         if (!p.dropout) continue;
-        for (int64_t v = 0; v < KEYS; v += LANES) {
+        for (int64_t v = 0; v < width; v += LANES) {
             float* at = strength + i * KEYS + v;
             store(at, drop(p, rows, i, lane_numbers() + (int32_t)(tile * KEYS + v), load(at)));
         }
@@ -178,6 +178,14 @@ static void weigh_block(const SyncattnProblem& p, const Rows& rows, const float*
     if constexpr (SYMMETRIC)
         for (int64_t j = 0; j < least(KEYS, p.keys - tile * KEYS); ++j)
             column_sums[tile * KEYS + j] += columns[j / LANES][j % LANES];
+}
+
+template <int FORM, bool SYMMETRIC>
+static void weigh_block(const SyncattnProblem& p, const Rows& rows, const float* d, int64_t tile, int64_t width,
+                        float* strength, float* sums, float* column_sums) {
+    // twice, for where the number of columns is known the loop over them is unrolled
+    if (width == KEYS) weigh_columns<FORM, SYMMETRIC>(p, rows, d, tile, KEYS, strength, sums, column_sums);
+    else weigh_columns<FORM, SYMMETRIC>(p, rows, d, tile, width, strength, sums, column_sums);
 }
 
 // VECTORS of the columns of out += sum_k w_k v_key(k). Two pairs at a time: one chain of sums would be bound by
@@ -321,8 +329,11 @@ static void forward_step(const SyncattnProblem& p, const Lanes& senders, const f
     else forward_detuning(p, rows, senders, tile, s.packed, s.d);
     if (c.next++ % GUESSES == 0) c.whole = count_lockable<false>(rows.count, d, rows.base, rows.radius) > full;
     if (c.whole) {
-        const int64_t dim = p.value_dim, first = tile * KEYS, valid = least(KEYS, p.keys - first);
-        weigh_block<FORM, SYMMETRIC>(p, rows, d, tile, s.strength, c.sums, all.row_sum);
+        const int64_t dim = p.value_dim, first = tile * KEYS;
+        int64_t valid = least(KEYS, p.keys - first);
+        if (p.is_causal) valid = least(valid, rows.first + rows.count + p.keys - p.queries - first);
+        const int64_t width = (valid + LANES - 1) / LANES * LANES;
+        weigh_block<FORM, SYMMETRIC>(p, rows, d, tile, width, s.strength, c.sums, all.row_sum);
         gemm(own.out, dim, s.strength, KEYS, 1, values + first * dim, dim, rows.count, dim, valid, true);
         if constexpr (SYMMETRIC)
             gemm(all.out + first * dim, dim, s.strength, 1, KEYS, values + rows.first * dim, dim, valid, dim,
