@@ -90,8 +90,9 @@ class _Layer:
         self.drift = moved[:, 1]
         straight = (moved - places[0, :, None] * self.drift[:, None]).norm(dim=-1).amax(-1)
         self.drifts = straight <= 1e-9 * moved.norm(dim=-1).amax(-1)
-        self.weight = torch.ones_like(columns[0]) if norm.weight is None else _exact(norm.weight)
-        self.bias = torch.zeros_like(columns[0]) if norm.bias is None else _exact(norm.bias)
+        given = dict(norm.named_parameters())  # a LayerNorm's own, as `head_windows` made sure
+        self.weight = _exact(given.get("weight", torch.ones_like(columns[0])))
+        self.bias = _exact(given.get("bias", torch.zeros_like(columns[0])))
         # of each of the tokens before, nearest first, its share in what frequencies are made of
         self.shares = columns[:0] if attention.shift is None else _exact(attention.shift)[0].view(-1, size)
 
