@@ -180,7 +180,7 @@ def test_positions_given_to_generate(typical, ids, options):
     for positions in (counted, torch.arange(13).expand(3, -1)):
         given = {"attention_mask": mask, "position_ids": positions} | options
         assert torch.equal(generate(typical, padded, **given), expected)
-    with pytest.raises(ValueError, match="with several texts in a row, .* a cache holds one text a row"):
+    with pytest.raises(ValueError, match=r"with several texts in a row, .* a cache holds one text a row"):
         generate(typical, ids, position_ids=torch.arange(13)[None] % 5)
 
 

@@ -91,8 +91,8 @@ class _Layer:
         straight = (moved - places[0, :, None] * self.drift[:, None]).norm(dim=-1).amax(-1)
         self.drifts = straight <= 1e-9 * moved.norm(dim=-1).amax(-1)
         given = dict(norm.named_parameters())  # a LayerNorm's own, as `head_windows` made sure
-        self.weight = _exact(given.get("weight", torch.ones_like(columns[0])))
-        self.bias = _exact(given.get("bias", torch.zeros_like(columns[0])))
+        self.scales = _exact(given.get("weight", torch.ones_like(columns[0])))
+        self.origin = _exact(given.get("bias", torch.zeros_like(columns[0])))
         # of each of the tokens before, nearest first, its share in what frequencies are made of
         self.shares = columns[:0] if attention.shift is None else _exact(attention.shift)[0].view(-1, size)
 
@@ -127,15 +127,15 @@ class _Layer:
         if before is None:
             rounded = _ROUNDED * float(offset.norm())
             return _Contents(offset, rounded, rounded)
-        shares = torch.cat((torch.ones_like(self.weight)[None], self.shares[:before]))
-        maps, root = matrix * (shares * self.weight)[:, None], math.sqrt(matrix.shape[1])  # (n, m, E)
+        shares = torch.cat((torch.ones_like(self.scales)[None], self.shares[:before]))
+        maps, root = matrix * (shares * self.scales)[:, None], math.sqrt(matrix.shape[1])  # (n, m, E)
         free = maps - maps.mean(-1, keepdim=True)  # z sums to 0
         squares = torch.linalg.eigvalsh(free @ free.mT)[:, -1]  # of each the largest
         radius = root * float(squares.clamp(min=0).sqrt().sum())
         along = root * float((unit @ free).norm(dim=-1).sum())
-        summed = matrix.abs() @ (shares.abs().sum(0) * self.bias.abs()) + offset.abs()
+        summed = matrix.abs() @ (shares.abs().sum(0) * self.origin.abs()) + offset.abs()
         rounded = _ROUNDED * (root * float(maps.flatten(1).norm(dim=-1).sum()) + float(summed.norm()))
-        return _Contents(matrix @ (shares.sum(0) * self.bias) + offset, radius + rounded, along + rounded)
+        return _Contents(matrix @ (shares.sum(0) * self.origin) + offset, radius + rounded, along + rounded)
 
 
 def _largest_radius(attention: Any, head: int) -> float:
