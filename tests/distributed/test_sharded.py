@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from syncattn.models import OSNConfig, OSNForCausalLM
 
-TRAINED = ["fsdp", "fsdp_adamw", "fsdp_one_head", "fsdp_checkpointing"]
+TRAINED = ["fsdp", "fsdp_adamw", "fsdp_one_head", "fsdp_value_residual", "fsdp_checkpointing"]
 OTHERS = ["fsdp_bf16", "fsdp_paper", "fsdp_changed_in_place", "fsdp_saved", "fsdp_made_empty"]
 
 

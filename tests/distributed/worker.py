@@ -252,6 +252,12 @@ def fsdp_one_head() -> dict:
 
 
 @task
+def fsdp_value_residual() -> dict:
+    """What the first layer gives to all others is made within its forward, where its parameters are whole."""
+    return beside_alone(make_model(value_residual=True, token_shift=False, short_convolution=3), shard)
+
+
+@task
 def fsdp_checkpointing() -> dict:
     model = make_model()
     model.gradient_checkpointing_enable()

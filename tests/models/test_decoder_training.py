@@ -61,6 +61,20 @@ def test_gradient_checkpointing_gives_the_same_gradients(typical, ids):
     assert not any(layer.gradient_checkpointing for layer in model.model.layers)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("name", ["osn modern", "rotary modern"])
+def test_a_value_residual_is_checkpointed_either_way(name, use_reentrant, build_model, ids):
+    """The first layer's values reach all layers, whose recomputations go back to them one after the other."""
+    model = build_model(name).train()
+    _, expected = gradients(model, ids)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    _, found = gradients(model, ids)
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, msg=key)
+
+
 def test_dropout_acts_in_training_only(ids):
     sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     for dropout in ({"attention_dropout": 0.5}, {"hidden_dropout": 0.5}):

@@ -40,6 +40,21 @@ def test_a_step_is_the_cached_model(model, ids, mask):
 
 
 @torch.no_grad()
+def test_a_step_reads_all_of_a_long_past(monkeypatch):
+    """Whatever lies behind heads' windows: a past of tensors has one length for all of them."""
+    for room in ("nn.groups", "nn.state", "models.cache"):
+        monkeypatch.setattr(f"syncattn.{room}.BLOCK", 8)
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = OSNForCausalLM(OSNConfig(**sizes, windows=[0.2, 0.3, 4.0, 60.0])).eval()
+    assert model.windows().min() < 16
+    ids = torch.randint(1, 40, (1, 90), generator=torch.Generator().manual_seed(1))
+    step, mask = CachedStep(model), torch.ones_like(ids)
+    found = decode(step, step.start(1), ids, mask, (50, 1, 1, 30, 8))
+    torch.testing.assert_close(found, whole(model, ids, mask), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_a_step_leaves_the_past_that_it_was_given(build_model, ids, mask):
     step = CachedStep(build_model("osn"))
     _, past = step(ids[:, :5], mask[:, :5], step.start(3))

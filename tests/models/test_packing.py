@@ -21,6 +21,7 @@ from syncattn.models import (
     OSNModel,
     OSNSeriesConfig,
 )
+from syncattn.nn.presets import PRESETS
 
 from .conftest import CONFIGS, DENSE, build
 
@@ -78,6 +79,31 @@ def test_each_text_as_if_alone_with_its_gradients(name, lengths, way):
     each = [out.loss * (n - 1) for out, n in zip(alone, lengths, strict=True) if n > 1]
     loss = sum(each) / counted
     torch.testing.assert_close(packed.loss, loss, rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients(model, packed.loss), gradients(model, loss), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_texts_in_presets_with_what_looks_farther_back(name):
+    """Each text as if alone, with its gradients, where tokens stand on several axes, too."""
+    back = {"token_shift": False, "short_convolution": 5, "value_residual": True}
+    back = back if name in ("text", "series") else {"value_residual": True}
+    torch.manual_seed(0)
+    model = OSNForCausalLM(OSNConfig.preset(name, **DENSE, **{"is_causal": True} | back)).eval()
+    axes, texts = model.config.axes, texts_of(LENGTHS)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.value_mix.normal_()
+            if layer.self_attn.shift is not None:
+                layer.self_attn.shift.normal_(std=0.2)
+    row = torch.cat(texts)[None]
+    places = 4 * torch.rand(1, TOKENS, axes) if axes > 1 else None
+    apart = [None] * len(texts) if places is None else places.split(LENGTHS, 1)
+    packed = model(row, labels=row, positions=places, **said(LENGTHS, "sequence_ids"))
+    alone = [model(t[None], labels=t[None], positions=at) for t, at in zip(texts, apart, strict=True)]
+    torch.testing.assert_close(packed.logits, torch.cat([x.logits for x in alone], 1), rtol=1e-5, atol=1e-5)
+    told = [(out.loss, n - 1) for out, n in zip(alone, LENGTHS, strict=True) if n > 1]
+    loss = sum(each * n for each, n in told) / (TOKENS - len(LENGTHS))
     for a, b in zip(gradients(model, packed.loss), gradients(model, loss), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
 

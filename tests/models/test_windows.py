@@ -1,5 +1,6 @@
 """Models whose heads cannot reach everything: what they forget of a text changes no bit of what follows."""
 
+import copy
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from syncattn.models import (
     TransformerConfig,
     TransformerForCausalLM,
 )
+from syncattn.nn import preset
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GREEDY = {"do_sample": False, "max_new_tokens": 40}
@@ -110,6 +112,59 @@ def test_generate_forgets_in_every_mode(narrow, mode, monkeypatch):
     assert torch.equal(*found) and torch.equal(found[0], alone)
     if mode in ("assisted", "prompt lookup"):
         assert torch.equal(alone, narrow.generate(ids, **GREEDY))
+
+
+BACK = {"token_shift": False, "short_convolution": 4, "value_residual": True}
+TURNED = {"directed": [True, False, True, False], "delay": [True, True, False, False], "detuning": True}
+MIXES = {
+    "convolution": {"windows": [2.0, 3.0, 4.0, 30.0], "value_rotation": 50.0, **BACK},
+    "kinds": {"windows": [2.0, 3.0, 4.0, 60.0], **TURNED},
+    "forms": {
+        "position": ["own_drift", "drift", "own_screw", "none"],
+        "helix_scales": [2.0, 8.0],
+        "windows": [1.0, 3.0, 2.0, None],
+        **TURNED,
+        **BACK,
+    },
+    "preset": preset("series", 4) | {"window_range": (1.0, 3.0)},
+    "post-norm, absolute": {
+        "windows": [1.0, 2.0, 3.0, 8.0],
+        "norm_first": False,
+        "frame": "absolute",
+        "top_k": 4,
+    },
+}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("mix", MIXES)
+@torch.no_grad()
+def test_mixes_of_heads_forget_nothing_that_is_read(mix):
+    """Padded rows, in calls of several sizes, taken back and copied, as the whole text at once."""
+    torch.manual_seed(0)
+    model = OSNForCausalLM(OSNConfig(**SIZES, **MIXES[mix])).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("shift", "value_mix", "detuning")):
+            parameter.normal_(std=0.1)
+    ids = torch.randint(1, 40, (2, 280), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(280) >= torch.tensor([[0], [90]])).long()
+    want = model(ids, attention_mask=mask, use_cache=False).logits
+    found = []
+    for evict in (True, False):
+        cache, at, outs = DecoderCache(model.config, evict=evict), 0, []
+        for n in (150, *[1] * 30, 24, 24, 20, 32):
+            outs.append(model(ids[:, at : at + n], mask[:, : at + n], past_key_values=cache).logits)
+            at += n
+            if at == 180:
+                cache.activate_past_recording()
+            if at == 248:
+                cache = copy.deepcopy(cache)
+                cache.crop(-30)
+                model(ids[:, 218:248], mask[:, :248], past_key_values=cache)
+        assert evict == any(state.forgets for state in cache.states)
+        found.append(torch.cat(outs, 1))
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0][mask.bool()], want[mask.bool()], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -68,6 +68,25 @@ class DecoderLayer(Block, GradientCheckpointingLayer):
             branch.initializer_scale = scale  # type: ignore
         self.chunk_size = config.chunk_size_feed_forward
 
+    def forward(  # type: ignore[override]
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+        first_value: Tensor | None = None,
+        *,
+        values_only: bool = False,
+        **options: Any,
+    ) -> Any:
+        """As `Block.forward`; or, if `values_only`, what later layers with a value residual take as
+        `first_value`: within forward, around which FSDP gathers parameters and checkpointing recomputes."""
+        if values_only:
+            attention: Any = self.self_attn
+            return attention.first_values(self.norm1(src) if self.norm_first else src)
+        masks = src_mask, src_key_padding_mask, is_causal
+        return super().forward(src, *masks, first_value=first_value, **options)
+
     def _feed_forward(self, x: Tensor) -> Tensor:
         if not self.chunk_size:
             return super()._feed_forward(x)
@@ -248,10 +267,9 @@ class DecoderModel(DecoderPreTrainedModel):
         all_hidden: tuple[Tensor | None, ...] = ()
         all_weights: tuple[Tensor, ...] = ()
         placed: dict[str, Any] = {"positions": positions, "sequence_ids": texts}
+        first_value = None
         if getattr(self.config, "value_residual", False):
-            first: Any = self.layers[0]
-            given = first.norm1(hidden) if self.config.norm_first else hidden
-            placed["first_value"] = first.self_attn.first_values(given)
+            first_value = self.layers[0](hidden, values_only=True)
         states = [None] * len(self.layers) if cache is None else cache.states
         if cache is not None:
             cache.use_windows_of(self, hidden)
@@ -259,8 +277,9 @@ class DecoderModel(DecoderPreTrainedModel):
             for layer, state in zip(self.layers, states):
                 if kept:
                     all_hidden += (hidden if len(all_hidden) in kept else None,)
-                options = {"is_causal": is_causal, "state": state, "need_weights": output_attentions}
-                hidden = layer(hidden, None, is_padding, **options, **placed)
+                options = {"state": state, "need_weights": output_attentions}
+                # first_value by place: reentrant checkpointing gives gradients to nothing else
+                hidden = layer(hidden, None, is_padding, is_causal, first_value, **options, **placed)
                 if output_attentions:
                     hidden, weights = hidden
                     all_weights += (weights,)  # (B, H, N, past + N)

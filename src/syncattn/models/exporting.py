@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,13 @@ from syncattn.models.decoder import DecoderForCausalLM
 # What a layer's state holds besides the tokens' mask and number, which attention_mask says for all layers.
 _OF_A_LAYER = ("send", "value", "phase_sum", "last_input", "last_emitted")
 _GROWING = ("send", "value")  # with the tokens: (B, H, P, m) and (B, H, P, d)
+
+
+class _WholeCache(DecoderCache):
+    """A cache whose heads are all read from the first token on, as a past of one tensor for all must be."""
+
+    def use_windows_of(self, model: Any, new: Tensor) -> None:
+        """Nothing: no head is known to reach less far than another."""
 
 
 class CachedStep(nn.Module):
@@ -60,7 +69,7 @@ class CachedStep(nn.Module):
     @torch.no_grad()
     def start(self, batch: int) -> list[Tensor]:
         """The past of so many sequences before their first token, on the model's device."""
-        cache = DecoderCache(self.model.config)
+        cache = _WholeCache(self.model.config)
         # After one token of padding, which nobody sees, all that does not grow is as it is at the start.
         nothing = torch.zeros(batch, 1, dtype=torch.int64, device=self.model.device)
         self.model(nothing, nothing, past_key_values=cache)
@@ -90,7 +99,7 @@ class CachedStep(nn.Module):
                 was given when they came.
             past: from `start` or the step before, in the order of `names`; P tokens.
         """
-        cache = DecoderCache(self.model.config)
+        cache = _WholeCache(self.model.config)
         real = attention_mask.narrow(1, 0, past[0].shape[2]) == 1  # a slice would clamp its end, of any size
         per_layer = len(self._fields)
         for i, state in enumerate(cache.states):
