@@ -1,10 +1,9 @@
 """Heads that hold the same tokens of the past, and from which token on each group of heads has to be read.
 
-Heads of like window (windows.py) stand together. What lies before a group's window cannot lock with any token
-to
-come: it is not read, and may be forgotten. Starts are multiples of BLOCK, and depend on the number of tokens
-alone, not on what was forgotten: so a cache that forgets gives what one that keeps everything gives, bit for
-    bit.
+Heads of like window (windows.py) stand together. What lies before a group's window cannot lock with any
+token to come: it is not read, and may be forgotten. Starts are multiples of BLOCK, and depend on the number
+of tokens alone, not on what was forgotten: so a cache that forgets gives what one that keeps everything
+gives, bit for bit.
 """
 
 from __future__ import annotations

@@ -78,8 +78,7 @@ def by_groups(after: IncrementalState, arguments: dict[str, Any]) -> Any:
 
     Returns:
         As the operator: with return_weights, S and P (B, H, N, M) of all M tokens that there were, 0 for
-            those
-        that no head reads any more.
+        those that no head reads any more.
     """
     windows = after.windows
     mask, coupling, length = arguments["attn_mask"], arguments["coupling"], after.length

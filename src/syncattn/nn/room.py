@@ -18,10 +18,8 @@ class Room:
     """Frequencies (B, H, capacity, m) and values (B, H, capacity, d) of tokens; the first are filled.
 
     Groups (groups.py) hold views of what is filled. Only the owner, the group that holds its end, may write
-    more
-    there, or, once it went back, write over what it left: whoever else has a view of the memory makes a room
-        of
-    its own before it goes on. So nothing that a group holds is ever changed.
+    more there, or, once it went back, write over what it left: whoever else has a view of the memory makes a
+    room of its own before it goes on. So nothing that a group holds is ever changed.
 
     Attributes:
         send, value: the memory.
