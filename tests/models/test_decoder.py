@@ -11,7 +11,7 @@ from transformers.modeling_layers import (
 )
 
 from syncattn.models import DecoderCache, OSNPreTrainedModel, TransformerPreTrainedModel
-from syncattn.models.decoder import soft_capped
+from syncattn.models.causal import soft_capped
 from syncattn.nn import locked_density
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from syncattn.models.cache import DecoderCache
-from syncattn.models.decoder import DecoderForCausalLM
+from syncattn.models.causal import DecoderForCausalLM
 
 # What a layer's state holds besides the tokens' mask and number, which attention_mask says for all layers.
 _OF_A_LAYER = ("send", "value", "phase_sum", "last_input", "last_emitted")

@@ -13,8 +13,9 @@ from transformers.modeling_layers import GenericForQuestionAnswering, GenericFor
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutputWithPast
 from transformers.utils import can_return_tuple
 
+from syncattn.models.causal import soft_capped
 from syncattn.models.configuration import DecoderConfig
-from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel, soft_capped
+from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel
 from syncattn.models.labels import answer_place, class_labels, token_labels
 from syncattn.models.osn import OSNModel, OSNPreTrainedModel
 from syncattn.models.packing import row_texts

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from syncattn.checks import check_flag
+from syncattn.models.causal import DecoderForCausalLM
 from syncattn.models.configuration import DecoderConfig
-from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
+from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel
 from syncattn.models.fields import check_heads, check_size
 from syncattn.nn import SelectiveSynchronizationAttention, preset
 from syncattn.nn.frequency import check_frequency

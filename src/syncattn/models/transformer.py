@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from syncattn.models.causal import DecoderForCausalLM
 from syncattn.models.configuration import DecoderConfig
-from syncattn.models.decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
+from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel
 from syncattn.models.softmax import SoftmaxAttention, check_options
 from syncattn.nn.frequency import delayed_heads
 

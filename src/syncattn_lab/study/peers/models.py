@@ -11,7 +11,8 @@ from transformers import initialization as init
 
 from syncattn.checks import check_choice, check_count
 from syncattn.models import SoftmaxAttention, TransformerConfig
-from syncattn.models.decoder import DecoderForCausalLM, DecoderLayer, DecoderModel
+from syncattn.models.causal import DecoderForCausalLM
+from syncattn.models.decoder import DecoderLayer, DecoderModel
 from syncattn.models.transformer import TransformerPreTrainedModel
 from syncattn_lab.study.peers.delta import GatedDelta
 from syncattn_lab.study.peers.entmax import entmax15
