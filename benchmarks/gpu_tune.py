@@ -24,6 +24,7 @@ import torch
 
 from syncattn.backends.call import prepare
 from syncattn.backends.triton import launch, passes
+from syncattn.backends.triton.blocks import BLOCKS, Blocks, Kernels
 from syncattn.bench.inputs import Case, make_inputs
 
 # queries, keys, walk, warps, stages, registers.
@@ -55,12 +56,10 @@ def case_of(form: str, width: int, tokens: int, heads: int = 16) -> Case:
 
 def set_blocks(name: str, sizes: tuple[int, ...]) -> None:
     """Make these the blocks of the forward, or of both kernels of the backward, whatever the width."""
-    blocks = launch.Blocks(*sizes)
-    for key, found in launch.BLOCKS.items():
-        launch.BLOCKS[key] = (
-            found._replace(forward=blocks)
-            if name == "forward"
-            else launch.Kernels(found.forward, blocks, blocks)
+    blocks = Blocks(*sizes)
+    for key, found in BLOCKS.items():
+        BLOCKS[key] = (
+            found._replace(forward=blocks) if name == "forward" else Kernels(found.forward, blocks, blocks)
         )
 
 

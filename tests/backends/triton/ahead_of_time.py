@@ -61,7 +61,7 @@ CASES = {
 
 def of_table():
     """A case for each of the block sizes, with few, some and many coordinates."""
-    from syncattn.backends.triton.launch import BLOCKS
+    from syncattn.backends.triton.blocks import BLOCKS
 
     dtypes = {2: (HALF, HALF), 4: (torch.float32, torch.float32)}
     return {

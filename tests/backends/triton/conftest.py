@@ -30,14 +30,16 @@ def kernels(monkeypatch):
     from syncattn.backends.triton import launch
 
     if not GPU:
-        small_tiles(monkeypatch, launch)
+        small_tiles(monkeypatch)
     return launch
 
 
-def small_tiles(monkeypatch, launch, queries=32, walk=32, keys=None):
-    blocks = launch.Blocks(queries, keys or queries, walk, 4, 2)
-    for key in launch.BLOCKS:
-        monkeypatch.setitem(launch.BLOCKS, key, launch.Kernels(blocks, blocks, blocks))
+def small_tiles(monkeypatch, queries=32, walk=32, keys=None):
+    from syncattn.backends.triton.blocks import BLOCKS, Blocks, Kernels
+
+    blocks = Blocks(queries, keys or queries, walk, 4, 2)
+    for key in BLOCKS:
+        monkeypatch.setitem(BLOCKS, key, Kernels(blocks, blocks, blocks))
 
 
 def _mend_interpreter(monkeypatch):
@@ -77,14 +79,14 @@ def device():
 def walked_in_pieces(kernels, monkeypatch):
     """Tiles of which half is walked at a time, as the backward does on a GPU."""
     if not GPU:
-        small_tiles(monkeypatch, kernels, 32, 16)
+        small_tiles(monkeypatch, 32, 16)
 
 
 @pytest.fixture
 def tiles_of(kernels, monkeypatch):
     """Sets the tokens of a tile, how many are walked at a time, and the tokens of a tile of senders if they
     are others, on a GPU as well."""
-    return lambda *sizes: small_tiles(monkeypatch, kernels, *sizes)
+    return lambda *sizes: small_tiles(monkeypatch, *sizes)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import torch
 import syncattn
 from syncattn import locking
 from syncattn.backends.call import prepare
+from syncattn.backends.triton.blocks import BLOCKS
 
 attention = syncattn.selective_synchronization_attention
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -43,7 +44,7 @@ def test_lists_hold_every_pair_of_tiles_with_a_locked_pair(structure, causal, dr
 def test_with_drift_and_causal_order_the_list_is_a_band(device, kernels):
     from syncattn.backends.triton import passes  # noqa: F401
 
-    size = kernels.BLOCKS[64, 4, False].forward.queries
+    size = BLOCKS[64, 4, False].forward.queries
     tokens = 6 * size
     w = torch.arange(tokens, dtype=torch.float32)[None, None, :, None].expand(1, 1, -1, 2).contiguous()
     radius = torch.tensor([size * 1.2])  # the window reaches into the tile before, no further
@@ -107,7 +108,7 @@ def test_granules_of_tiles(
 def test_past_the_last_value_nothing_is_read(draw, device, kernels, monkeypatch):
     """The senders fill 3 tiles, and the last granule is 2."""
     monkeypatch.setattr(kernels, "CAPACITY", 2)
-    tokens = 3 * kernels.BLOCKS[64, 4, False].forward.queries
+    tokens = 3 * BLOCKS[64, 4, False].forward.queries
     receive, send, value, *parameters = (x.to(device) for x in draw(1, 1, tokens, tokens, 3, 16, density=0.9))
     longer = torch.full((1, 1, 2 * tokens, 16), torch.nan, device=device)
     longer[:, :, :tokens] = value

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from syncattn.backends.triton.blocks import BLOCKS
+
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 NEAREST = {"frame": "nearest", "power": 2}
 LAYER = NEAREST | {"is_causal": True, "self_coupling": False}
@@ -73,7 +75,7 @@ def test_masks_by_tile(name, within_rounding, draw, per_query, device, kernels, 
 def test_masked_tiles_are_not_listed(capacity, draw, device, kernels, monkeypatch, call_of):
     """Everyone locks: what is left out is left out by the mask. Documents of two tiles; padding."""
     monkeypatch.setattr(kernels, "CAPACITY", capacity)
-    size = kernels.BLOCKS[64, 4, False].forward.queries
+    size = BLOCKS[64, 4, False].forward.queries
     tokens = 6 * size
     inputs = draw(1, 1, tokens, tokens, 2, 2, density=1)
     padding = torch.arange(tokens) < 3 * size - 5

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from syncattn.backends.call import Call
 from syncattn.backends.triton.arrange import arrange_kernel, frame_kernel
-from syncattn.backends.triton.blocks import (  # noqa: F401 (some for gpu_tune.py and tests alone)
-    BLOCKS,
+from syncattn.backends.triton.blocks import (
     MOST_DIRECT,
-    Blocks,
-    Kernels,
     blocks_for,
     cdiv,
     drawn_columns,
@@ -172,9 +169,7 @@ class Launch:
     ) -> tuple[Side, Tensor | None]:
         """One side; of the receivers also reach, (B H, tiles): the largest D at which a tile can lock."""
         heads, tokens = x.shape[1:3]
-        rows, tiles = self.batch * heads, cdiv(tokens, block)
-        granule = _largest_granule(tiles)
-        tiles = cdiv(tiles, granule) * granule  # a granule is read to its end
+        rows, tiles = self.batch * heads, _whole_granules(cdiv(tokens, block))
         plane = tiles * block
 
         def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -206,10 +201,7 @@ class Launch:
         ids = ids.contiguous()
         sides = []
         for own, tile in ((ids[:, self.keys - self.queries :], self.query_tile), (ids, self.key_tile)):
-            tiles = (
-                cdiv(cdiv(own.shape[1], tile), granule := _largest_granule(cdiv(own.shape[1], tile)))
-                * granule
-            )
+            tiles = _whole_granules(cdiv(own.shape[1], tile))
             # a last tile that is not full has its last token's id to the end
             at = torch.arange(tiles * tile, dtype=torch.int64, device=self.device).clamp(max=own.shape[1] - 1)
             of_tiles = own[:, at].view(len(own), tiles, tile)
@@ -313,6 +305,12 @@ class Launch:
 def _largest_granule(tiles: int) -> int:
     """The tiles of an entry with which a list of so many tiles has room for all of them: a power of two."""
     return next_power_of_2(cdiv(tiles, CAPACITY))
+
+
+def _whole_granules(tiles: int) -> int:
+    """So many tiles, and those past the end that are read with the last entry of a list."""
+    granule = _largest_granule(tiles)
+    return cdiv(tiles, granule) * granule
 
 
 def _by_sender(mask: Tensor | None, send: Tensor, keys: int) -> Tensor | None:
