@@ -183,11 +183,9 @@ def _prepare_interpreter() -> None:
     spec = importlib.util.spec_from_file_location("triton_conftest", path)
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
-    from syncattn.backends.triton import launch
-
     patch = pytest.MonkeyPatch()
     conftest._mend_interpreter(patch)
-    conftest.small_tiles(patch, launch)
+    conftest.small_tiles(patch)
 
 
 # --- densities
