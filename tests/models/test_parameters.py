@@ -43,3 +43,10 @@ def test_models_too_small_to_match():
     tiny = OSNConfig(hidden_size=4, num_attention_heads=2, num_hidden_layers=1, vocab_size=2)
     with pytest.raises(ValueError, match="too small to match parameters within 1 %"):
         match_parameters(tiny, TransformerConfig.of_sizes(tiny))
+
+
+def test_large_models_have_widths_that_gpus_multiply_fast():
+    large = OSNConfig(hidden_size=576, num_hidden_layers=8, num_attention_heads=9)
+    osn, transformer = match_parameters(large, TransformerConfig.of_sizes(large))
+    assert osn.intermediate_size % 8 == transformer.intermediate_size % 8 == 0
+    assert abs(count_parameters(osn) / count_parameters(transformer) - 1) <= 0.005

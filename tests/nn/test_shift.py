@@ -96,3 +96,34 @@ def test_one_of_the_two():
         SelectiveSynchronizationAttention(12, 2, token_shift=True, short_convolution=4)
     with pytest.raises(ValueError, match="short_convolution must be None or a width from 2 to 64"):
         SelectiveSynchronizationAttention(12, 2, short_convolution=1)
+
+
+@pytest.mark.parametrize("tokens", [2, 7])
+def test_whole_rows_are_mixed_as_any_others(tokens):
+    """In two passes where only autograd looks on: values, gradients, and those of the gradients."""
+    from syncattn.nn.tokens import mix_previous
+
+    torch.manual_seed(tokens)
+    x = torch.randn(2, tokens, 3, dtype=torch.float64, requires_grad=True)
+    amount = torch.randn(3, dtype=torch.float64, requires_grad=True)
+
+    def fast(x, amount):
+        return mix_previous(x, amount, None, None)
+
+    def general(x, amount):
+        return mix_previous(x, amount, torch.zeros_like(x[:, 0]), None)
+
+    assert type(fast(x, amount).grad_fn).__name__ == "_MixedPreviousBackward"
+    assert type(general(x, amount).grad_fn).__name__ == "AddBackward0"
+    torch.testing.assert_close(fast(x, amount), general(x, amount))
+    assert torch.autograd.gradcheck(fast, (x, amount))
+    assert torch.autograd.gradgradcheck(fast, (x, amount))
+    torch.testing.assert_close(  # under a transform as well
+        torch.func.grad(lambda x: fast(x, amount).sin().sum())(x),
+        torch.autograd.grad(general(x, amount).sin().sum(), x)[0],
+    )
+    half = x.detach().bfloat16().requires_grad_()
+    torch.testing.assert_close(
+        torch.autograd.grad(fast(half, amount.bfloat16()).sum(), half)[0],
+        torch.autograd.grad(general(half, amount.bfloat16()).sum(), half)[0],
+    )

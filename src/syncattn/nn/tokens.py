@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,11 +158,45 @@ def mix_previous(
     bool is False there is none. With an amount (L, E) for each of the L tokens before, the last one first, it
     is a causal convolution of width L + 1, and before is (B, L E), as `with_before` makes it.
     """
+    if before is None and real is None and follows is None and _is_trained(x, amount):
+        return _MixedPrevious.apply(x, amount)
     amounts = amount if amount.ndim == 2 else amount[None]
     out = x
     for each, previous in zip(amounts, tokens_before(x, len(amounts), before, real, follows), strict=True):
         out = out + each * previous
     return out
+
+
+def _is_trained(x: Tensor, amount: Tensor) -> bool:
+    """Whether `_MixedPrevious` pays and can: nothing but autograd looks on."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    alike = amount.ndim == 1 and x.dtype == amount.dtype and x.shape[1] > 1
+    return alike and not (is_transformed() or torch.jit.is_tracing())
+
+
+class _MixedPrevious(torch.autograd.Function):
+    """`mix_previous` of whole rows of text, which passes over x and the gradient once each: in autograd's own
+    steps shift, product and sum, and the gradient of each, are several times the memory traffic."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, amount: Tensor) -> Tensor:
+        ctx.save_for_backward(x, amount)
+        out = torch.empty_like(x)
+        out[:, :1] = x[:, :1]
+        torch.addcmul(x[:, 1:], x[:, :-1], amount, out=out[:, 1:])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, amount = ctx.saved_tensors
+        of_amount = (grad[:, 1:] * x[:, :-1]).sum((0, 1))
+        if torch.is_grad_enabled():  # which writing into a tensor does not allow
+            return grad + amount * torch.nn.functional.pad(grad, (0, 0, -1, 1)), of_amount
+        of_x = torch.empty_like(grad)
+        of_x[:, -1:] = grad[:, -1:]
+        torch.addcmul(grad[:, :-1], grad[:, 1:], amount, out=of_x[:, :-1])
+        return of_x, of_amount
 
 
 def tokens_before(
