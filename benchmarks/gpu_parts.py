@@ -116,8 +116,8 @@ def train_part(out: Path, seconds: float, warm: bool, dry: bool) -> int:
 
 def steps_part(out: Path, seconds: float, dry: bool) -> int:
     """A whole training step of an OSN and of a Transformer of its size, 30M parameters, on as many tokens at
-    several lengths: forward, backward and AdamW under bf16 autocast, medians, in turn. steps.json is renewed
-    after each length."""
+    several lengths: forward, backward and AdamW under bf16 autocast, medians, in turn; at the first two also
+    with their blocks compiled (`layer.compile()`). steps.json is renewed after each length."""
     import statistics
     import time
 
@@ -145,15 +145,22 @@ def steps_part(out: Path, seconds: float, dry: bool) -> int:
         config = make_config(tokenizer, length, hidden, layers, heads)
         ids, runs = text.view(-1, length), []
         shown: dict[str, Any] = {"tokens": length, "batch": len(ids), "models": []}
-        for entrant in contenders(config, ("rotary",), (1e-3,)):
+        entrants = contenders(config, ("rotary",), (1e-3,))
+        kinds = [(entrant, False) for entrant in entrants]
+        if not dry and length in lengths[:2]:
+            kinds += [(entrant, True) for entrant in entrants]
+        for entrant, is_compiled in kinds:
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(entrant.config).to(device)
-            told = {"name": entrant.name, "title": entrant.title}
+            told = {"name": entrant.name, "title": entrant.title + ", compiled" * is_compiled}
             told["parameters"] = sum(p.numel() for p in model.parameters())
             if entrant.name == "osn":
                 syncattn.nn.calibrate(model, ids[:1, :2048], use_cache=False)
                 found = head_densities(model, ids[:1])
                 told["density"] = statistics.fmean(x for layer in found for x in layer)
+            if is_compiled:
+                for layer in model.model.layers:
+                    layer.compile(dynamic=False)
             runs.append((model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=not dry)))
             shown["models"].append(told | {"seconds": [], "bytes": None})
 
@@ -172,7 +179,8 @@ def steps_part(out: Path, seconds: float, dry: bool) -> int:
                     into["seconds"].append(time.perf_counter() - first)
         for into in shown["models"]:
             into["median"] = statistics.median(into["seconds"])
-        shown["ratio"] = shown["models"][0]["median"] / shown["models"][1]["median"]
+        medians = [into["median"] for into in shown["models"]]
+        shown["ratios"] = [a / b for a, b in zip(medians[::2], medians[1::2], strict=True)]  # eager, compiled
         record["lengths"].append(shown)
         write_json(out / "steps.json", record)
         print({k: v for k, v in shown.items() if k != "models"}, flush=True)

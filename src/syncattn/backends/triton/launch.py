@@ -297,7 +297,9 @@ class Launch:
         return form | {"options": options}
 
     def form(self) -> Form:
-        call, is_sorted = self.call, self.order is not None
+        call, order = self.call, self.order
+        # of one order for both sides the own pairs are where they are without
+        is_sorted = order is not None and order.receivers is not order.senders
         power = int(call.power)
         return constant(Form(call.is_causal, call.self_coupling, call.symmetric, is_sorted, power))
 
