@@ -59,7 +59,8 @@ def kd_order(x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
     while pieces * tile < size:
         start(
             halve_kernel, x.device, (batch * heads * pieces,),
-            Frequencies(x, *x.stride()), there.view(torch.uint8), order, halved, keys, heads, tokens, size, pieces,
+            Frequencies(x, *x.stride()), there.view(torch.uint8), order, halved, keys,
+            heads, tokens, size, pieces,
             FREQ=freq_dim, CHUNK=min(_CHUNK, size // pieces),
         )  # fmt: skip
         order, halved, pieces = halved, order, 2 * pieces
@@ -72,7 +73,7 @@ def halve_kernel(
 ):  # fmt: skip
     """One of so many pieces of a row of `order` (B heads, size), which numbers tokens, cut in two at the
     median of its widest coordinate, into `halved`: each half keeps its order. Numbers from `tokens` on, and
-    tokens of which `there` (B, heads, tokens) is 0, are behind all others. What is sorted by goes to `keys`."""
+    tokens of which `there` (B, heads, tokens) is 0, are behind all others. `keys` is room to work in."""
     program = tl.program_id(0)
     bh, length = program // pieces, size // pieces
     row = head_of(x, bh // heads, bh % heads)
