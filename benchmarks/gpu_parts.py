@@ -22,8 +22,9 @@ from syncattn.training.tokenizers import make_tokenizer
 from syncattn.training.train import train
 
 
-def bench_part(suites: list[str], out: Path, warm: bool, dry: bool) -> int:
-    """`syncattn bench` of these suites; wrong results are timed as well, marked as wrong."""
+def bench_part(suites: list[str], out: Path, warm: bool, dry: bool, tokens: list[int]) -> int:
+    """`syncattn bench` of these suites, at so many tokens if any are given; wrong results are timed as well,
+    marked as wrong."""
     plan = BenchPlan(
         suites=tuple(suites), threads=(1,), device="cpu" if dry else "cuda", rounds=5, time_wrong=True
     )
@@ -34,6 +35,8 @@ def bench_part(suites: list[str], out: Path, warm: bool, dry: bool) -> int:
         plan = replace(plan, rounds=3, budget=2.0)
     elif warm:
         plan = replace(quick(plan), rounds=2)
+    if tokens:
+        plan = replace(plan, gpu_tokens=tuple(tokens))
     return run(plan, out, Console(width=150))
 
 
@@ -252,6 +255,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--bench", help="suites of `syncattn bench`, as a list")
+    parser.add_argument("--tokens", default="", help="with --bench: these N alone, as a list")
     parser.add_argument("--small-calls", help="forms of call, and blocks-0 to blocks-4, as a list")
     parser.add_argument("--steps", type=float, help="seconds of timing whole training steps")
     parser.add_argument("--train", type=float, help="seconds of training for each model")
@@ -263,5 +267,10 @@ if __name__ == "__main__":
     if given.steps:
         sys.exit(steps_part(given.out, given.steps, given.dry_run))
     if given.bench:
-        sys.exit(bench_part(given.bench.split(","), given.out, given.warm, given.dry_run))
+        sys.exit(
+            bench_part(
+                given.bench.split(","), given.out, given.warm, given.dry_run,
+                [int(n) for n in filter(None, given.tokens.split(","))],
+            )
+        )  # fmt: skip
     sys.exit(train_part(given.out, given.train, given.warm, given.dry_run))

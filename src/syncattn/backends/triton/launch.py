@@ -139,7 +139,7 @@ class Launch:
 
     def _sort(self, receive: Tensor, send: Tensor, allowed: Tensor | None) -> None:
         tile = min(self.query_tile, self.key_tile)
-        self.order = order = order_of(receive, send, tile, allowed, self.call.symmetric)
+        self.order = order = order_of(self.host, receive, send, tile, allowed, self.call.symmetric)
         self.value = values_taken(self.value, order.senders, self.heads)
         if self.coupling.stride(2):  # 0: the same for all rows
             self.coupling = taken(self.coupling, order.receivers)

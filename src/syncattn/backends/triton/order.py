@@ -18,7 +18,7 @@ from syncattn.backends.triton.blocks import cdiv, next_power_of_2
 from syncattn.backends.triton.detuning import KNOWN
 from syncattn.backends.triton.groups import GROWING, Frequencies
 from syncattn.backends.triton.pointers import head_of
-from syncattn.backends.triton.start import start
+from syncattn.backends.triton.start import Host
 
 _CHUNK = 2048  # tokens that a program looks at together
 _LAST = tl.constexpr(2**32 - 1)  # the key of those that come after all others
@@ -34,7 +34,7 @@ class Order(NamedTuple):
     senders_back: Tensor
 
 
-def kd_order(x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
+def kd_order(host: Host, x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
     """Which token of x comes where, tiles of `tile` holding near ones.
 
     The tokens are cut in two at the median of their widest coordinate, level by level, until a piece is one
@@ -57,8 +57,8 @@ def kd_order(x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
     halved, pieces = torch.empty_like(order), 1
     keys = torch.empty(order.shape, dtype=torch.uint32, device=x.device)
     while pieces * tile < size:
-        start(
-            halve_kernel, x.device, (batch * heads * pieces,),
+        host.start(
+            halve_kernel, (batch * heads * pieces,),
             Frequencies(x, *x.stride()), there.view(torch.uint8), order, halved, keys,
             heads, tokens, size, pieces,
             FREQ=freq_dim, CHUNK=min(_CHUNK, size // pieces),
@@ -132,13 +132,15 @@ def halve_kernel(
         lefts += tl.sum(left, 0)
 
 
-def order_of(receive: Tensor, send: Tensor, tile: int, allowed: Tensor | None, symmetric: bool) -> Order:
+def order_of(
+    host: Host, receive: Tensor, send: Tensor, tile: int, allowed: Tensor | None, symmetric: bool
+) -> Order:
     """The order of both sides: of a symmetric call the same, but where a mask leaves out senders."""
-    senders = kd_order(send, tile, allowed)
+    senders = kd_order(host, send, tile, allowed)
     if symmetric and allowed is None:
         back = inverse(senders)
         return Order(senders, senders, back, back)
-    receivers = kd_order(receive, tile, None)
+    receivers = kd_order(host, receive, tile, None)
     return Order(receivers, senders, inverse(receivers), inverse(senders))
 
 
