@@ -1,5 +1,6 @@
 """Passes seen before: started again exactly as they were noted, on the tensors of the new call."""
 
+import ctypes
 from typing import Any, NamedTuple
 
 import pytest
@@ -135,3 +136,94 @@ def test_a_profiler_sees_every_kernel_start(plan, call, monkeypatch):
     monkeypatch.setattr(start, "is_watched", lambda: True)
     plan._here(run, call, (), (torch.zeros(4),))
     assert run.runs == 2 and len(run.kernel.compiled) == 4
+
+
+@pytest.fixture
+def replayed(kernels, monkeypatch):
+    """Passes go through plans, of kernels that the interpreter runs on the memory at the addresses that they
+    are started with. Gives how many starts came from a plan."""
+    from syncattn.backends.triton import passes, plan, start
+
+    count = []
+
+    def memory(address, like):
+        """What is at an address, as long as that tensor and of its dtype."""
+        if like.numel() == 0:
+            return like
+        length = 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride(), strict=True))
+        data = (ctypes.c_byte * (length * like.element_size())).from_address(address)
+        return torch.frombuffer(data, dtype=like.dtype).as_strided(like.shape, like.stride())
+
+    def rebuilt(x, noted):
+        if isinstance(noted, torch.Tensor):
+            return memory(x, noted)
+        if isinstance(noted, tuple):
+            members = [rebuilt(a, b) for a, b in zip(x, noted, strict=True)]
+            return type(noted)(*members) if hasattr(noted, "_fields") else tuple(members)
+        assert x == noted
+        return x
+
+    class Noting(start.Host):
+        def start(self, kernel, grid, *arguments, options=None, variants=({},), **constants):
+            for variant in variants:
+                given = [*arguments, *(variant | constants).values()]
+                kernel[grid](*given, **(options or {}))
+
+                def run(x, y, z, stream, *passed, kernel=kernel, grid=grid, noted=given, options=options):
+                    assert (x, y)[: len(grid)] == grid
+                    kernel[grid](*map(rebuilt, passed, noted), **(options or {}))
+                    count.append(kernel)
+
+                whole = grid[0], grid[1] if len(grid) > 1 else 1, 1
+                self.starts.append(start.Started(run, whole, (), tuple(given)))
+
+    monkeypatch.setattr(start, "Host", Noting)
+    monkeypatch.setattr(start, "stream_of", lambda device: 7)
+    monkeypatch.setattr(plan, "_plans", {})
+    monkeypatch.setattr(passes, "planned", plan._here)
+    return count
+
+
+FORMS = {
+    "layer": ({"is_causal": True, "self_coupling": False, "power": 2, "frame": "nearest"}, (9, 40, 4), True),
+    "directed, edge": ({"edge": 0.1}, (40, 50, 20), False),
+    "dropout": ({"dropout_p": 0.3, "power": 2}, (33, 33, 3), True),
+    "a mask": ({"attn_mask": 0, "power": 2, "frame": "nearest"}, (40, 40, 3), False),
+    "decoding": ({"is_causal": True, "frame": "nearest", "power": 2}, (1, 70, 5), False),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it stands in for a GPU")
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_plan_starts_gives_what_the_pass_gives(form, replayed, call_of, draw, device):
+    """Of other tensors of the same form, in memory that holds NaN before: every bit, both ways."""
+    from syncattn.backends.triton import passes, plan
+
+    options, (queries, keys, m), same = FORMS[form]
+    options, inputs = dict(options), draw(1, 2, queries, keys, m, 5, same=same and queries == keys)
+    if "attn_mask" in options:
+        options["attn_mask"] = torch.rand(queries, keys, generator=torch.Generator().manual_seed(0)) > 0.3
+
+    def both_ways(scale):
+        receive = inputs[0] * scale
+        moved = [
+            receive,
+            receive if inputs[1] is inputs[0] else inputs[1] * scale,
+            inputs[2] + scale,
+            *inputs[3:],
+        ]
+        call = call_of(moved, device, **options)
+        if "dropout_p" in options:
+            call = call._replace(seed=torch.tensor(int(100 * scale), device=device))
+        saved = passes.forward(call)
+        return [*saved, *passes.backward(call, torch.cos(saved[0]), *saved)]
+
+    first = both_ways(1.0)
+    assert not replayed and all(plan._plans.values())
+    again = both_ways(1.25)
+    assert len(replayed) >= 8
+    plan._plans.clear()
+    for got, want, other in zip(again, both_ways(1.25), first, strict=True):
+        assert torch.equal(got, want)
+        assert got.dtype == torch.int32 or got.numel() == 0 or not torch.equal(got, other)
