@@ -90,10 +90,10 @@ def look(model: PreTrainedModel, run: Run, size: int) -> Look:
 
 def draw(runs: list[tuple[Run, Look, list[int], list[float]]]) -> bytes:
     """Two rows for each run, its layers, and beside them the share of weight by length."""
-    layers, heads = runs[0][1].weights.shape[:2]
-    rows = layers * len(runs)
-    page = PAGES["light"]
-    with canvas("light", 2.2 * heads + 3.4, 1.35 * rows + 0.5, layout="constrained") as figure:
+    layers, heads, shown, whole = runs[0][1].weights.shape
+    rows, page = layers * len(runs), PAGES["light"]
+    height = (0.27 + 2.2 * shown / whole) * rows + 0.5  # inches; a head is 2.2 wide
+    with canvas("light", 2.2 * heads + 3.4, height, layout="constrained") as figure:
         grid = figure.add_gridspec(rows, heads + 1, width_ratios=[1] * heads + [1.3])
         for index, (run, seen, sizes, shares) in enumerate(runs):
             for layer in range(layers):
@@ -114,7 +114,7 @@ def draw(runs: list[tuple[Run, Look, list[int], list[float]]]) -> bytes:
             axes.set_xticks(sizes, [str(each) for each in sizes], fontsize=7)
             axes.minorticks_off()
             axes.axvspan(sizes[0] / 1.3, 64, color=page["faint"], alpha=0.35, lw=0)
-            axes.set_ylabel("weight on the place", fontsize=8)
+            axes.set_title("weight on the place", fontsize=8)
             axes.set_xlabel(KINDS[run.task_options["kind"]][0], fontsize=8)
         return png(figure)
 
