@@ -7,11 +7,11 @@ Steps, in this order, each in processes of its own with a time limit; none needs
     versions    nvidia-smi, `syncattn doctor`
     check       the tests marked gpu; beside them, small calls of every form under compute-sanitizer
     warm        short runs that compile what the next steps need
+    gpu-decode  decoding, CUDA graphs, peak memory
+    steps       a training step of 30M parameters at several lengths, also compiled, beside a Transformer
+    gpu-anchors beside SSA through FlexAttention, and AdaSplash if PYTHONPATH has it
     gpu-64      `syncattn bench gpu-64`: values 64 wide, beside SDPA and FlashAttention
     gpu-128     the same, 128 wide
-    gpu-decode  decoding, CUDA graphs, peak memory
-    steps       a whole training step of 30M parameters at several lengths, beside a Transformer
-    gpu-anchors beside SSA through FlexAttention, and AdaSplash if PYTHONPATH has it
     tests       the rest of the Triton backend's tests, for as long as there is time
     training    an OSN and a Transformer of its size: tokens per second and losses: only if --steps names it
     tune        benchmarks/gpu_tune.py, each kernel's time in many block sizes: likewise
@@ -79,12 +79,10 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
     def part(name: str, *options: str) -> list[str]:
         return [python, str(ROOT / "benchmarks" / "gpu_parts.py"), "--out", str(work / name), *toy, *options]
 
-    warm = (
-        {} if dry else {f"warm-{s}": part(f"warm-{s}", "--bench", s, "--warm") for s in ("gpu-64", "gpu-128")}
-    )
+    suites = ("gpu-64", "gpu-128", "gpu-decode", "gpu-anchors")
+    warm = {} if dry else {f"warm-{x}": part(f"warm-{x}", "--bench", x, "--warm") for x in suites}
     if not dry:
-        warm["warm-gpu-decode"] = part("warm-gpu-decode", "--bench", "gpu-decode", "--warm")
-        warm["warm-training"] = part("warm-training", "--train", "1", "--warm")
+        warm["warm-steps"] = part("warm-steps", "--steps", "1")
     others = [f"{TESTS}/test_lists.py"] if dry else [TESTS, f"--ignore={TESTS}/test_gpu.py"]
     checker = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "3", "--print-limit", "5"]
     checker = [] if dry else checker
@@ -112,9 +110,7 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
             },
             120,
         ),
-        Step("warm", warm, 45),
-        Step("gpu-64", {"gpu-64": part("gpu-64", "--bench", "gpu-64")}, 80, "gpu-64/bench.json"),
-        Step("gpu-128", {"gpu-128": part("gpu-128", "--bench", "gpu-128")}, 90, "gpu-128/bench.json"),
+        Step("warm", warm, 75),
         Step(
             "gpu-decode",
             {"gpu-decode": part("gpu-decode", "--bench", "gpu-decode,gpu-memory")},
@@ -128,6 +124,8 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
             170,
             "gpu-anchors/bench.json",
         ),
+        Step("gpu-64", {"gpu-64": part("gpu-64", "--bench", "gpu-64")}, 80, "gpu-64/bench.json"),
+        Step("gpu-128", {"gpu-128": part("gpu-128", "--bench", "gpu-128")}, 90, "gpu-128/bench.json"),
         Step("tests", {"other tests": [*pytest, *others]}, 540),
         Step(
             "training",

@@ -69,7 +69,7 @@ def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
     assert "nothing failed so far" in page and "dry run" in page and "| OSN |" in page
     timed = json.loads((out / "steps.json").read_text())["lengths"]
     assert [[model["name"] for model in length["models"]] for length in timed] == [["osn", "rotary"]] * 2
-    assert all(length["ratio"] > 0 for length in timed) and "| 32 | OSN |" in page
+    assert all(length["ratios"][0] > 0 for length in timed) and "| 32 | OSN |" in page
     scale = json.loads((out / "scale.json").read_text())
     assert scale["state"] == "complete" and [run["status"] for run in scale["runs"]] == ["finished"] * 2
     osn, transformer = scale["runs"]
