@@ -93,6 +93,8 @@ def truth(case: Case, inputs: Inputs, count: int, seed: int, backward: bool) -> 
 def _rows_off_the_edge(case: Case, inputs: Inputs, count: int, seed: int) -> Tensor:
     total = inputs.receive.shape[2]
     rows, candidates = (pick_rows(total, number, seed + 4) for number in (count, _CANDIDATES * count))
+    if len(candidates) == len(rows):  # there are no others
+        return rows
     candidates = torch.cat((rows, candidates[~torch.isin(candidates, rows)]))
     clearance = row_clearance(case, inputs, candidates).cpu()
     if case.power == 2:  # nothing diverges: of those clear enough the first drawn, not those of few senders
