@@ -22,8 +22,9 @@ from syncattn.training.tokenizers import make_tokenizer
 from syncattn.training.train import train
 
 
-def bench_part(suites: list[str], out: Path, warm: bool, dry: bool) -> int:
-    """`syncattn bench` of these suites; wrong results are timed as well, marked as wrong."""
+def bench_part(suites: list[str], out: Path, warm: bool, dry: bool, tokens: list[int]) -> int:
+    """`syncattn bench` of these suites, at so many tokens if any are given; wrong results are timed as well,
+    marked as wrong."""
     plan = BenchPlan(
         suites=tuple(suites), threads=(1,), device="cpu" if dry else "cuda", rounds=5, time_wrong=True
     )
@@ -34,6 +35,8 @@ def bench_part(suites: list[str], out: Path, warm: bool, dry: bool) -> int:
         plan = replace(plan, rounds=3, budget=2.0)
     elif warm:
         plan = replace(quick(plan), rounds=2)
+    if tokens:
+        plan = replace(plan, gpu_tokens=tuple(tokens))
     return run(plan, out, Console(width=150))
 
 
@@ -116,8 +119,8 @@ def train_part(out: Path, seconds: float, warm: bool, dry: bool) -> int:
 
 def steps_part(out: Path, seconds: float, dry: bool) -> int:
     """A whole training step of an OSN and of a Transformer of its size, 30M parameters, on as many tokens at
-    several lengths: forward, backward and AdamW under bf16 autocast, medians, in turn. steps.json is renewed
-    after each length."""
+    several lengths: forward, backward and AdamW under bf16 autocast, medians, in turn; at the first two also
+    with their blocks compiled (`layer.compile()`). steps.json is renewed after each length."""
     import statistics
     import time
 
@@ -145,15 +148,22 @@ def steps_part(out: Path, seconds: float, dry: bool) -> int:
         config = make_config(tokenizer, length, hidden, layers, heads)
         ids, runs = text.view(-1, length), []
         shown: dict[str, Any] = {"tokens": length, "batch": len(ids), "models": []}
-        for entrant in contenders(config, ("rotary",), (1e-3,)):
+        entrants = contenders(config, ("rotary",), (1e-3,))
+        kinds = [(entrant, False) for entrant in entrants]
+        if not dry and length in lengths[:2]:
+            kinds += [(entrant, True) for entrant in entrants]
+        for entrant, is_compiled in kinds:
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(entrant.config).to(device)
-            told = {"name": entrant.name, "title": entrant.title}
+            told = {"name": entrant.name, "title": entrant.title + ", compiled" * is_compiled}
             told["parameters"] = sum(p.numel() for p in model.parameters())
             if entrant.name == "osn":
                 syncattn.nn.calibrate(model, ids[:1, :2048], use_cache=False)
                 found = head_densities(model, ids[:1])
                 told["density"] = statistics.fmean(x for layer in found for x in layer)
+            if is_compiled:
+                for layer in model.model.layers:
+                    layer.compile(dynamic=False)
             runs.append((model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=not dry)))
             shown["models"].append(told | {"seconds": [], "bytes": None})
 
@@ -172,7 +182,8 @@ def steps_part(out: Path, seconds: float, dry: bool) -> int:
                     into["seconds"].append(time.perf_counter() - first)
         for into in shown["models"]:
             into["median"] = statistics.median(into["seconds"])
-        shown["ratio"] = shown["models"][0]["median"] / shown["models"][1]["median"]
+        medians = [into["median"] for into in shown["models"]]
+        shown["ratios"] = [a / b for a, b in zip(medians[::2], medians[1::2], strict=True)]  # eager, compiled
         record["lengths"].append(shown)
         write_json(out / "steps.json", record)
         print({k: v for k, v in shown.items() if k != "models"}, flush=True)
@@ -244,6 +255,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--bench", help="suites of `syncattn bench`, as a list")
+    parser.add_argument("--tokens", default="", help="with --bench: these N alone, as a list")
     parser.add_argument("--small-calls", help="forms of call, and blocks-0 to blocks-4, as a list")
     parser.add_argument("--steps", type=float, help="seconds of timing whole training steps")
     parser.add_argument("--train", type=float, help="seconds of training for each model")
@@ -255,5 +267,10 @@ if __name__ == "__main__":
     if given.steps:
         sys.exit(steps_part(given.out, given.steps, given.dry_run))
     if given.bench:
-        sys.exit(bench_part(given.bench.split(","), given.out, given.warm, given.dry_run))
+        sys.exit(
+            bench_part(
+                given.bench.split(","), given.out, given.warm, given.dry_run,
+                [int(n) for n in filter(None, given.tokens.split(","))],
+            )
+        )  # fmt: skip
     sys.exit(train_part(given.out, given.train, given.warm, given.dry_run))

@@ -1,7 +1,7 @@
 """The quality study at scale, on one GPU: OSNs beside the study's best Transformer, on much more text.
 
-    python benchmarks/gpu_scale.py --out FOLDER [--seconds 160] [--sizes 1M,5M] [--seeds 0,1,2]
-        [--rates 0.006,0.003] [--text FOLDER] [--dry-run]
+    python benchmarks/gpu_scale.py --out FOLDER [--seconds 160] [--sizes 1M,5M] [--models osn,transformer]
+        [--seeds 0,1,2] [--rates 0.006,0.003] [--text FOLDER] [--dry-run]
 
 The text is the Python source of the installed packages, byte by byte. Every run is a process of its own, all
 side by side on the one card: each size with each model and seed at the first learning rate, and with the
@@ -63,7 +63,42 @@ class Size(NamedTuple):
 
 SIZES = {"1M": Size(128, 5, 4, 512, 32), "5M": Size(256, 6, 8, 1024, 16)}
 TOY = {"toy": Size(16, 1, 2, 16, 2)}
-MODELS = {"osn": "OSN", "transformer": "Transformer, rotary, delayed keys, token shift, SwiGLU"}
+
+
+class Model(NamedTuple):
+    """What is trained: the fields of its configuration, and how many times the rate."""
+
+    title: str
+    config: dict[str, Any]
+    optimizer: str = "adamw"
+    times: float = 1.0
+
+    @property
+    def is_osn(self) -> bool:
+        return self.title.startswith("OSN")
+
+
+_STRONG = {"short_convolution": 4, "value_residual": True, "zero_outputs": True, "logit_softcap": 15.0}
+MODELS = {
+    "osn": Model("OSN", {}),
+    "transformer": Model(
+        "Transformer, rotary, delayed keys, token shift, SwiGLU",
+        {"position": "rotary", "delay": 0.5, "token_shift": True},
+    ),
+    # all that is said to help: benchmarks/options/plan.toml
+    "osn-strong": Model(
+        "OSN, convolution, value residual, zero-initialised outputs, bounded logits, Muon",
+        {"token_shift": False, **_STRONG},
+        "muon",
+        2.0,
+    ),
+    "transformer-strong": Model(
+        "Transformer, the same and QK-norm, Muon",
+        {"position": "rotary", "delay": 0.5, "qk_norm": True, **_STRONG},
+        "muon",
+        2.0,
+    ),
+}
 
 
 class Job(NamedTuple):
@@ -164,10 +199,12 @@ def _share(lines: list[bytes], known: set[bytes]) -> float:
     return sum(line in known for line in lines) / len(lines) if lines else 0.0
 
 
-def jobs_of(sizes: Iterable[str], seeds: Sequence[int], rates: Sequence[float], dry: bool) -> list[Job]:
+def jobs_of(
+    sizes: Iterable[str], models: Sequence[str], seeds: Sequence[int], rates: Sequence[float], dry: bool
+) -> list[Job]:
     """Every seed at the first rate, the first seed at the others."""
     settings = [(rates[0], seed) for seed in seeds] + [(rate, seeds[0]) for rate in rates[1:]]
-    return [Job(size, model, *setting, dry) for size in sizes for setting in settings for model in MODELS]
+    return [Job(size, model, *setting, dry) for size in sizes for setting in settings for model in models]
 
 
 def work(job: Job, pipe: Connection, folder: Path) -> None:
@@ -246,7 +283,7 @@ def _corpus(texts: tuple[str, ...]) -> Any:
 
 
 def config_of(model: str, size: Size) -> Any:
-    """The default OSN or the study's best Transformer, with as many parameters as the size says."""
+    """A model's configuration, with as many parameters as the size says."""
     from syncattn.models import OSNConfig, TransformerConfig, count_parameters, fit_parameters
 
     sizes: dict[str, Any] = {
@@ -256,10 +293,8 @@ def config_of(model: str, size: Size) -> Any:
         "num_attention_heads": size.heads,
         "max_position_embeddings": size.context,
     }
-    goal = count_parameters(TransformerConfig(**sizes))
-    if model == "osn":
-        return fit_parameters(OSNConfig(**sizes), goal)
-    return fit_parameters(TransformerConfig(**sizes, position="rotary", delay=0.5, token_shift=True), goal)
+    goal, kind = count_parameters(TransformerConfig(**sizes)), MODELS[model]
+    return fit_parameters((OSNConfig if kind.is_osn else TransformerConfig)(**sizes, **kind.config), goal)
 
 
 def options_of(job: Job, size: Size, stage: str, steps: int) -> Any:
@@ -272,7 +307,8 @@ def options_of(job: Job, size: Size, stage: str, steps: int) -> Any:
         context=size.context,
         batch_size=size.batch,
         steps=steps,
-        learning_rate=job.rate,
+        learning_rate=job.rate * MODELS[job.model].times,
+        optimizer=MODELS[job.model].optimizer,
         seed=job.seed,
         log_every=max(1, steps // (20 if whole else 4)),
         eval_every=max(1, steps // 5) if whole else steps,
@@ -282,7 +318,7 @@ def options_of(job: Job, size: Size, stage: str, steps: int) -> Any:
         precision="bf16",
         device="cpu" if job.dry else "cuda",
         # By name, so that falling back is an error; a Transformer needs none of ours.
-        backend=backend if job.model == "osn" else None,
+        backend=backend if MODELS[job.model].is_osn else None,
         threads=1,
     )
 
@@ -320,7 +356,9 @@ class Study:
             process = context.Process(target=work, args=(job, theirs, work_folder), daemon=True)
             process.start()
             theirs.close()  # so that a process that dies is seen
-            self.workers.append(Worker(job, process, ours, job._asdict() | {"title": MODELS[job.model]}))
+            self.workers.append(
+                Worker(job, process, ours, job._asdict() | {"title": MODELS[job.model].title})
+            )
             self.record["runs"].append(self.workers[-1].shown)
         self.write()
 
@@ -412,7 +450,7 @@ def summaries(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             groups.setdefault((run["size"], run["model"], run["rate"]), []).append(run)
     found = []
     for (size, model, rate), same in groups.items():
-        entry = {"size": size, "model": model, "title": MODELS[model], "rate": rate, "seeds": len(same)}
+        entry = {"size": size, "model": model, "title": MODELS[model].title, "rate": rate, "seeds": len(same)}
         entry |= {name: same[0][name] for name in ("parameters", "tokens")}
         for name in ("validation_bits_per_byte", "test_bits_per_byte", "tokens_per_second", "density"):
             values = [run[name] for run in same if run[name] is not None]
@@ -494,6 +532,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True, help="folder of scale.json")
     parser.add_argument("--seconds", type=float, default=160.0, help="for everything together")
     parser.add_argument("--sizes", default=",".join(SIZES), help="these sizes only, as a list")
+    parser.add_argument("--models", default="osn,transformer", help=f"as a list, among {', '.join(MODELS)}")
     parser.add_argument("--seeds", default="0,1,2", help="as a list")
     parser.add_argument("--rates", default="0.006,0.003", help="learning rates; all seeds have the first")
     parser.add_argument("--text", type=Path, action="append", help="folders of Python source to read instead")
@@ -501,6 +540,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     chosen = jobs_of(
         TOY if given.dry_run else [size for size in SIZES if size in given.sizes.split(",")],
+        [model for model in MODELS if model in given.models.split(",")],
         [0] if given.dry_run else [int(seed) for seed in given.seeds.split(",")],
         [float(rate) for rate in given.rates.split(",")][: 1 if given.dry_run else None],
         given.dry_run,

@@ -105,7 +105,7 @@ def test_the_source_text_is_split_by_file_and_nothing_held_out_is_trained_on(gpu
 
 
 def test_the_runs_of_the_study_at_scale_and_their_means(gpu_scale):
-    jobs = gpu_scale.jobs_of(["1M"], [0, 1], [0.006, 0.003], dry=False)
+    jobs = gpu_scale.jobs_of(["1M"], ["osn", "transformer"], [0, 1], [0.006, 0.003], dry=False)
     assert [(job.model, job.rate, job.seed) for job in jobs] == [
         (model, rate, seed)
         for rate, seed in ((0.006, 0), (0.006, 1), (0.003, 0))
@@ -135,7 +135,7 @@ def test_both_models_at_scale_have_the_parameters_that_the_name_says(gpu_scale, 
     from syncattn.models import count_parameters
 
     counts = [count_parameters(gpu_scale.config_of(m, gpu_scale.SIZES[size])) for m in gpu_scale.MODELS]
-    assert abs(counts[0] / counts[1] - 1) < 0.01
+    assert max(counts) / min(counts) - 1 < 0.01
     assert abs(counts[0] / (float(size[0]) * 1e6) - 1) < 0.05
 
 

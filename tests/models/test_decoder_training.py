@@ -162,6 +162,19 @@ def test_compile_without_a_graph_break(typical, ids):
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
 
 
+def test_compiled_blocks(typical, ids):
+    """Each block by itself, as docs/with-a-gpu.md has it."""
+    torch._dynamo.reset()
+    model = copy.deepcopy(typical).train()
+    loss, expected = gradients(model, ids)
+    for layer in model.model.layers:
+        layer.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    again, found = gradients(model, ids)
+    torch.testing.assert_close(again, loss)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
 def test_export(typical, ids):
     sizes = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=4, max=512)}
     mask = torch.ones_like(ids)

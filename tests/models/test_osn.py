@@ -68,12 +68,14 @@ MIX = {
     "directed": (True, False, False, True),
     "delay": (True, True, False, False),
     "windows": (3.0, 12.0, None, None),
+    "helix_scales": (None, (3.0,), None, (5.0,)),
+    "value_rotation": (50.0, None, None, 20.0),
 }
 
 
 def test_a_mix_of_heads_is_stored_as_it_is(tmp_path):
     sizes = {"vocab_size": 40, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
-    config = OSNConfig(**sizes, helix_scales=(3.0,), **MIX)
+    config = OSNConfig(**sizes, **MIX)
     assert OSNConfig.from_dict(json.loads(config.to_json_string())).attention_options() == (
         config.attention_options()
     )

@@ -282,12 +282,57 @@ def test_a_screw_has_the_window_of_its_drift(build):
 
 
 def test_runs_are_of_one_form_and_one_kind():
-    runs, counts = runs_of(["drift", "drift", "screw", "helix", "helix"], [False, True, True, True, False])
+    forms, directed = ["drift", "drift", "screw", "helix", "helix"], [False, True, True, True, False]
+    runs, counts = runs_of(forms, directed, [(3.0,)] * 5)
     assert [(r.form, r.heads.start, r.heads.stop) for r in runs] == [
         *(("drift", 0, 1), ("drift", 1, 2), ("screw", 2, 3), ("helix", 3, 4), ("helix", 4, 5))
     ]
     assert [r.sent and (r.sent.start, r.sent.stop) for r in runs] == [None, (0, 1), (1, 2), (2, 3), None]
     assert counts == (3, 3, 3, 3)
+
+
+def test_heads_with_other_scales_are_runs_of_their_own():
+    scales = [(2.0,), (3.0,), (4.0,), (4.0,)]
+    runs, _ = runs_of(["none", "none", "helix", "helix"], [False] * 4, scales)
+    assert [(r.heads.start, r.heads.stop, r.scales) for r in runs] == [(0, 2, ()), (2, 4, (4.0,))]
+    runs, _ = runs_of(["helix"] * 4, [False] * 4, scales)
+    assert [r.scales for r in runs] == [(2.0,), (3.0,), (4.0,)]
+
+
+@pytest.mark.parametrize("form", ["helix", "own_helix", "screw", "own_screw"])
+def test_scales_by_head_are_what_each_head_has_alone(form):
+    """A layer whose heads have scales of their own, beside one for each of the lists."""
+    lists, x = [[2.0, 9.0], [3.0, 40.0]], tokens(2, 9)
+
+    def made(scales):
+        torch.manual_seed(0)
+        f = Frequency(E, 2, M, position=form, helix_scales=scales).double()
+        return f.emit(x, torch.arange(9)[None])
+
+    mixed_, first, second = made(lists), made(lists[0]), made(lists[1])
+    assert torch.equal(mixed_[:, 0], first[:, 0]) and torch.equal(mixed_[:, 1], second[:, 1])
+    assert torch.equal(made([lists[0]] * 2), first)
+    assert Frequency(E, 2, M, position=["none", form], helix_scales=[None, [3.0]]).helix_scales == (
+        *(None, (3.0,)),
+    )
+
+
+def test_values_turned_by_head_are_what_each_head_has_alone():
+    bases, x = [100.0, None, False, 50.0], tokens(2, 9)
+
+    def heads_of(turning):
+        torch.manual_seed(0)
+        layer = SelectiveSynchronizationAttention(E, 4, value_rotation=turning).double()
+        with torch.no_grad():
+            layer.out_proj.weight.copy_(torch.eye(E))
+            state, whole = IncrementalState(), layer(x, is_causal=True)[0]
+            cached = [layer(x[:, a:b], is_causal=True, state=state)[0] for a, b in ((0, 4), (4, 5), (5, 9))]
+            torch.testing.assert_close(torch.cat(cached, 1), whole, rtol=0, atol=1e-10)
+        return whole.unflatten(-1, (4, -1))
+
+    out = heads_of(bases)
+    for head, base in enumerate(bases):
+        torch.testing.assert_close(out[:, :, head], heads_of(base or None)[:, :, head], rtol=0, atol=1e-12)
 
 
 def test_a_block_takes_a_mix():
@@ -315,6 +360,13 @@ def test_a_block_takes_a_mix():
         ({"windows": [4.0, math.inf, 2.0]}, ValueError, "windows must be positive and finite, got inf"),
         ({"windows": [4.0, "8", 2.0]}, TypeError, "windows must be a number, got '8'"),
         ({"windows": [4.0, None, 2.0]}, ValueError, "windows must have a number for head 1, whose"),
+        ({"helix_scales": [[3.0], [4.0]]}, ValueError, "or None, for each of the 3 heads, got"),
+        ({"helix_scales": [[3.0], [4.0, 5.0], None]}, ValueError, "all as long as each other"),
+        ({"helix_scales": [[], [], []]}, ValueError, "all as long as each other"),
+        ({"helix_scales": [[3.0], [-4.0], None]}, ValueError, "helix_scales must be positive and finite"),
+        ({"helix_scales": [[3.0], 4.0, None]}, TypeError, r"helix_scales must be a number, got \[3.0\]"),
+        ({"helix_scales": [[3.0], None, None], "position": ["none", "none", "helix"]}, ValueError,
+         "helix_scales must have a list for head 2, whose position is 'helix', got None"),
         ({"position": "own_screw"}, ValueError, "position='own_screw' needs freq_dim of at least 8 .* got 6"),
         ({"position": "screw", "axes": 2}, ValueError, "position='screw' needs freq_dim of at least 12"),
     ],

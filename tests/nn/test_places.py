@@ -347,6 +347,14 @@ def test_values_are_turned_in_float32_in_half_layers(tokens):
     [
         ({"value_rotation": 1}, ValueError, "value_rotation must be above 1 and finite, or None, got 1"),
         ({"value_rotation": True}, TypeError, "value_rotation must be a number, got True"),
+        (
+            {"value_rotation": [10.0, None]},
+            ValueError,
+            r"value_rotation must be a number, None, or a list .*4 h",
+        ),
+        ({"value_rotation": [10.0, None, True, 2.0]}, TypeError, "value_rotation must be a number, got True"),
+        ({"value_rotation": [10.0, 1.0, 2.0, 2.0]}, ValueError, "value_rotation must be above 1 and finite"),
+        ({"value_rotation": False}, TypeError, "value_rotation must be a number, got False"),
         ({"value_rotation": 10.0, "num_heads": 8}, ValueError, r"needs an even head_dim .*, got 3"),
         ({"value_rotation": 10.0, "axes": 4}, ValueError, r"at least 2 \* axes = 8, got 6"),
     ],

@@ -49,7 +49,7 @@ class OSNImageConfig(OSNConfig):
     delay: float | Sequence[bool] = 0.0
     token_shift: bool = False
     window_range: Sequence[float] = (1.5, 6.0)
-    value_rotation: float | None = 100.0
+    value_rotation: float | Sequence[float | bool | None] | None = 100.0
     image_size: int | Sequence[int] = 224
     patch_size: int | Sequence[int] = 16
     num_channels: int = 3

@@ -15,6 +15,7 @@ from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel
 from syncattn.models.fields import check_heads, check_size
 from syncattn.nn import SelectiveSynchronizationAttention, preset
 from syncattn.nn.frequency import check_frequency
+from syncattn.nn.mix import frozen_scales
 from syncattn.nn.options import (
     check_looking_back,
     check_start,
@@ -87,8 +88,8 @@ class OSNConfig(DecoderConfig):
     parametrisation: str = "log"
     freq_bias: bool = False
     axes: int = 1
-    helix_scales: Sequence[float] = (4.0, 16.0, 64.0)
-    value_rotation: float | None = None
+    helix_scales: Sequence[float] | Sequence[Sequence[float] | None] = (4.0, 16.0, 64.0)
+    value_rotation: float | Sequence[float | bool | None] | None = None
     short_convolution: int | None = None
     value_residual: bool = False
 
@@ -141,12 +142,12 @@ class OSNConfig(DecoderConfig):
             directed=self.directed,
             windows=self.windows,
         )
-        check_value_rotation(self.value_rotation, self.head_dim, self.axes)
+        check_value_rotation(self.value_rotation, self.num_attention_heads, self.head_dim, self.axes)
         check_synchronization(self.frame, self.power, self.edge, self.eps, self.top_k)
         check_start(self.density_range, self.sharpness, self.parametrisation)
         # JSON makes lists of tuples
-        self.window_range, self.helix_scales = tuple(self.window_range), tuple(self.helix_scales)
-        for name in ("position", "directed", "delay", "windows"):
+        self.window_range, self.helix_scales = tuple(self.window_range), frozen_scales(self.helix_scales)
+        for name in ("position", "directed", "delay", "windows", "value_rotation"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, tuple(getattr(self, name)))
         self.density_range = None if self.density_range is None else tuple(self.density_range)

@@ -46,7 +46,7 @@ class OSNSeriesConfig(OSNConfig):
     is_causal: bool = False
     use_cache: bool = False
     tie_word_embeddings: bool = False
-    value_rotation: float | None = 100.0
+    value_rotation: float | Sequence[float | bool | None] | None = 100.0
     num_input_channels: int = 1
     prediction_length: int = 24
     scaling: str = "std"

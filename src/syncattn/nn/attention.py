@@ -54,7 +54,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         value_rotation: None, or the base of co-rotating values: v_j is turned by R(x_j), pairs of coordinates
             by angles proportional to its position, as "rotary" turns frequencies, with this number in place
             of 10,000; the result is turned back by R(-x_i). What arrives then says how far away it came from.
-            No parameters; needs an even E / H.
+            No parameters; needs an even E / H. Or a list with one of them for each head; None, or False,
+            for one whose values stay as they are.
         frame, power, edge, top_k, eps: see `syncattn.selective_synchronization_attention`. An eps near 1
             weighs as much as a locked sender whose value is 0: a head can then be nearly silent.
         order_parameter: scale the coupling by the phases' coherence r; False sets r = 1.
@@ -98,8 +99,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         parametrisation: str = "log",
         freq_bias: bool = False,
         axes: int = 1,
-        helix_scales: Sequence[float] = (4.0, 16.0, 64.0),
-        value_rotation: float | None = None,
+        helix_scales: Sequence[float] | Sequence[Sequence[float] | None] = (4.0, 16.0, 64.0),
+        value_rotation: float | Sequence[float | bool | None] | None = None,
         short_convolution: int | None = None,
         value_residual: bool = False,
         device: torch.device | str | None = None,
@@ -121,12 +122,13 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         check_flag("order_parameter", order_parameter)
         check_flag("freq_bias", freq_bias)
         check_count("axes", axes)
-        check_value_rotation(value_rotation, self.head_dim, axes)
+        check_value_rotation(value_rotation, num_heads, self.head_dim, axes)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embed_dim, self.freq_dim = embed_dim, freq_dim
         self.dropout, self.batch_first = dropout, batch_first
         self.self_coupling, self.frame, self.power, self.edge = self_coupling, frame, power, edge
-        self.eps, self.top_k, self.value_rotation = eps, top_k, value_rotation
+        self.eps, self.top_k = eps, top_k
+        self.value_rotation = tuple(value_rotation) if isinstance(value_rotation, list) else value_rotation
         self.frequency = Frequency(
             embed_dim,
             num_heads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,10 @@ from syncattn.nn.mix import (
     check_frequency,
     directed_heads,
     forms_of_heads,
+    frozen_scales,
     kept_coordinates,
     runs_of,
+    scales_of_heads,
 )
 from syncattn.nn.tokens import delayed_heads, shift_by_one
 
@@ -87,8 +90,9 @@ class Frequency(nn.Module):
         bias: whether projections have a bias (the published form has; a symmetric D does not see it).
         axes: A, how many coordinates a position has. Each axis has its slope and direction in each drifting
             head, and its own coordinates of "own_drift" and of a helix; "rotary" deals its pairs out to them.
-        helix_scales: w, in tokens, or in the positions' unit. A helix starts at an amplitude at which two
-            places far apart detune, on average, by a quarter of what two unrelated tokens' contents do.
+        helix_scales: w, in tokens, or in the positions' unit. Or a list with one such list for each head, all
+            as long as each other; None for a head without a helix. A helix starts at an amplitude at which
+            two places far apart detune, on average, by a quarter of what two unrelated tokens' contents do.
 
     Positions are real numbers, (B or 1, N, A), or (B or 1, N) on one axis. Positions and drift are computed
     in float32 at least, whatever autocast says: at position 4,096 a bfloat16 drift would be wrong by whole
@@ -111,7 +115,7 @@ class Frequency(nn.Module):
         detuning: bool = False,
         bias: bool = False,
         axes: int = 1,
-        helix_scales: Sequence[float] = (4.0, 16.0, 64.0),
+        helix_scales: Sequence[float] | Sequence[Sequence[float] | None] = (4.0, 16.0, 64.0),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -126,14 +130,16 @@ class Frequency(nn.Module):
         self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
         self.position, self.window_range, self.delay = position, tuple(window_range), delay
         self.windows = None if windows is None else tuple(windows)
-        self.axes, self.helix_scales = axes, tuple(helix_scales)
+        self.axes, self.helix_scales = axes, frozen_scales(helix_scales)
         forms = forms_of_heads(position, num_heads)
         # Where all heads keep coordinates for position, contents have none there; in a mix they go unused.
-        kept = kept_coordinates(axes, len(self.helix_scales))
+        scales = scales_of_heads(helix_scales, forms)
+        self._circles = max(len(of_head) for of_head in scales)
+        kept = kept_coordinates(axes, self._circles)
         self.content_dim = freq_dim - (kept.get(forms[0], 0) if len(set(forms)) == 1 else 0)
         # what position needs of parameters, of those heads that have the form; (A, ...) with several axes
         self.directed = directed_heads(directed, num_heads)
-        self._runs, counts = runs_of(forms, self.directed)
+        self._runs, counts = runs_of(forms, self.directed, scales)
         self.receive_proj = nn.Linear(embed_dim, num_heads * self.content_dim, bias, **factory)
         sent = counts.sent * self.content_dim  # of directed heads alone
         self.send_proj = nn.Linear(embed_dim, sent, bias, **factory) if sent else None
@@ -317,10 +323,10 @@ class Frequency(nn.Module):
         assert self.log_amplitude is not None
         amplitudes = self.log_amplitude.to(at.dtype).exp().view(self.axes, -1)[:, run.amplitudes]
         # Of two places far apart a helix of radius sqrt(c / 2L) detunes by c on average, contents by 2 m.
-        radius = (self.freq_dim / 2 / (2 * len(self.helix_scales))) ** 0.5
+        radius = (self.freq_dim / 2 / (2 * self._circles)) ** 0.5
         parts = []
         for a in range(self.axes):
-            angles = torch.cat([at[..., a : a + 1] / scale for scale in self.helix_scales], dim=-1)
+            angles = torch.cat([at[..., a : a + 1] / scale for scale in run.scales], dim=-1)
             circles = torch.cat((angles.cos(), angles.sin()), dim=-1) * radius
             parts.append(circles * amplitudes[a, :, None, None])
         return torch.cat(parts, dim=-1)
@@ -351,7 +357,18 @@ def rotate(x: Tensor, position: Tensor, base: float = 10_000.0) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-def turn_values(value: Tensor, position: Tensor, base: float) -> Tensor:
-    """Values (B, H, N, 2k) turned as `rotate` does, in float32 at least, in their own dtype again."""
-    wide = torch.promote_types(value.dtype, torch.float32)
-    return rotate(value.to(wide), position, base).to(value.dtype)
+def turn_values(value: Tensor, position: Tensor, base: float | Sequence[float | bool | None]) -> Tensor:
+    """Values (B, H, N, 2k) turned as `rotate` does, in float32 at least, in their own dtype again.
+
+    Args:
+        base: of all heads, or a list with one for each: None or False where values stay as they are.
+    """
+    if isinstance(base, (int, float)):
+        wide = torch.promote_types(value.dtype, torch.float32)
+        return rotate(value.to(wide), position, base).to(value.dtype)
+    parts, start = [], 0
+    for own, heads in groupby(base):  # heads side by side that have one base are turned together
+        part = value[:, start : start + len(list(heads))]
+        parts.append(part if not own else turn_values(part, position, own))
+        start += part.shape[1]
+    return torch.cat(parts, dim=1)

@@ -62,6 +62,57 @@ def check_windows(windows: Sequence[float | None] | None, forms: Sequence[str]) 
             )
 
 
+def check_helix_scales(
+    helix_scales: Sequence[float] | Sequence[Sequence[float] | None], forms: Sequence[str]
+) -> None:
+    """Make sure that helices have scales, of all heads or of each that has a helix.
+
+    Raises:
+        TypeError, ValueError: they have not.
+    """
+    if not isinstance(helix_scales, (tuple, list)) or not helix_scales:
+        raise TypeError(f"helix_scales must be a list of at least one number, got {short(helix_scales)}")
+    lists = [helix_scales]
+    if by_head(helix_scales):
+        lists = [scales for scales in helix_scales if scales is not None]
+        if len(helix_scales) != len(forms) or len({len(scales) for scales in lists}) != 1 or not lists[0]:
+            raise ValueError(
+                "helix_scales must be a list of numbers, or a list with one such list, all as long as each "
+                f"other, or None, for each of the {len(forms)} heads, got {short(helix_scales)}"
+            )
+        for head, (scales, form) in enumerate(zip(helix_scales, forms)):
+            if scales is None and form in HELICES:
+                raise ValueError(
+                    f"helix_scales must have a list for head {head}, whose position is {form!r}, got None"
+                )
+    for scales in lists:
+        for scale in scales:
+            check_real("helix_scales", scale, "positive and finite", lambda x: 0 < x < math.inf)
+
+
+def by_head(helix_scales: Sequence[float] | Sequence[Sequence[float] | None]) -> bool:
+    """Whether each head is given scales of its own."""
+    return any(isinstance(each, (tuple, list)) for each in helix_scales) and all(
+        each is None or isinstance(each, (tuple, list)) for each in helix_scales
+    )
+
+
+def scales_of_heads(
+    helix_scales: Sequence[float] | Sequence[Sequence[float] | None], forms: Sequence[str]
+) -> tuple[tuple[float, ...], ...]:
+    """Each head's scales, of checked ones: of one list for all of them, or a list for each; () for None."""
+    if by_head(helix_scales):
+        return tuple(tuple(scales or ()) for scales in helix_scales)  # type: ignore[arg-type]
+    return (tuple(helix_scales),) * len(forms)  # type: ignore[return-value]
+
+
+def frozen_scales(
+    helix_scales: Sequence[float] | Sequence[Sequence[float] | None],
+) -> tuple[float, ...] | tuple[tuple[float, ...] | None, ...]:
+    """The same as tuples: JSON makes lists of them."""
+    return tuple(tuple(each) if isinstance(each, list) else each for each in helix_scales)  # type: ignore
+
+
 def check_frequency(
     freq_dim: int,
     position: str | Sequence[str],
@@ -70,7 +121,7 @@ def check_frequency(
     *,
     num_heads: int,
     axes: int,
-    helix_scales: Sequence[float],
+    helix_scales: Sequence[float] | Sequence[Sequence[float] | None],
     directed: bool | Sequence[bool],
     windows: Sequence[float | None] | None,
 ) -> None:
@@ -82,11 +133,8 @@ def check_frequency(
     check_count("freq_dim", freq_dim)
     check_count("axes", axes)
     forms = forms_of_heads(position, num_heads)
-    if not isinstance(helix_scales, (tuple, list)) or not helix_scales:
-        raise TypeError(f"helix_scales must be a list of at least one number, got {short(helix_scales)}")
-    for scale in helix_scales:
-        check_real("helix_scales", scale, "positive and finite", lambda x: 0 < x < math.inf)
-    kept = kept_coordinates(axes, len(helix_scales))
+    check_helix_scales(helix_scales, forms)
+    kept = kept_coordinates(axes, max(len(scales) for scales in scales_of_heads(helix_scales, forms)))
     circles = kept["own_helix"]
     needs = {form: own + 1 for form, own in kept.items()} | {"helix": circles, "screw": circles}
     for form, least in needs.items():
@@ -112,7 +160,7 @@ def kept_coordinates(axes: int, scales: int) -> dict[str, int]:
 
 
 class Run(NamedTuple):
-    """Heads side by side that are alike: one form of position, all directed or none."""
+    """Heads side by side that are alike: one form of position, all directed or none, helices of one kind."""
 
     form: str
     heads: slice  # among all heads
@@ -120,6 +168,7 @@ class Run(NamedTuple):
     directions: slice  # among those that drift in the content's coordinates
     amplitudes: slice  # among the heads with a helix
     sent: slice | None  # among the directed heads; None: these are symmetric
+    scales: tuple[float, ...]  # of their helices
 
 
 class Counts(NamedTuple):
@@ -131,16 +180,18 @@ class Counts(NamedTuple):
     sent: int
 
 
-def runs_of(forms: Sequence[str], directed: Sequence[bool]) -> tuple[list[Run], Counts]:
+def runs_of(
+    forms: Sequence[str], directed: Sequence[bool], scales: Sequence[tuple[float, ...]]
+) -> tuple[list[Run], Counts]:
     """Runs of heads that are alike, in order; and how many heads have which parameters."""
     runs, start, seen = [], 0, Counts(0, 0, 0, 0)
-    for (form, sends), heads in groupby(zip(forms, directed)):
+    told = (own if form in HELICES else () for form, own in zip(forms, scales))
+    for (form, sends, circles), heads in groupby(zip(forms, directed, told)):
         number = len(list(heads))
         has = (form in DRIFTS, form in ("drift", "screw"), form in HELICES, sends)
         after = Counts(*(count + number * own for count, own in zip(seen, has)))
         slopes, directions, amplitudes, sent = (slice(a, b) for a, b in zip(seen, after))
-        runs.append(
-            Run(form, slice(start, start + number), slopes, directions, amplitudes, sent if sends else None)
-        )
+        here = slice(start, start + number)
+        runs.append(Run(form, here, slopes, directions, amplitudes, sent if sends else None, circles))
         start, seen = start + number, after
     return runs, seen

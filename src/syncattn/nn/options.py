@@ -69,19 +69,28 @@ def _check_by_head(name: str, given: Sequence[bool], num_heads: int, otherwise: 
         )
 
 
-def check_value_rotation(value_rotation: float | None, head_dim: int, axes: int) -> None:
-    """Make sure that values can be turned with this base, or not at all.
+def check_value_rotation(
+    value_rotation: float | Sequence[float | bool | None] | None, num_heads: int, head_dim: int, axes: int
+) -> None:
+    """Make sure that values can be turned with this base, or each head's with its own, or not at all.
 
     Raises:
         TypeError, ValueError: they cannot.
     """
-    if value_rotation is None:
-        return
-    check_real("value_rotation", value_rotation, "above 1 and finite, or None", lambda x: 1 < x < math.inf)
-    if head_dim % 2 or head_dim < 2 * axes:
+    given = value_rotation if isinstance(value_rotation, (tuple, list)) else (value_rotation,)
+    if given is value_rotation and len(given) != num_heads:
         raise ValueError(
-            f"value_rotation={value_rotation!r} needs an even head_dim (embed_dim / num_heads), of at least "
-            f"2 * axes = {2 * axes}, got {head_dim}"
+            f"value_rotation must be a number, None, or a list with one of them for each of the {num_heads} "
+            f"heads, got {short(value_rotation)}"
+        )
+    # In a list, False is None: a plan in TOML has no other word for it.
+    bases = [b for b in given if b is not None and not (b is False and given is value_rotation)]
+    for base in bases:
+        check_real("value_rotation", base, "above 1 and finite, or None", lambda x: 1 < x < math.inf)
+    if bases and (head_dim % 2 or head_dim < 2 * axes):
+        raise ValueError(
+            f"value_rotation={short(value_rotation)} needs an even head_dim (embed_dim / num_heads), of at "
+            f"least 2 * axes = {2 * axes}, got {head_dim}"
         )
 
 

@@ -98,7 +98,7 @@ def test_a_profiler_is_told_of_each_start(begin, monkeypatch):
 
     x = torch.zeros(64)
     begin(x, None, 7)
-    monkeypatch.setattr(start, "_is_watched", lambda: True)
+    monkeypatch.setattr(start, "is_watched", lambda: True)
     assert begin(x, None, 7) == 2
 
 

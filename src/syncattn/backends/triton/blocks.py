@@ -42,7 +42,7 @@ _OF_VALUES = {
     (256, 2): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
     (256, 4): Kernels(*[Blocks(64, 64, 32, 4, 2)] * 3),
 }
-_FEWEST_COORDINATES = 8
+FEWEST_COORDINATES = 8
 # The third: whether there are so few coordinates.
 BLOCKS = {(*key, few): found for key, found in _OF_VALUES.items() for few in (False, True)}
 # A fourth program fits a multiprocessor: on an H100 dense 16,384 tokens of 16 heads took 2.47 milliseconds in
@@ -58,7 +58,7 @@ _FEWEST_STAGES = 2
 
 def blocks_for(kernel: str, block_d: int, freq_dim: int, size: int) -> Blocks:
     """For values of block_d columns of this size in bytes, and frequencies of freq_dim coordinates."""
-    found: Blocks = getattr(BLOCKS[max(64, block_d), size, freq_dim <= _FEWEST_COORDINATES], kernel)
+    found: Blocks = getattr(BLOCKS[max(64, block_d), size, freq_dim <= FEWEST_COORDINATES], kernel)
     assert found.stages >= _FEWEST_STAGES, f"kernels of {found.stages} stage are miscompiled"
     if freq_dim <= _FEW_COORDINATES:
         return found

@@ -168,7 +168,7 @@ class Form(NamedTuple):
     CAUSAL: Any
     SELF: Any  # with the own pair
     SYMMETRIC: Any
-    SORTED: Any  # in the order of a k-d tree
+    SORTED: Any  # in the order of a k-d tree, of each side its own
     POWER: Any
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from syncattn.backends.call import Call
 from syncattn.backends.triton.arrange import arrange_kernel, frame_kernel
 from syncattn.backends.triton.blocks import (
+    BLOCKS,
+    FEWEST_COORDINATES,
     MOST_DIRECT,
     blocks_for,
     cdiv,
@@ -37,7 +40,7 @@ from syncattn.backends.triton.groups import (
 )
 from syncattn.backends.triton.lists import lists_kernel, mask_tiles_kernel, order_kernel
 from syncattn.backends.triton.order import Order, order_of, places, taken, values_taken
-from syncattn.backends.triton.start import start
+from syncattn.backends.triton.start import Host
 
 # Into how many bfloat16 dL/dD is split before it is multiplied by frequencies: as exact as the values are.
 SPLIT = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
@@ -71,7 +74,14 @@ class Launch:
     """One call's tensors, and what every kernel is told about them; the kernels over pairs are named. In the
     nearest frame's backward base (B, H, N) is each receiver's nearest sender's D."""
 
-    def __init__(self, call: Call, *kernels: str, arranged: bool = True, base: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        call: Call,
+        *kernels: str,
+        arranged: bool = True,
+        base: Tensor | None = None,
+        host: Host | None = None,
+    ) -> None:
         receive, send, value, coupling, bandwidth, mask, seed = call[:7]
         self.call, self.nearest = call, call.frame == "nearest"
         self.batch, self.heads, self.queries, self.freq_dim = receive.shape
@@ -80,6 +90,8 @@ class Launch:
         self.coupling = coupling.expand(self.batch, self.heads, self.queries)
         self.bandwidth = bandwidth.contiguous()
         self.device = receive.device
+        self.host = host or Host(self.device)
+        self.empty, self.start = self.host.empty, self.host.start
         self.block_m = max(16, next_power_of_2(self.freq_dim))
         self.block_d = max(16, next_power_of_2(self.value_dim))
         self.wide = wide = value.dtype == torch.float32
@@ -127,7 +139,7 @@ class Launch:
 
     def _sort(self, receive: Tensor, send: Tensor, allowed: Tensor | None) -> None:
         tile = min(self.query_tile, self.key_tile)
-        self.order = order = order_of(receive, send, tile, allowed, self.call.symmetric)
+        self.order = order = order_of(self.host, receive, send, tile, allowed, self.call.symmetric)
         self.value = values_taken(self.value, order.senders, self.heads)
         if self.coupling.stride(2):  # 0: the same for all rows
             self.coupling = taken(self.coupling, order.receivers)
@@ -150,10 +162,10 @@ class Launch:
 
     def _frame(self, send: Tensor) -> None:
         rows = self.batch * send.shape[1]
-        vectors = torch.empty(rows, 2, self.block_m, dtype=torch.float32, device=self.device)
-        self.frames = Frames(vectors, torch.empty(rows, dtype=torch.float32, device=self.device))
-        start(
-            frame_kernel, self.device, (rows,),
+        vectors = self.empty(rows, 2, self.block_m)
+        self.frames = Frames(vectors, self.empty(rows))
+        self.start(
+            frame_kernel, (rows,),
             Frequencies(send, *send.stride()), self.frames, send.shape[1], self.keys,
             FREQ=self.freq_dim, BLOCK_M=self.block_m, options={"num_warps": 4},
         )  # fmt: skip
@@ -172,9 +184,7 @@ class Launch:
         rows, tiles = self.batch * heads, _whole_granules(cdiv(tokens, block))
         plane = tiles * block
 
-        def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(rows, *shape, dtype=dtype, device=x.device)
-
+        new = partial(self.empty, rows)
         numbers = new(plane, dtype=torch.int32) if self.numbered else None
         operands = along = drawn = bound = None
         if not self.direct:
@@ -184,8 +194,8 @@ class Launch:
         planes = Planes(new(self.freq_dim, plane), plane, numbers, operands, along, drawn, bound)
         boxes = Boxes(new(self.freq_dim, tiles), new(self.freq_dim, tiles))
         reach = new(tiles) if receives else None
-        start(
-            arrange_kernel, self.device, (rows * tiles,),
+        self.start(
+            arrange_kernel, (rows * tiles,),
             Frequencies(x, *x.stride()), order,
             None if allowed is None else Rows(allowed, *allowed.stride()), planes, boxes,
             self.frames, self.law() if receives else None, base, reach,
@@ -214,9 +224,9 @@ class Launch:
         batch, heads, rows, columns = mask.shape
         sides = self.receive.tiles, self.send.tiles
         shape = [t if n > 1 else 1 for t, n in zip(sides, (rows, columns), strict=True)]
-        tiles = torch.empty(batch, heads, *shape, dtype=torch.uint8, device=self.device)
-        start(
-            mask_tiles_kernel, self.device, (tiles.numel(),),
+        tiles = self.empty(batch, heads, *shape, dtype=torch.uint8)
+        self.start(
+            mask_tiles_kernel, (tiles.numel(),),
             Mask(mask.view(torch.uint8), *mask.stride()), heads, rows, columns, tiles, *shape,
             BLOCK_ROWS=self.query_tile, BLOCK_COLUMNS=self.key_tile,
         )  # fmt: skip
@@ -229,8 +239,8 @@ class Launch:
         rows = self.batch * self.heads
         width = min(other.tiles, CAPACITY)
         granule = _largest_granule(other.tiles)
-        entries = torch.empty(rows, own.tiles, width, dtype=torch.int32, device=self.device)
-        counts = torch.empty(rows, own.tiles, 3, dtype=torch.int32, device=self.device)
+        entries = self.empty(rows, own.tiles, width, dtype=torch.int32)
+        counts = self.empty(rows, own.tiles, 3, dtype=torch.int32)
         mask = self.mask_tiles
         if mask is not None and not of_queries:
             mask = mask._replace(row=mask.column, column=mask.row)
@@ -239,8 +249,8 @@ class Launch:
             CHUNK=max(_CHUNK, granule), LEVELS=granule.bit_length(), OF_QUERIES=of_queries,
             CAUSAL=self.call.is_causal,
         )  # fmt: skip
-        start(
-            lists_kernel, self.device, (rows * own.tiles,),
+        self.start(
+            lists_kernel, (rows * own.tiles,),
             own.boxes, other.boxes, own.planes.bound, other.planes.bound, self.reach, mask, self.texts,
             Walk(entries, counts, None), width, own.heads, other.heads, self.heads, own.tiles, other.tiles,
             self.keys - self.queries, self.queries, LOOK=constant(look), options=_TWO_WARPS,
@@ -253,8 +263,8 @@ class Launch:
             return None
         if number > _MOST_COMPARED:
             return counts[..., 0].flatten().argsort(descending=True, stable=True).int()
-        order = torch.empty(number, dtype=torch.int32, device=self.device)
-        start(order_kernel, self.device, (cdiv(number, 8),), counts, order, number, BLOCK=8, CHUNK=1024)
+        order = self.empty(number, dtype=torch.int32)
+        self.start(order_kernel, (cdiv(number, 8),), counts, order, number, BLOCK=8, CHUNK=1024)
         return order
 
     def values(self) -> Rows:
@@ -297,9 +307,26 @@ class Launch:
         return form | {"options": options}
 
     def form(self) -> Form:
-        call, is_sorted = self.call, self.order is not None
+        call, order = self.call, self.order
+        # of one order for both sides the own pairs are where they are without
+        is_sorted = order is not None and order.receivers is not order.senders
         power = int(call.power)
         return constant(Form(call.is_causal, call.self_coupling, call.symmetric, is_sorted, power))
+
+
+def settings(call: Call) -> tuple[Any, ...]:
+    """What launches follow from besides the call. It is the same for all, but tests and benchmarks set it."""
+    width, size = max(64, next_power_of_2(call.value.shape[-1])), call.value.element_size()
+    blocks = BLOCKS[width, size, call.receive.shape[-1] <= FEWEST_COORDINATES]
+    return blocks, FEWEST_SORTED, CAPACITY, _CHUNK, CHUNK_OF_NEAREST, _FEWEST_ORDERED, _MOST_COMPARED
+
+
+def tiles_of_receivers(call: Call) -> int:
+    """In the backward, of each head."""
+    value = call.value
+    width = max(16, next_power_of_2(value.shape[-1]))
+    blocks = blocks_for("receivers", width, call.receive.shape[-1], value.element_size())
+    return _whole_granules(cdiv(call.receive.shape[2], blocks.queries))
 
 
 def _largest_granule(tiles: int) -> int:

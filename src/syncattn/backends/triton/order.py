@@ -1,8 +1,8 @@
 """The order of a k-d tree for calls whose tokens may come in any: near frequencies in the same tile.
 
-Plain torch, on the device, without waiting for it: every size follows from shapes. The kernels then see a
-call like any other; what depends on which pair it is (the own pair, dropout, the earliest of equally near
-senders) goes by the tokens' numbers in the call as it was (arrange.py writes them down).
+On the device, without waiting for it: every size follows from shapes. The kernels then see a call like any
+other; what depends on which pair it is (the own pair, dropout, the earliest of equally near senders) goes by
+the tokens' numbers in the call as it was (arrange.py writes them down).
 """
 
 from __future__ import annotations
@@ -10,9 +10,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-_AWAY = 1e30  # the coordinates of those that lock to nobody: after all others, before what is past the end
+from syncattn.backends.triton.blocks import cdiv, next_power_of_2
+from syncattn.backends.triton.detuning import KNOWN
+from syncattn.backends.triton.groups import GROWING, Frequencies
+from syncattn.backends.triton.pointers import head_of
+from syncattn.backends.triton.start import Host
+
+_CHUNK = 2048  # tokens that a program looks at together
+_LAST = tl.constexpr(2**32 - 1)  # the key of those that come after all others
+_SIGN = tl.constexpr(2**31)
 
 
 class Order(NamedTuple):
@@ -24,11 +34,11 @@ class Order(NamedTuple):
     senders_back: Tensor
 
 
-def kd_order(x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
+def kd_order(host: Host, x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
     """Which token of x comes where, tiles of `tile` holding near ones.
 
     The tokens are cut in two at the median of their widest coordinate, level by level, until a piece is one
-    tile. Tokens that are not finite, or not allowed, come last.
+    tile; within it they keep their order. Tokens that are not finite, or not allowed, are in the last tiles.
 
     Args:
         x: (B, heads, tokens, m) frequencies.
@@ -38,59 +48,100 @@ def kd_order(x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
     Returns:
         (B, heads, tokens) int64, contiguous; the same input gives the same order.
     """
-    return _cut(_known(x, tile, allowed), tile)[:, : x.shape[2]].contiguous().view(x.shape[:3])
-
-
-def _known(x: Tensor, tile: int, allowed: Tensor | None) -> Tensor:
-    """The tokens of every head as they are sorted, (B heads, 2^n tiles, m) float32."""
-    tokens = x.shape[2]
-    size = tile << (-(-tokens // tile) - 1).bit_length()
-    there = (x.abs() < _AWAY**0.5).all(-1)
+    batch, heads, tokens, freq_dim = x.shape
+    there = (x.abs() < KNOWN.value).all(-1)
     if allowed is not None:
         there = there & (allowed != 0)
-    w = torch.where(there[..., None], x.float(), _AWAY).flatten(0, 1)
-    return torch.nn.functional.pad(w, (0, 0, 0, size - tokens), value=torch.inf)
-
-
-def _cut(w: Tensor, tile: int) -> Tensor:
-    """Which of the tokens of each row comes where, (rows, tokens) int64."""
-    size, coordinates = w.shape[1:]
-    order = torch.arange(size, dtype=torch.int64, device=w.device).expand(len(w), 1, size)
-    # once: in torch.where a number is a launch of its own
-    least = torch.full((), -torch.inf, dtype=torch.float32, device=w.device)
-    pieces = 1
+    size = tile * next_power_of_2(cdiv(tokens, tile))
+    order = torch.arange(size, dtype=torch.int32, device=x.device).repeat(batch * heads, 1)
+    halved, pieces = torch.empty_like(order), 1
+    keys = torch.empty(order.shape, dtype=torch.uint32, device=x.device)
     while pieces * tile < size:
-        w, order = w.view(-1, pieces, size // pieces, coordinates), order.reshape(-1, pieces, size // pieces)
-        # those that are away are beyond all others, which makes them no minimum
-        extent = torch.where(w < _AWAY, w, least).amax(2) - w.amin(2)
-        widest = extent.argmax(-1)[:, :, None, None].expand(-1, -1, size // pieces, 1)
-        # stable: what is past the end stays there, also behind tokens that lock to nobody
-        by = w.gather(-1, widest).squeeze(-1).argsort(dim=-1, stable=True)
-        w = w.gather(2, by[..., None].expand(-1, -1, -1, coordinates))
-        order = order.gather(2, by)
-        pieces *= 2
-    return order.reshape(-1, size)
+        host.start(
+            halve_kernel, (batch * heads * pieces,),
+            Frequencies(x, *x.stride()), there.view(torch.uint8), order, halved, keys,
+            heads, tokens, size, pieces,
+            FREQ=freq_dim, CHUNK=min(_CHUNK, size // pieces),
+        )  # fmt: skip
+        order, halved, pieces = halved, order, 2 * pieces
+    return order[:, :tokens].long().view(batch, heads, tokens)
 
 
-def order_of(receive: Tensor, send: Tensor, tile: int, allowed: Tensor | None, symmetric: bool) -> Order:
-    """The order of both sides. They may differ in a symmetric call, too: its diagonal goes by the numbers."""
+@triton.jit(do_not_specialize=[*GROWING, "size", "pieces"])
+def halve_kernel(
+    x, there, order, halved, keys, heads, tokens, size, pieces, FREQ: tl.constexpr, CHUNK: tl.constexpr
+):  # fmt: skip
+    """One of so many pieces of a row of `order` (B heads, size), which numbers tokens, cut in two at the
+    median of its widest coordinate, into `halved`: each half keeps its order. Numbers from `tokens` on, and
+    tokens of which `there` (B, heads, tokens) is 0, are behind all others. `keys` is room to work in."""
+    program = tl.program_id(0)
+    bh, length = program // pieces, size // pieces
+    row = head_of(x, bh // heads, bh % heads)
+    there += bh.to(tl.int64) * tokens
+    piece = bh.to(tl.int64) * size + program % pieces * length
+    columns = tl.arange(0, CHUNK)
+
+    widest, extent = 0, float("-inf")
+    for coordinate in range(FREQ):
+        low, high = tl.full([CHUNK], float("inf"), tl.float32), tl.full([CHUNK], float("-inf"), tl.float32)
+        for first in range(0, length, CHUNK):
+            i = tl.load(order + piece + first + columns)
+            here = i < tokens
+            here = tl.load(there + i, mask=here, other=0) != 0
+            w = tl.load(row + i.to(tl.int64) * x.token + coordinate * x.coordinate, mask=here, other=0.0)
+            low = tl.minimum(low, tl.where(here, w.to(tl.float32), float("inf")))
+            high = tl.maximum(high, tl.where(here, w.to(tl.float32), float("-inf")))
+        found = tl.max(high, 0) - tl.min(low, 0)
+        widest = tl.where(found > extent, coordinate, widest)
+        extent = tl.maximum(found, extent)
+
+    for first in range(0, length, CHUNK):
+        i = tl.load(order + piece + first + columns)
+        here = i < tokens
+        here = tl.load(there + i, mask=here, other=0) != 0
+        w = tl.load(row + i.to(tl.int64) * x.token + widest * x.coordinate, mask=here, other=0.0)
+        bits = (w.to(tl.float32) + 0.0).to(tl.uint32, bitcast=True)  # -0 is 0
+        key = tl.where(bits >= _SIGN, bits ^ _LAST, bits | _SIGN)  # which increases with w
+        tl.store(keys + piece + first + columns, tl.where(here, key, _LAST))
+    tl.debug_barrier()
+
+    # the key of the last that goes left, bit by bit
+    half = length // 2
+    median, step = tl.full((), 0, tl.uint32), tl.full((), _SIGN, tl.uint32)
+    for _ in range(32):
+        raised = median + step
+        under = 0
+        for first in range(0, length, CHUNK):
+            under += tl.sum((tl.load(keys + piece + first + columns) < raised).to(tl.int32), 0)
+        median = tl.where(under < half, raised, median)
+        step = step >> 1
+
+    under = 0
+    for first in range(0, length, CHUNK):
+        under += tl.sum((tl.load(keys + piece + first + columns) < median).to(tl.int32), 0)
+    ties, lefts = half - under, 0  # of those that are the median so many go left
+    for first in range(0, length, CHUNK):
+        i = tl.load(order + piece + first + columns)
+        key = tl.load(keys + piece + first + columns)
+        tie = (key == median).to(tl.int32)
+        left = ((key < median) | ((tie != 0) & (tl.cumsum(tie, 0) <= ties))).to(tl.int32)
+        ties -= tl.sum(tie, 0)
+        before = lefts + tl.cumsum(left, 0)
+        place = tl.where(left != 0, before - 1, half + first + columns - before)
+        tl.store(halved + piece + place, i)
+        lefts += tl.sum(left, 0)
+
+
+def order_of(
+    host: Host, receive: Tensor, send: Tensor, tile: int, allowed: Tensor | None, symmetric: bool
+) -> Order:
+    """The order of both sides: of a symmetric call the same, but where a mask leaves out senders."""
+    senders = kd_order(host, send, tile, allowed)
     if symmetric and allowed is None:
-        senders = kd_order(send, tile, None)
         back = inverse(senders)
         return Order(senders, senders, back, back)
-    if receive.shape[2] != send.shape[2]:
-        receivers, senders = kd_order(receive, tile, None), kd_order(send, tile, allowed)
-        return Order(receivers, senders, inverse(receivers), inverse(senders))
-    # Both at once: it is launches that take the time.
-    rows = torch.cat((_known(receive, tile, None), _known(send, tile, allowed)))
-    order = _cut(rows, tile)[:, : send.shape[2]].contiguous()
-    back, number = inverse(order), receive.shape[0] * receive.shape[1]
-    return Order(
-        order[:number].view(receive.shape[:3]),
-        order[number:].view(send.shape[:3]),
-        back[:number].view(receive.shape[:3]),
-        back[number:].view(send.shape[:3]),
-    )
+    receivers = kd_order(host, receive, tile, None)
+    return Order(receivers, senders, inverse(receivers), inverse(senders))
 
 
 def inverse(order: Tensor) -> Tensor:

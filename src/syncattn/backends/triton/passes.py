@@ -19,9 +19,17 @@ from syncattn.backends.triton.groups import (
     Nearest,
     Rows,
 )
-from syncattn.backends.triton.launch import CHUNK_OF_NEAREST, Launch, cdiv, last_contiguous, next_power_of_2
+from syncattn.backends.triton.launch import (
+    CHUNK_OF_NEAREST,
+    Launch,
+    cdiv,
+    last_contiguous,
+    next_power_of_2,
+    tiles_of_receivers,
+)
 from syncattn.backends.triton.nearest import nearest_kernel
-from syncattn.backends.triton.start import start
+from syncattn.backends.triton.plan import planned
+from syncattn.backends.triton.start import Host
 
 MOST_DECODED = 4  # up to so many receivers the senders are split over programs, of which there are about
 _PROGRAMS = 1056  # eight for each multiprocessor of an H200: the loads of one are few
@@ -39,16 +47,20 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sender = value.new_empty(framed, dtype=torch.int32)
     if row_sum.numel() == 0 or value.numel() == 0:
         return out.zero_(), row_sum.zero_(), base.zero_(), sender.fill_(-1)
-    if rows[2] <= MOST_DECODED:
-        _decode(Launch(call, "forward", arranged=False), out, row_sum, base, sender)
-        return out, row_sum, base, sender
-    p = Launch(call, "forward")
+    run = _decode if rows[2] <= MOST_DECODED else _forward
+    return planned(run, call, (), (out, row_sum, base, sender))  # type: ignore[return-value]
+
+
+def _forward(
+    host: Host, call: Call, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor
+) -> tuple[Tensor, ...]:
+    nearest, p = call.frame == "nearest", Launch(call, "forward", host=host)
     if nearest:
         find_nearest(p, Nearest(base, sender))
     lists = p.lists(of_queries=True)
     at = Nearest(base, p.places(sender)) if nearest else None
-    start(
-        forward_kernel, p.device, (p.batch * p.heads * p.receive.tiles,),
+    p.start(
+        forward_kernel, (p.batch * p.heads * p.receive.tiles,),
         *_weighed(p), at, lists, lists.entries.shape[2], out, row_sum,
         p.head_counts(p.send.heads), p.queries, p.keys, p.call.eps,
         variants=p.ways, EVEN=p.keys == p.send.planes.stride, **p.compiled("forward"),
@@ -60,16 +72,19 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def find_nearest(p: Launch, nearest: Nearest) -> None:
     """Each receiver's nearest allowed sender, by its number in the call, the receivers in the order of p."""
-    start(
-        nearest_kernel, p.device, (p.batch * p.heads * p.receive.tiles,),
+    p.start(
+        nearest_kernel, (p.batch * p.heads * p.receive.tiles,),
         p.receive.planes, p.send.planes, p.frames.units, p.receive.boxes, p.send.boxes, p.mask, p.mask_tiles,
         p.texts, nearest, p.law(), p.reach, p.head_counts(p.send.heads), p.queries, p.keys,
         CHUNK=CHUNK_OF_NEAREST, TILE=p.tile("forward"), FORM=p.form(), options=_FOUR_WARPS,
     )  # fmt: skip
 
 
-def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor) -> None:
+def _decode(
+    host: Host, call: Call, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor
+) -> tuple[Tensor, ...]:
     """The forward with the senders split over programs."""
+    p = Launch(call, "forward", arranged=False, host=host)
     receive, send = (Frequencies(x, *x.stride()) for x in p.call[:2])
     rows = p.batch * p.heads * p.queries
     keys_block = 64 if p.block_d <= 64 else 32
@@ -77,8 +92,7 @@ def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tenso
     # by the shapes alone, so that the sums are taken in the same order on every device
     part_tiles = cdiv(tiles, max(1, min(cdiv(tiles, 2), _PROGRAMS // rows)))
     parts = cdiv(tiles, part_tiles)
-    mixed = row_sum.new_empty(rows, parts, p.value_dim)
-    total = row_sum.new_empty(rows, parts)
+    mixed, total = p.empty(rows, parts, p.value_dim), p.empty(rows, parts)
     heads = p.head_counts(p.call.send.shape[1])
     sizes = p.queries, p.keys, parts, part_tiles
     compiled: dict[str, Any] = {
@@ -89,20 +103,21 @@ def _decode(p: Launch, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tenso
     nearest = of_part = None
     if p.nearest:
         nearest = Nearest(base, sender)
-        of_part = Nearest(torch.empty_like(total), sender.new_empty(rows, parts))
-        start(
-            nearest_part_kernel, p.device, (rows, parts),
+        of_part = Nearest(p.empty(rows, parts), p.empty(rows, parts, dtype=torch.int32))
+        p.start(
+            nearest_part_kernel, (rows, parts),
             receive, send, p.mask, p.texts, of_part, heads, *sizes, **compiled,
         )  # fmt: skip
-    start(
-        part_kernel, p.device, (rows, parts),
+    p.start(
+        part_kernel, (rows, parts),
         receive, send, p.values(), p.law(), p.mask, p.texts, p.dropout, of_part, nearest, mixed, total,
         heads, *sizes, PARTS=max(64, next_power_of_2(parts)), **compiled,
     )  # fmt: skip
-    start(
-        combine_kernel, p.device, (rows,), mixed, total, out, row_sum, parts, p.call.eps,
+    p.start(
+        combine_kernel, (rows,), mixed, total, out, row_sum, parts, p.call.eps,
         DIM=p.value_dim, BLOCK_D=p.block_d, options=_FOUR_WARPS,
     )  # fmt: skip
+    return out, row_sum, base, sender
 
 
 def _weighed(p: Launch) -> tuple[Any, ...]:
@@ -121,51 +136,69 @@ def backward(
     if row_sum.numel() == 0 or value.numel() == 0:
         return tuple(x.new_zeros(x.shape) for x in call[:5])  # type: ignore[return-value]
     # hooks on saved tensors may give them back in another layout
-    row_sum, base, sender = (x.contiguous() for x in (row_sum, base, sender))
-    p = Launch(call, "receivers", "senders", base=base if call.frame == "nearest" else None)
-    # to the order in which p has the receivers, and grad_receive and the like back again
-    grad, out = last_contiguous(p.sorted_rows(grad)), p.sorted_rows(out).contiguous()
-    row_sum = p.sorted_rows(row_sum)
+    given = last_contiguous(grad), *(x.contiguous() for x in (out, row_sum, base, sender))
+    rows = call.receive.shape[:3]
+    results = (
+        torch.empty_like(receive, memory_format=torch.contiguous_format),
+        row_sum.new_empty(rows),
+        row_sum.new_empty(*rows[:2], tiles_of_receivers(call)),
+        _per_head(rows[1], send),
+        _per_head(rows[1], value),
+    )
+    grad_receive, by_row, by_tile, grad_send, grad_value = planned(_backward, call, given, results)
+    return (
+        grad_receive,
+        sum_groups(grad_send, send),
+        sum_groups(grad_value, value),
+        by_row.sum_to_size(coupling.shape),
+        by_tile.sum((0, 2)),
+    )
+
+
+def _backward(
+    host: Host,
+    call: Call,
+    grad: Tensor,
+    out: Tensor,
+    row_sum: Tensor,
+    base: Tensor,
+    sender: Tensor,
+    *results: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients of receivers, of their coupling and, by tile, of their bandwidth; those of send and value
+    for each head of receivers."""
+    p = Launch(call, "receivers", "senders", base=base if call.frame == "nearest" else None, host=host)
+    # to the order in which p has the receivers, and the results back again
+    grad, out, row_sum = (p.sorted_rows(x) for x in (grad, out, row_sum))
     if p.nearest:
         base, sender = p.sorted_rows(base), p.places(p.sorted_rows(sender))
     nearest = Nearest(base, sender) if p.nearest else None
     by_query, by_key = p.lists(of_queries=True), p.lists(of_queries=False)
     heads_in_all = p.batch * p.heads
     for_senders = ForSenders(
-        row_sum.new_empty(heads_in_all, ROW_NUMBERS.value, p.receive.planes.stride),
-        torch.empty(heads_in_all, 2, p.receive.tiles, dtype=torch.int32, device=p.device),
+        p.empty(heads_in_all, ROW_NUMBERS.value, p.receive.planes.stride),
+        p.empty(heads_in_all, 2, p.receive.tiles, dtype=torch.int32),
     )
-    of_receivers = Gradients(
-        receive.new_empty(receive.shape),
-        torch.empty_like(row_sum),
-        row_sum.new_empty(p.batch, p.heads, p.receive.tiles),
-    )
-    grad_send = _per_head(p, send)
-    grad_value = _per_head(p, value)
+    of_receivers, (grad_send, grad_value) = Gradients(*results[:3]), results[3:]
     gradient = Rows(grad, *grad.stride()[:3])
     sizes = p.head_counts(p.send.heads), p.queries, p.keys
-    start(
-        receivers_kernel, p.device, (heads_in_all * p.receive.tiles,),
+    p.start(
+        receivers_kernel, (heads_in_all * p.receive.tiles,),
         *_weighed(p), nearest, by_query, by_query.entries.shape[2], gradient, out, row_sum,
         for_senders, of_receivers, *sizes, p.call.eps,
         variants=p.ways, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
     )  # fmt: skip
-    start(
-        senders_kernel, p.device, (heads_in_all * p.send.tiles,),
+    p.start(
+        senders_kernel, (heads_in_all * p.send.tiles,),
         *_weighed(p), by_key, by_key.entries.shape[2], gradient, for_senders, grad_send, grad_value,
         *sizes, variants=p.ways, EVEN=p.queries == p.receive.planes.stride, NEAREST=p.nearest,
         **p.compiled("senders"),
     )  # fmt: skip
-    return (
-        p.rows_back(of_receivers.receive),
-        sum_groups(p.senders_back(grad_send), send),
-        sum_groups(p.senders_back(grad_value), value),
-        p.rows_back(of_receivers.coupling).sum_to_size(coupling.shape),
-        of_receivers.bandwidth.sum((0, 2)),
-    )
+    by_row = (p.rows_back(x) for x in of_receivers[:2])
+    return *by_row, of_receivers.bandwidth, p.senders_back(grad_send), p.senders_back(grad_value)
 
 
-def _per_head(p: Launch, x: Tensor) -> Tensor:
+def _per_head(heads: int, x: Tensor) -> Tensor:
     """Room for the gradient of x from each head of receivers; float32 if several are to be summed."""
-    shape = (p.batch, p.heads, *x.shape[2:])
-    return x.new_empty(shape, dtype=x.dtype if x.shape[1] == p.heads else torch.float32)
+    shape = (len(x), heads, *x.shape[2:])
+    return x.new_empty(shape, dtype=x.dtype if x.shape[1] == heads else torch.float32)
