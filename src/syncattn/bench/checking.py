@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 import syncattn
+from syncattn import locking
 from syncattn.bench.contenders import Contender
-from syncattn.bench.inputs import Case, Inputs, allowed_rows, pick_rows, row_margin
+from syncattn.bench.inputs import Case, Inputs, allowed_rows, pick_rows, row_detuning
 from syncattn.bench.plan import BACKWARD, FORWARD
 
 # Largest relative error of a head, in the norm and in the largest entry.
@@ -25,9 +26,14 @@ TOLERANCE = {
 }
 # One number per head, summed over all pairs: what rounding to 8 bits leaves of it depends on what cancels.
 _SUMS = ("coupling", "bandwidth")
-# At the locking edge power 1 has a gradient of 1/S: rounding alone decides whether a pair there counts. Rows
-# without such a pair are preferred, out of this many times the rows wanted.
+# At the locking edge dL/dD jumps with power 2, from a finite slope to 0, and is 1/S with power 1; where two
+# senders are equally near, the nearest frame's gradient jumps from one to the other. Rounding of D alone
+# decides what is right there, so rows that are clear of both are preferred, out of this many times the rows
+# wanted.
 _CANDIDATES = 4
+# Clear enough for power 2, in squared locking radii: tens of times what D may be off by in float32 or as a
+# product of matrices (2^-21 of the squares from the head's axis, 2^-24 of a distance along it times rho).
+_CLEAR = 2.0**-14
 _MAX_NUMBERS = 2**24  # of the definition's largest temporary: 128 MiB in float64
 
 
@@ -83,15 +89,37 @@ def truth(case: Case, inputs: Inputs, count: int, seed: int, backward: bool) -> 
     return Truth(rows, out.detach(), cotangent, gradients)
 
 
+@torch.no_grad()
 def _rows_off_the_edge(case: Case, inputs: Inputs, count: int, seed: int) -> Tensor:
     total = inputs.receive.shape[2]
-    if case.power == 2:
-        return pick_rows(total, count, seed + 4)
-    candidates = pick_rows(total, _CANDIDATES * count, seed + 4)
-    with torch.no_grad():
-        margin, allowed = row_margin(case, inputs, candidates)
-        nearest = margin.abs().masked_fill(~allowed, torch.inf).amin((0, 1, 3)).cpu()
-    return candidates[nearest.topk(min(count, len(candidates))).indices].sort().values
+    rows, candidates = (pick_rows(total, number, seed + 4) for number in (count, _CANDIDATES * count))
+    if len(candidates) == len(rows):  # there are no others
+        return rows
+    candidates = torch.cat((rows, candidates[~torch.isin(candidates, rows)]))
+    clearance = row_clearance(case, inputs, candidates).cpu()
+    if case.power == 2:  # nothing diverges: of those clear enough the first drawn, not those of few senders
+        clearance = clearance.clamp(max=_CLEAR)
+    order = clearance.sort(descending=True, stable=True).indices
+    return candidates[order[: len(rows)]].sort().values
+
+
+def row_clearance(case: Case, inputs: Inputs, rows: Tensor) -> Tensor:
+    """How far some rows are from a jump of the gradient: (R,) float64, the least over all heads.
+
+    In squared locking radii: the distance from rho^2 of the D of any sender, in the nearest frame also by how
+    much the second nearest is farther than the nearest. An error of D below it, over rho^2, leaves the
+    gradient's error of the same order; one above may change which pairs lock.
+    """
+    detuning, allowed = row_detuning(case, inputs, rows)
+    square = locking.locking_radius(inputs.coupling.double(), inputs.bandwidth.double()).square()
+    detuning = (detuning / square[:, None, None]).masked_fill(~allowed, torch.inf)
+    clearance = (detuning - 1).abs().amin((0, 1, 3))
+    if case.frame == "nearest" and detuning.shape[-1] > 1:
+        nearest = detuning.topk(2, dim=-1, largest=False).values
+        # a row with one sender has no second; one with none has no difference
+        apart = (nearest[..., 1] - nearest[..., 0]).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        clearance = torch.minimum(clearance, apart.amin((0, 1)))
+    return clearance
 
 
 def errors(contender: Contender, right: Truth, passes: str) -> dict[str, float]:
