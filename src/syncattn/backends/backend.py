@@ -80,6 +80,8 @@ class Backend(NamedTuple):
         locked_counts: the call, whatever its top_k, to how many senders each receiver locks with, (B, H, N)
             int64, without gradients; None if it has no such pass.
         keeps_bounds: whether it does itself what `call.within_bounds` does.
+        decoding: the call of one causal receiver, to what computes later ones like it, of (receive, send,
+            value, coupling), where nothing has to be checked anew, or to None; None if it has no such form.
     """
 
     run: Callable[[Call], Tensor | tuple[Tensor, Tensor, Tensor]]
@@ -89,6 +91,7 @@ class Backend(NamedTuple):
     only_by_name: Callable[[Call], str | None] = _nothing
     locked_counts: Callable[[Call], Tensor] | None = None
     keeps_bounds: bool = False
+    decoding: Callable[[Call], Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None] | None = None
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # nothing but equal frequencies locks; at the other, nothing but underflow unlocks.
 WEAKEST, STRONGEST = 1e-10, 1e15
 NARROWEST = 1e30  # of the bandwidth: only equal frequencies lock
-_HIGHEST = 1e13  # of a frequency: its squared differences stay far below what stands for "may not attend"
+HIGHEST = 1e13  # of a frequency: its squared differences stay far below what stands for "may not attend"
 
 
 class Call(NamedTuple):
@@ -366,12 +366,12 @@ def _check_frequencies(name: str, tensor: Tensor, checked: int = 0) -> None:
     if values.numel() == 0:
         return
     low, high = torch.aminmax(values)
-    if not (low.item() >= -_HIGHEST and high.item() <= _HIGHEST):  # NaN fails both
+    if not (low.item() >= -HIGHEST and high.item() <= HIGHEST):  # NaN fails both
         values = everything
-        bad = ~(values.abs() <= _HIGHEST)
+        bad = ~(values.abs() <= HIGHEST)
         at = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"{name} must hold finite frequencies, at most {_HIGHEST:g} in size, got {values[at].item()} "
+            f"{name} must hold finite frequencies, at most {HIGHEST:g} in size, got {values[at].item()} "
             f"at index {at} ({int(bad.sum())} bad of {values.numel()})"
         )
 

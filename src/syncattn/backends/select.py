@@ -91,7 +91,7 @@ def use_backend(backend: str) -> Iterator[None]:
             blocks.remove(block)
 
 
-def _asked_for() -> str | None:
+def asked_for() -> str | None:
     """The backend that blocks of `use_backend` ask for here and now."""
     innermost = (_thread.open or _open)[-1:]
     return innermost[0].backend if innermost else None
@@ -113,7 +113,7 @@ def _reason(candidate: Backend, call: Call, backend: str | None) -> str | None:
 def choose(call: Call, backend: str | None = None) -> Backend:
     """What `select` chooses, without the reasons why it is not another."""
     _check_name(backend)
-    asked = backend or _asked_for()
+    asked = backend or asked_for()
     for candidate in BACKENDS.values() if asked is None else [BACKENDS[asked]]:
         if _reason(candidate, call, asked) is None:
             return candidate
@@ -127,7 +127,7 @@ def select(call: Call, backend: str | None = None) -> Explanation:
         ValueError: the backend asked for is unknown or cannot take this call; the message says why.
     """
     _check_name(backend)
-    backend = backend or _asked_for()
+    backend = backend or asked_for()
     reasons: dict[str, str] = {}
     chosen = None
     for name, candidate in BACKENDS.items():

@@ -13,6 +13,7 @@ from syncattn.checks import check_count, check_flag, check_real
 from syncattn.functional import go_on, selective_synchronization_attention
 from syncattn.nn.coupled_heads import CoupledHeads
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
+from syncattn.nn.decoding import next_token
 from syncattn.nn.frequency import Frequency, turn_values
 from syncattn.nn.hosts import NeverFused
 from syncattn.nn.inputs import Inputs, batch_first, checked_inputs, go_on_from, with_texts
@@ -254,6 +255,13 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
                 infinite (where to look makes no device wait), an argument does not go with `state`, key is
                 not query although `self_attention` says so, or a mask does not go with a token shift.
         """
+        others = key, value, key_padding_mask, attn_mask, positions, key_positions, sequence_ids
+        if state is not None and is_causal is True and all(x is None for x in others):
+            known = type(self) is SelectiveSynchronizationAttention and self_attention is not False
+            if known and not need_weights:
+                out = next_token(self, query, state, first_value)
+                if out is not None:
+                    return out, None
         given = self._inputs(
             *(query, key, value, key_padding_mask, attn_mask, is_causal, self_attention),
             positions=positions,

@@ -305,18 +305,31 @@ class Frequency(nn.Module):
 
     def _with_drift(self, content: Tensor, at: Tensor, run: Run) -> Tensor:
         """Contents that drift: along a direction of theirs, or in the last coordinates, which are drift's."""
-        assert self.log_slope is not None
-        slopes = self.log_slope.to(content.dtype).exp().view(self.axes, -1)[:, run.slopes]
+        slopes = self._slopes(content.dtype)[:, run.slopes]
         drifts = [at[..., a : a + 1] * slopes[a, :, None, None] for a in range(self.axes)]
         if run.form in ("own_drift", "own_screw"):
             content = content[..., : self.freq_dim - self.axes]
             return torch.cat((content, *(drift.expand(*content.shape[:-1], 1) for drift in drifts)), dim=-1)
-        assert self.direction is not None
-        units = nn.functional.normalize(self.direction.to(content.dtype), dim=-1)
-        units = units.view(self.axes, -1, self.freq_dim)[:, run.directions]
-        for drift, unit in zip(drifts, units):
+        for drift, unit in zip(drifts, self._units(content.dtype)[:, run.directions]):
             content = content + drift * unit[:, None]
         return content
+
+    def drifts(self) -> tuple[Tensor, Tensor]:
+        """Of a form that drifts in the content's coordinates, on one axis: slopes (h, 1, 1) and directions
+        (h, 1, m), float32 at least, by whose product with the position contents move."""
+        dtype = torch.promote_types(self.receive_proj.weight.dtype, torch.float32)
+        return self._slopes(dtype)[0, :, None, None].detach(), self._units(dtype)[0, :, None].detach()
+
+    def _slopes(self, dtype: torch.dtype) -> Tensor:
+        """(A, h), of the heads that drift."""
+        assert self.log_slope is not None
+        return self.log_slope.to(dtype).exp().view(self.axes, -1)
+
+    def _units(self, dtype: torch.dtype) -> Tensor:
+        """(A, h, m), of those that drift in the content's coordinates."""
+        assert self.direction is not None
+        units = nn.functional.normalize(self.direction.to(dtype), dim=-1)
+        return units.view(self.axes, -1, self.freq_dim)
 
     def _helix(self, at: Tensor, run: Run) -> Tensor:
         """The helix of at (B or 1, 1, N, A), (B or 1, h, N, 2 L A): per axis L cosines, then L sines."""

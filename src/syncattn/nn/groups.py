@@ -171,6 +171,27 @@ class Group:
         room.append(send, value)
         return Group(self.heads, self.first, *room.held(skip), room, skip)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more token can be written where it will stay."""
+        return self.room is not None and self._owns and self.room.takes(1)
+
+    def next_to_read(self, send: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Of a group that has room: views of its tokens from number `start` on, and of one more,
+        (B, h, 1, m) and (B, h, 1, d), which is written behind them and not held yet."""
+        assert self.room is not None
+        self.room.write(send, value)
+        first = self.skip + max(0, start - self.first)
+        more = self.room.filled + 1 - first
+        return self.room.send.narrow(2, first, more), self.room.value.narrow(2, first, more)
+
+    def with_next(self) -> Group:
+        """With the token that `next_to_read` wrote, which was looked at."""
+        assert self.room is not None
+        self.room.filled += 1
+        self.room.checked = self.room.filled
+        return Group(self.heads, self.first, *self.room.held(self.skip), self.room, self.skip)
+
     def cut(self, length: int) -> Group:
         """Without the tokens from number `length` on."""
         kept = length - self.first

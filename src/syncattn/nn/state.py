@@ -43,6 +43,7 @@ class IncrementalState:
         windows: how far heads reach, by groups; None: nothing is known, everything is read.
         starts: from which token on each of them is read; empty: from the first.
         looked: for how many tokens that was found.
+        decoding: what a layer made once for all tokens that come singly (decoding.py).
     """
 
     groups: tuple[Group, ...] = ()
@@ -57,9 +58,10 @@ class IncrementalState:
     windows: Windows | None = None
     starts: tuple[int, ...] = ()
     looked: int = 0
+    decoding: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"groups": tuple(copy.copy(group) for group in self.groups)}
+        return vars(self) | {"decoding": None, "groups": tuple(copy.copy(group) for group in self.groups)}
 
     @property
     def send(self) -> Tensor | None:

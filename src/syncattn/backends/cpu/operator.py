@@ -14,6 +14,7 @@ from syncattn.backends.backend import Backend, Capabilities
 from syncattn.backends.call import Call, constant_when_compiled
 from syncattn.backends.cpu import library
 from syncattn.backends.cpu.count import count
+from syncattn.backends.cpu.decode import decoding
 from syncattn.backends.cpu.library import buffer, pointer
 from syncattn.backends.cpu.problem import (
     AS_GIVEN,
@@ -121,6 +122,7 @@ BACKEND = Backend(
     run=run,
     unavailable=unavailable,
     locked_counts=count,
+    decoding=decoding,
     capabilities=Capabilities(
         device="cpu",
         compute_dtypes=(torch.float32,),
