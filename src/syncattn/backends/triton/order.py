@@ -57,23 +57,24 @@ def kd_order(host: Host, x: Tensor, tile: int, allowed: Tensor | None) -> Tensor
     halved, pieces = torch.empty_like(order), 1
     keys = torch.empty(order.shape, dtype=torch.uint32, device=x.device)
     while pieces * tile < size:
+        programs, chunk = (batch * heads * pieces,), min(_CHUNK, size // pieces)
         host.start(
-            halve_kernel, (batch * heads * pieces,),
-            Frequencies(x, *x.stride()), there.view(torch.uint8), order, halved, keys,
-            heads, tokens, size, pieces,
-            FREQ=freq_dim, CHUNK=min(_CHUNK, size // pieces),
+            keys_kernel, programs,
+            Frequencies(x, *x.stride()), there.view(torch.uint8), order, keys, heads, tokens, size, pieces,
+            FREQ=freq_dim, CHUNK=chunk,
         )  # fmt: skip
+        host.start(halve_kernel, programs, order, keys, halved, size, pieces, CHUNK=chunk)
         order, halved, pieces = halved, order, 2 * pieces
     return order[:, :tokens].long().view(batch, heads, tokens)
 
 
 @triton.jit(do_not_specialize=[*GROWING, "size", "pieces"])
-def halve_kernel(
-    x, there, order, halved, keys, heads, tokens, size, pieces, FREQ: tl.constexpr, CHUNK: tl.constexpr
+def keys_kernel(
+    x, there, order, keys, heads, tokens, size, pieces, FREQ: tl.constexpr, CHUNK: tl.constexpr
 ):  # fmt: skip
-    """One of so many pieces of a row of `order` (B heads, size), which numbers tokens, cut in two at the
-    median of its widest coordinate, into `halved`: each half keeps its order. Numbers from `tokens` on, and
-    tokens of which `there` (B, heads, tokens) is 0, are behind all others. `keys` is room to work in."""
+    """Where the tokens of one of so many pieces of a row of `order` (B heads, size), which numbers them, are
+    in their widest coordinate: uint32 that increase with it. Numbers from `tokens` on, and tokens of which
+    `there` (B, heads, tokens) is 0, come last."""
     program = tl.program_id(0)
     bh, length = program // pieces, size // pieces
     row = head_of(x, bh // heads, bh % heads)
@@ -103,7 +104,16 @@ def halve_kernel(
         bits = (w.to(tl.float32) + 0.0).to(tl.uint32, bitcast=True)  # -0 is 0
         key = tl.where(bits >= _SIGN, bits ^ _LAST, bits | _SIGN)  # which increases with w
         tl.store(keys + piece + first + columns, tl.where(here, key, _LAST))
-    tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=[*GROWING, "size", "pieces"])
+def halve_kernel(order, keys, halved, size, pieces, CHUNK: tl.constexpr):
+    """One of so many pieces of a row of `order` (B heads, size) cut in two at the median of its keys, into
+    `halved`: each half keeps its order, and so do equal keys."""
+    program = tl.program_id(0)
+    length = size // pieces
+    piece = (program // pieces).to(tl.int64) * size + program % pieces * length
+    columns = tl.arange(0, CHUNK)
 
     # the key of the last that goes left, bit by bit
     half = length // 2
