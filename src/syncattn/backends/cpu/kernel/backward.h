@@ -67,6 +67,7 @@ struct Keys {
     uint32_t number[ROWS];  // as the caller counts them
     int64_t tiles, next;    // of the receivers' tiles that it can lock to
     bool whole;             // whether the last block was worth evaluating whole
+    Sifter sifter;
 };
 
 // From dO' v in `grad`, and D, to dD in `grad` and W in `strength`. The sums over the keys, by receiver, go to
@@ -280,6 +281,7 @@ static void backward_begin(const Plan& plan, int64_t batch, int64_t head, int64_
     if (p.text) narrow(plan.receiver_texts[batch], texts_of(p, batch) + keys.first, keys.count, first, last);
     keys.tiles = tiles_within(boxes, low, high, m, first, last, 0, own.found, own.distance);
     keys.next = 0, keys.whole = false;
+    sift_begin(keys.sifter, plan.receivers[head_number].lanes, keys.send, keys.count, m, nullptr, nullptr);
 }
 
 // One block, against the next tile of receivers.
@@ -289,7 +291,22 @@ static void backward_step(const Plan& plan, const Receivers& r, const PartSums& 
     const SyncattnProblem& p = *plan.p;
     const int64_t tile = own.found[keys.next], row = tile * KEYS, m = p.freq_dim;
     const int64_t full = (int64_t)(BACKWARD_FULL_SHARE * (float)(keys.count * KEYS));
-    uint64_t allowed[ROWS];
+    uint64_t allowed[ROWS], lockable[LOCKABLE];
+    const auto enough = [&] { return own.pairs->all >= ENOUGH * keys.count || own.pairs->most > ROOM - KEYS; };
+    if (keys.sifter.few && !keys.whole && sift_group(keys.sifter, r.lanes, keys.send, keys.count, m, tile)) {
+        const int64_t passed = sift(keys.sifter, r.lanes, keys.count, m, tile, lockable);
+        if (!passed) return void(++keys.next);
+        keys.sifter.few = passed <= sieved_best(keys.count);
+        if (keys.sifter.few) {
+            ++keys.next;
+            if (restricted_keys(p, keys.batch, keys.head, keys.first, keys.count, tile, allowed))
+                for (int64_t j = 0; j < keys.count; ++j) lockable[j] &= allowed[j];
+            list_sifted<true>(*own.pairs, keys.send, keys.count, m, r.lanes.packed + tile * m * KEYS, row, r.base + row,
+                              r.radius + row, lockable);
+            if (enough()) backward_pairs<FORM, SYMMETRIC>(plan, keys, r, sums, s, own);
+            return;
+        }
+    }
     detuning(keys.send, keys.count, m, r.lanes.packed + tile * m * KEYS, s.d);
     if (restricted_keys(p, keys.batch, keys.head, keys.first, keys.count, tile, allowed))
         forbid(s.d, keys.count, allowed);
@@ -302,8 +319,8 @@ static void backward_step(const Plan& plan, const Receivers& r, const PartSums& 
     const int64_t before = own.pairs->all;
     list_lockable<true>(*own.pairs, keys.count, s.d, row, r.base + row, r.radius + row);
     keys.whole = own.pairs->all - before > full;
-    if (own.pairs->all >= ENOUGH * keys.count || own.pairs->most > ROOM - KEYS)
-        backward_pairs<FORM, SYMMETRIC>(plan, keys, r, sums, s, own);
+    keys.sifter.few = keys.sifter.finite && own.pairs->all - before <= sieved_best(keys.count) / 2;
+    if (enough()) backward_pairs<FORM, SYMMETRIC>(plan, keys, r, sums, s, own);
 }
 
 template <int FORM, bool SYMMETRIC>
@@ -374,7 +391,7 @@ static void backward_keys(const Plan* plan, int64_t batch, int64_t head, int64_t
 }
 
 constexpr Instance instance(const char* name) {
-    return Instance{name, ROWS * CONTEXTS, scratch_floats, pack,        forward_rows, backward_prepare,
+    return Instance{name, ROWS * CONTEXTS, scratch_floats, pack, LANES > 4 ? sieve_tile : nullptr, forward_rows, backward_prepare,
                     backward_keys, ROWS, count_floats, count_rows};
 }
 

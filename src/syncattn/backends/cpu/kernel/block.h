@@ -326,6 +326,22 @@ static void forbid(float* d, int64_t count, const uint64_t* allowed) {
 
 // Pairs that can lock, row by row: D and the key's number. They wait here until rows have enough of them.
 constexpr int64_t ROOM = 192, ENOUGH = 16;
+// Which keys of a block's rows can lock, a bit each; filled up with 0 to a multiple of LANES rows.
+constexpr int64_t LOCKABLE = (ROWS + LANES - 1) / LANES * LANES;
+
+// Sets the bits of LANES keys of a row, from key v on; in the order of v.
+INLINE void put_bits(uint64_t* row, int64_t v, uint32_t bits) {
+#if LANES == 16
+    const uint16_t part = (uint16_t)bits;
+    memcpy((char*)row + v / 8, &part, sizeof part);
+#elif LANES == 8
+    const uint8_t part = (uint8_t)bits;
+    memcpy((char*)row + v / 8, &part, sizeof part);
+#else
+    *row = (v ? *row : 0) | (uint64_t)bits << v;
+#endif
+}
+
 struct Pairs {
     float detuning[ROWS][ROOM + LANES];
     int32_t key[ROWS][ROOM + LANES];

@@ -1,6 +1,6 @@
 // The forward pass of one tile of rows: all of the senders that it can lock to, tile by tile.
 #pragma once
-#include "block.h"
+#include "sieve.h"
 
 namespace SYNCATTN_ISA {
 
@@ -285,6 +285,7 @@ struct Context {
     Rows rows;
     int64_t count, next;  // of the tiles of keys that it can lock to
     bool whole;           // whether the last block was worth evaluating whole
+    Sifter sifter;
     float sums[ROWS * LANES];
 };
 
@@ -315,6 +316,7 @@ static void forward_begin(const Plan& plan, const Lanes& senders, int64_t batch,
     forget(*own.pairs);
     c.count = find(c.rows.farthest);
     c.next = 0, c.whole = false;
+    sift_begin(c.sifter, senders, c.rows.receive, c.rows.count, p.freq_dim, c.rows.base, c.rows.radius);
 }
 
 // One block, against the context's next tile of keys.
@@ -325,7 +327,25 @@ static void forward_step(const SyncattnProblem& p, const Lanes& senders, const f
     const Rows& rows = c.rows;
     const int64_t tile = own.found[c.next], full = (int64_t)(FULL_SHARE * (float)(rows.count * KEYS));
     const float* d = s.d;
-    if (p.nearest && own.place[tile] >= 0) d = own.remembered + own.place[tile] * rows.count * KEYS;
+    const int64_t m = p.freq_dim;
+    const auto enough = [&] { return own.pairs->all >= ENOUGH * rows.count || own.pairs->most > ROOM - KEYS; };
+    const bool remembered = p.nearest && own.place[tile] >= 0;
+    if (c.sifter.few && !c.whole && !remembered && sift_group(c.sifter, senders, rows.receive, rows.count, m, tile)) {
+        uint64_t allowed[ROWS], lockable[LOCKABLE];
+        const int64_t passed = sift(c.sifter, senders, rows.count, m, tile, lockable);
+        if (!passed) return void(++c.next);
+        c.sifter.few = passed <= sieved_best(rows.count);
+        if (c.sifter.few) {
+            ++c.next;
+            if (restricted(p, rows, tile, allowed))
+                for (int64_t i = 0; i < rows.count; ++i) lockable[i] &= allowed[i];
+            list_sifted<false>(*own.pairs, rows.receive, rows.count, m, senders.packed + tile * m * KEYS, tile * KEYS,
+                               rows.base, rows.radius, lockable);
+            if (enough()) forward_pairs<FORM, SYMMETRIC>(p, rows, *own.pairs, c.sums, own.out, values, all);
+            return;
+        }
+    }
+    if (remembered) d = own.remembered + own.place[tile] * rows.count * KEYS;
     else forward_detuning(p, rows, senders, tile, s.packed, s.d);
     if (c.next++ % GUESSES == 0) c.whole = count_lockable<false>(rows.count, d, rows.base, rows.radius) > full;
     if (c.whole) {
@@ -343,8 +363,8 @@ static void forward_step(const SyncattnProblem& p, const Lanes& senders, const f
     const int64_t before = own.pairs->all;
     list_lockable<false>(*own.pairs, rows.count, d, tile * KEYS, rows.base, rows.radius);
     c.whole = own.pairs->all - before > full;
-    if (own.pairs->all >= ENOUGH * rows.count || own.pairs->most > ROOM - KEYS)
-        forward_pairs<FORM, SYMMETRIC>(p, rows, *own.pairs, c.sums, own.out, values, all);
+    c.sifter.few = c.sifter.finite && own.pairs->all - before <= sieved_best(rows.count) / 2;
+    if (enough()) forward_pairs<FORM, SYMMETRIC>(p, rows, *own.pairs, c.sums, own.out, values, all);
 }
 
 // CONTEXTS tiles of rows through all keys. Adds to `all` in the symmetric form, else sets out and row_sum.

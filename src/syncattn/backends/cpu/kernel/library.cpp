@@ -100,6 +100,43 @@ void find_direction(const Boxes& boxes, const float* tokens, int64_t count, int6
     for (int64_t k = 0; k < m; ++k) boxes.direction[k] = scale > 0 ? (float)(way[k] * scale) : 0;
 }
 
+// One block of memory for everything of one kind, handed out in pieces that start on cache lines.
+struct Arena {
+    Memory<float> memory;
+    int64_t used = 0;
+    float* take(int64_t floats) {
+        float* at = memory ? memory.get() + used : nullptr;
+        used += round_up(floats, 16);
+        return at;
+    }
+};
+
+// Memory for a head's sieve, from `take` of an arena: of nothing where there is none to be.
+void lay_out_sieve(Lanes* lanes, Arena& arena, const Instance& instance, int64_t tiles, int64_t m) {
+    if (!instance.sieve || m > MOST_SIEVED) return;
+    const int64_t pairs = (m + 1) / 2;
+    lanes->sieve.packed = reinterpret_cast<int16_t*>(arena.take(tiles * pairs * KEYS));
+    lanes->sieve.norm = reinterpret_cast<int32_t*>(arena.take(tiles * KEYS));
+    lanes->sieve.centre = arena.take(lanes->boxes.groups * m);
+    lanes->sieve.scale = arena.take(lanes->boxes.groups);
+}
+
+// The centre of each group, and how many steps are in 1, so that MOST_STEPS reach its farthest token.
+void set_steps(const Lanes& lanes, int64_t m) {
+    const Boxes& boxes = lanes.boxes;
+    for (int64_t group = 0; lanes.sieve.packed && group < boxes.groups; ++group) {
+        float farthest = 0, *centre = lanes.sieve.centre + group * m;
+        for (int64_t k = 0; k < m; ++k) {
+            const float low = boxes.group_low[k * boxes.group_stride + group];
+            const float high = boxes.group_high[k * boxes.group_stride + group];
+            centre[k] = low / 2 + high / 2;
+            farthest = most(farthest, most(high - centre[k], centre[k] - low));
+        }
+        const float scale = MOST_STEPS / (farthest * 1.0001f);
+        lanes.sieve.scale[group] = farthest > 1e-30f && farthest < 1e30f ? scale : 0;
+    }
+}
+
 int64_t tiles_of(int64_t tokens, int64_t size) { return (tokens + size - 1) / size; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -132,17 +169,6 @@ const TileTexts* prepare_texts(const SyncattnProblem& p, int64_t tokens, Texts& 
     return made.rows.data();
 }
 
-// One block of memory for everything of one kind, handed out in pieces that start on cache lines.
-struct Arena {
-    Memory<float> memory;
-    int64_t used = 0;
-    float* take(int64_t floats) {
-        float* at = memory ? memory.get() + used : nullptr;
-        used += round_up(floats, 16);
-        return at;
-    }
-};
-
 // Runs `carve` twice: to measure the arena, and to cut it up.
 template <typename Carve>
 void cut(Arena& arena, const Carve& carve) {
@@ -174,6 +200,7 @@ void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads
             if (few) continue;
             lanes.packed = arena.take(tiles * m * KEYS);
             lay_out(&lanes.boxes, arena.take(lay_out(nullptr, nullptr, tiles, m, false)), tiles, m, false);
+            lay_out_sieve(&lanes, arena, instance, tiles, m);
         }
     });
     // A sender that no row may attend to does not stretch its tile's box.
@@ -196,7 +223,11 @@ void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads
         instance.pack(&senders[(size_t)h], tile, send_of(&p, batch, head) + start * m, valid, m, counted);
     });
     for (const Lanes& lanes : senders)
-        if (!few) make_groups(lanes.boxes, m);
+        if (!few) make_groups(lanes.boxes, m), set_steps(lanes, m);
+    const bool sieved = !few && send_heads && senders[0].sieve.packed;
+    for_each_task(sieved ? send_heads * tiles : 0, 16, threads, 0, [&](int64_t task, float*) {
+        instance.sieve(&senders[(size_t)(task / tiles)], task % tiles, m, nullptr);
+    });
     plan.senders = senders.data();
     plan.sender_texts = prepare_texts(p, p.keys, made.texts);
 }
@@ -314,6 +345,7 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
             const int64_t rows = tiles * KEYS;
             r.lanes.packed = arena.take(rows * m);
             lay_out(&r.lanes.boxes, arena.take(lay_out(nullptr, nullptr, tiles, m, true)), tiles, m, true);
+            lay_out_sieve(&r.lanes, arena, instance, tiles, m);
             r.frequency = arena.take(rows * wide);
             r.gradient = arena.take(rows * p.value_dim);
             r.gradient_t = arena.take(rows * p.value_dim);
@@ -352,7 +384,15 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
         instance.pack(&receivers[(size_t)h].lanes, tile, receive, least(KEYS, p.queries - start), m, ~0ull);
         instance.backward_prepare(&plan, h / p.heads, h % p.heads, tile);
     });
-    for (const Receivers& r : receivers) make_groups(r.lanes.boxes, m);
+    for (const Receivers& r : receivers) make_groups(r.lanes.boxes, m), set_steps(r.lanes, m);
+    const bool sieved = heads && receivers[0].lanes.sieve.packed;
+    for_each_task(sieved ? heads * tiles : 0, 16, threads, 0, [&](int64_t task, float*) {
+        const Receivers& r = receivers[(size_t)(task / tiles)];
+        const int64_t tile = task % tiles, start = tile * KEYS;
+        float farthest[KEYS];
+        for (int64_t i = 0; i < KEYS; ++i) farthest[i] = r.base[start + i] + r.radius[start + i];
+        instance.sieve(&r.lanes, tile, m, farthest);
+    });
     for_each_task(heads * plan.parts, 1, threads, instance.scratch_floats(&p),
                   [&](int64_t task, float* scratch) {
                       const int64_t h = task / plan.parts;

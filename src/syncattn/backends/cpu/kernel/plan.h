@@ -23,10 +23,22 @@ typedef struct {
     float *limit, *group_limit;  // added to the caller's limit on the distance; null: nothing is
 } Boxes;
 
+constexpr int64_t MOST_SIEVED = 128;  // coordinates of frequencies that are sieved
+constexpr float MOST_STEPS = 2047;    // from the centre to the farthest: squares of 128 coordinates add up in 32 bits
+
+// A head's tokens in whole steps from their group's centre: sieve.h. null: there is no sieve.
+typedef struct {
+    int16_t* packed;  // (tiles, pairs of coordinates, KEYS, 2): minus the steps
+    int32_t* norm;    // (tiles, KEYS): half of the sum of their squares, less half of the square of what may lock
+    float* centre;    // (groups, m)
+    float* scale;     // (groups): steps in 1; 0: not to be counted in steps
+} Sieve;
+
 // One head's tokens as the lanes of blocks: KEYS of them in each tile.
 typedef struct {
     Boxes boxes;
     float* packed;  // (tiles, m, KEYS): their frequencies; null: each is packed when it is needed
+    Sieve sieve;
 } Lanes;
 
 // What the backward needs of one head's receivers, which are the lanes of its blocks. All filled up to whole tiles.
@@ -85,6 +97,7 @@ typedef struct {
     int64_t rows;  // that a task takes
     int64_t (*scratch_floats)(const SyncattnProblem*);
     void (*pack)(const Lanes*, int64_t tile, const float* tokens, int64_t count, int64_t m, uint64_t counted);
+    void (*sieve)(const Lanes*, int64_t tile, int64_t m, const float* farthest);
     void (*forward_rows)(const Plan*, int64_t batch, int64_t head, int64_t row_tile, float* scratch);
     void (*backward_prepare)(const Plan*, int64_t batch, int64_t head, int64_t receiver_tile);
     void (*backward_keys)(const Plan*, int64_t batch, int64_t head, int64_t part, float* scratch);
