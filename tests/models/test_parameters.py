@@ -50,3 +50,11 @@ def test_large_models_have_widths_that_gpus_multiply_fast():
     osn, transformer = match_parameters(large, TransformerConfig.of_sizes(large))
     assert osn.intermediate_size % 8 == transformer.intermediate_size % 8 == 0
     assert abs(count_parameters(osn) / count_parameters(transformer) - 1) <= 0.005
+
+
+def test_a_large_vocabulary_does_not_make_layers_of_other_widths():
+    config = OSNConfig(vocab_size=256_000, hidden_size=64, num_hidden_layers=2, intermediate_size=100)
+    vocabulary = config.vocab_size * config.hidden_size
+    osn, transformer = match_parameters(config, TransformerConfig.of_sizes(config))
+    blocks = [count_parameters(each) - vocabulary for each in (osn, transformer)]
+    assert abs(blocks[0] / blocks[1] - 1) <= 0.01

@@ -317,6 +317,15 @@ def test_scales_by_head_are_what_each_head_has_alone(form):
     )
 
 
+def test_no_head_with_a_helix_needs_no_scales():
+    x = tokens(2, 9)
+    torch.manual_seed(0)
+    none = Frequency(E, 2, M, position=["drift", "none"], helix_scales=[None, None]).double()
+    torch.manual_seed(0)
+    default = Frequency(E, 2, M, position=["drift", "none"]).double()
+    assert torch.equal(none.emit(x, torch.arange(9)[None]), default.emit(x, torch.arange(9)[None]))
+
+
 def test_values_turned_by_head_are_what_each_head_has_alone():
     bases, x = [100.0, None, False, 50.0], tokens(2, 9)
 
@@ -363,6 +372,8 @@ def test_a_block_takes_a_mix():
         ({"helix_scales": [[3.0], [4.0]]}, ValueError, "or None, for each of the 3 heads, got"),
         ({"helix_scales": [[3.0], [4.0, 5.0], None]}, ValueError, "all as long as each other"),
         ({"helix_scales": [[], [], []]}, ValueError, "all as long as each other"),
+        ({"helix_scales": [None, None]}, ValueError, "all as long as each other"),
+        ({"helix_scales": [None] * 3, "position": "helix"}, ValueError, "must have a list for head 0"),
         ({"helix_scales": [[3.0], [-4.0], None]}, ValueError, "helix_scales must be positive and finite"),
         ({"helix_scales": [[3.0], 4.0, None]}, TypeError, r"helix_scales must be a number, got \[3.0\]"),
         ({"helix_scales": [[3.0], None, None], "position": ["none", "none", "helix"]}, ValueError,

@@ -122,6 +122,10 @@ def test_whole_rows_are_mixed_as_any_others(tokens):
         torch.func.grad(lambda x: fast(x, amount).sin().sum())(x),
         torch.autograd.grad(general(x, amount).sin().sum(), x)[0],
     )
+    torch.testing.assert_close(  # and under one of the backward alone
+        torch.autograd.functional.jacobian(lambda *inputs: fast(*inputs).sin(), (x, amount), vectorize=True),
+        torch.autograd.functional.jacobian(lambda *inputs: general(*inputs).sin(), (x, amount)),
+    )
     half = x.detach().bfloat16().requires_grad_()
     torch.testing.assert_close(
         torch.autograd.grad(fast(half, amount.bfloat16()).sum(), half)[0],

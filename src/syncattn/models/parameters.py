@@ -12,6 +12,7 @@ from syncattn.models.configuration import DecoderConfig
 
 _STEPS = (64, 8, 1)  # of a width
 _HARDLY = 0.005  # of the parameters: how far off a coarser step may take a model
+_FEWEST = 16  # of its steps a width has at least: by a large vocabulary's share anything would be hardly off
 
 _Config = TypeVar("_Config", bound=DecoderConfig)
 _Other = TypeVar("_Other", bound=DecoderConfig)
@@ -30,8 +31,8 @@ def count_parameters(config: DecoderConfig) -> int:
 def fit_parameters(config: _Config, count: int) -> _Config:
     """A copy of a configuration whose feed-forward layers make it a model of `count` parameters, within 1 %.
 
-    In a large model their width is a multiple of 64, or of 8: what GPUs multiply fast, in half precision,
-    has rows of so many.
+    In a large model whose layers are wide as well their width is a multiple of 64, or of 8: what GPUs
+    multiply fast, in half precision, has rows of so many.
 
     Raises:
         ValueError: no width gives that: the rest of the model has more, or one unit makes too much of a step.
@@ -41,8 +42,10 @@ def fit_parameters(config: _Config, count: int) -> _Config:
     least = count_parameters(fitted)
     fitted.intermediate_size = 2
     unit = count_parameters(fitted) - least
-    step = next(step for step in _STEPS if step == 1 or step * unit <= 2 * _HARDLY * count)
-    fitted.intermediate_size = max(1, step * round((1 + (count - least) / unit) / step))
+    width = 1 + (count - least) / unit
+    coarse = min(2 * _HARDLY * count / unit, width / _FEWEST)
+    step = next(step for step in _STEPS if step == 1 or step <= coarse)
+    fitted.intermediate_size = max(1, step * round(width / step))
     found = count_parameters(fitted)
     if abs(found - count) > 0.01 * count:
         raise ValueError(

@@ -75,7 +75,7 @@ def check_helix_scales(
     lists = [helix_scales]
     if by_head(helix_scales):
         lists = [scales for scales in helix_scales if scales is not None]
-        if len(helix_scales) != len(forms) or len({len(scales) for scales in lists}) != 1 or not lists[0]:
+        if len(helix_scales) != len(forms) or len(set(map(len, lists))) > 1 or (lists and not lists[0]):
             raise ValueError(
                 "helix_scales must be a list of numbers, or a list with one such list, all as long as each "
                 f"other, or None, for each of the {len(forms)} heads, got {short(helix_scales)}"
@@ -91,10 +91,8 @@ def check_helix_scales(
 
 
 def by_head(helix_scales: Sequence[float] | Sequence[Sequence[float] | None]) -> bool:
-    """Whether each head is given scales of its own."""
-    return any(isinstance(each, (tuple, list)) for each in helix_scales) and all(
-        each is None or isinstance(each, (tuple, list)) for each in helix_scales
-    )
+    """Whether each head is given scales of its own, or None."""
+    return all(each is None or isinstance(each, (tuple, list)) for each in helix_scales)
 
 
 def scales_of_heads(

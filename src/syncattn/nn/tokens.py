@@ -191,7 +191,8 @@ class _MixedPrevious(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, amount = ctx.saved_tensors
         of_amount = (grad[:, 1:] * x[:, :-1]).sum((0, 1))
-        if torch.is_grad_enabled():  # which writing into a tensor does not allow
+        # Neither second derivatives nor a batch of gradients (is_grads_batched) allow writing into a tensor.
+        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad):
             return grad + amount * torch.nn.functional.pad(grad, (0, 0, -1, 1)), of_amount
         of_x = torch.empty_like(grad)
         of_x[:, -1:] = grad[:, -1:]
