@@ -317,7 +317,8 @@ class Frequency(nn.Module):
     def drifts(self) -> tuple[Tensor, Tensor]:
         """Of a form that drifts in the content's coordinates, on one axis: slopes (h, 1, 1) and directions
         (h, 1, m), float32 at least, by whose product with the position contents move."""
-        dtype = torch.promote_types(self.receive_proj.weight.dtype, torch.float32)
+        assert self.log_slope is not None
+        dtype = torch.promote_types(self.log_slope.dtype, torch.float32)
         return self._slopes(dtype)[0, :, None, None].detach(), self._units(dtype)[0, :, None].detach()
 
     def _slopes(self, dtype: torch.dtype) -> Tensor:
