@@ -3,7 +3,8 @@ a GPU as they are launched there. The interpreter takes a tenth of a millisecond
 tile: everything here is tiny."""
 
 import sys
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -101,6 +102,49 @@ def call_of():
         return call._make([*tensors, *call[6:]])
 
     return make
+
+
+class Rows(NamedTuple):
+    """A group of arguments, as the kernels take them."""
+
+    base: Any
+    batch: int
+    head: int
+    token: int
+
+
+class Compiled:
+    """A compiled kernel that notes what it is started with."""
+
+    function, packed_metadata = 1, 2
+
+    def __init__(self):
+        self.started = []
+
+    def run(self, *arguments):
+        self.started.append(arguments)
+
+
+class Kernel:
+    """What Triton makes of a function: launched with a grid, it gives what it compiled."""
+
+    def __init__(self):
+        self.arg_names = ["x", "rows", "tokens", "eps", "BLOCK"]
+        self.fn = lambda: None
+        self.compiled = []
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **constants):
+            self.compiled.append(Compiled())
+            return self.compiled[-1]
+
+        return launch
+
+
+@pytest.fixture
+def stubs():
+    """Kernels that are started and do nothing, for tests of how the host starts them."""
+    return SimpleNamespace(Kernel=Kernel, Rows=Rows)
 
 
 class Argument(NamedTuple):

@@ -1,43 +1,9 @@
 """Passes seen before: started again exactly as they were noted, on the tensors of the new call."""
 
 import ctypes
-from typing import Any, NamedTuple
 
 import pytest
 import torch
-
-
-class Rows(NamedTuple):
-    base: Any
-    batch: int
-    head: int
-    token: int
-
-
-class Found:
-    """A compiled kernel that notes what it is started with."""
-
-    function, packed_metadata = 1, 2
-
-    def __init__(self):
-        self.started = []
-
-    def run(self, *arguments):
-        self.started.append(arguments)
-
-
-class Kernel:
-    def __init__(self):
-        self.arg_names = ["x", "rows", "tokens", "eps", "BLOCK"]
-        self.fn = lambda: None
-        self.compiled = []
-
-    def __getitem__(self, grid):
-        def launch(*arguments, **constants):
-            self.compiled.append(Found())
-            return self.compiled[-1]
-
-        return launch
 
 
 @pytest.fixture
@@ -68,11 +34,12 @@ def call(call_of, draw, device):
 class Pass:
     """Starts one kernel, first on the receivers and then on what the first start filled."""
 
-    def __init__(self, kernel=None, torchs=False):
-        self.kernel, self.torchs, self.runs = kernel or Kernel(), torchs, 0
+    def __init__(self, stubs, torchs=False):
+        self.stubs, self.kernel, self.torchs, self.runs = stubs, stubs.Kernel(), torchs, 0
 
     def __call__(self, host, call, out):
         self.runs += 1
+        Rows = self.stubs.Rows
         room = torch.empty(3) if self.torchs else host.empty(3)
         other = host.empty(5, dtype=torch.int32)
         host.start(self.kernel, (2, 3), call.receive, Rows(room, 1, 2, 3), 4, call.eps, BLOCK=1)
@@ -80,8 +47,8 @@ class Pass:
         return (out,)
 
 
-def test_the_second_pass_is_starts_alone(plan, call):
-    run, outs = Pass(), [torch.zeros(4) for _ in range(3)]
+def test_the_second_pass_is_starts_alone(plan, call, stubs):
+    run, outs = Pass(stubs), [torch.zeros(4) for _ in range(3)]
     for out in outs:
         assert plan._here(run, call, (), (out,))[0] is out
     assert run.runs == 1 and len(run.kernel.compiled) == 2
@@ -93,8 +60,8 @@ def test_the_second_pass_is_starts_alone(plan, call):
         assert second == (4, 1, 1, 7, 1, 2, None, None, None, room, (out.data_ptr(), 5, 6, 7), 8, 1e-8, 5)
 
 
-def test_another_form_is_noted_anew(plan, call):
-    run, wide = Pass(), torch.zeros(2, 5, 3 + 1, dtype=torch.float32, device=call.receive.device)
+def test_another_form_is_noted_anew(plan, call, stubs):
+    run, wide = Pass(stubs), torch.zeros(2, 5, 3 + 1, dtype=torch.float32, device=call.receive.device)
     others = [
         call,
         call._replace(eps=1e-6),
@@ -112,8 +79,8 @@ def test_another_form_is_noted_anew(plan, call):
         assert run.runs == number, number
 
 
-def test_what_torch_makes_cannot_be_planned(plan, call):
-    run = Pass(torchs=True)
+def test_what_torch_makes_cannot_be_planned(plan, call, stubs):
+    run = Pass(stubs, torchs=True)
     for _ in range(3):
         plan._here(run, call, (), (torch.zeros(4),))
     assert run.runs == 3 and list(plan._plans.values()) == [None]
@@ -122,16 +89,16 @@ def test_what_torch_makes_cannot_be_planned(plan, call):
         def __call__(self, host, call, out):
             return (super().__call__(host, call, out)[0].clone(),)
 
-    run = Other()
+    run = Other(stubs)
     for _ in range(3):
         plan._here(run, call, (), (torch.zeros(4),))
     assert run.runs == 3
 
 
-def test_a_profiler_sees_every_kernel_start(plan, call, monkeypatch):
+def test_a_profiler_sees_every_kernel_start(plan, call, stubs, monkeypatch):
     from syncattn.backends.triton import start
 
-    run = Pass()
+    run = Pass(stubs)
     plan._here(run, call, (), (torch.zeros(4),))
     monkeypatch.setattr(start, "is_watched", lambda: True)
     plan._here(run, call, (), (torch.zeros(4),))

@@ -1,48 +1,11 @@
 """Launches without Triton's binder: a kernel is found again exactly when Triton would not compile another."""
 
-from typing import Any, NamedTuple
-
 import pytest
 import torch
 
 
-class Rows(NamedTuple):
-    base: Any
-    batch: int
-    head: int
-    token: int
-
-
-class Found:
-    """A compiled kernel that notes what it is started with."""
-
-    function, packed_metadata = 1, 2
-
-    def __init__(self):
-        self.started = []
-
-    def run(self, *arguments):
-        self.started.append(arguments)
-
-
-class Kernel:
-    """What Triton makes of a function: launched with a grid, it gives what it compiled."""
-
-    def __init__(self):
-        self.arg_names = ["x", "rows", "tokens", "eps", "BLOCK"]
-        self.fn = lambda: None
-        self.compiled = []
-
-    def __getitem__(self, grid):
-        def launch(*arguments, **constants):
-            self.compiled.append(Found())
-            return self.compiled[-1]
-
-        return launch
-
-
 @pytest.fixture
-def begin(kernels, monkeypatch):
+def begin(kernels, stubs, monkeypatch):
     """Starts a kernel as on a GPU, and says how many were compiled so far."""
     from syncattn.backends.triton import start
 
@@ -52,7 +15,7 @@ def begin(kernels, monkeypatch):
             return 70 + device
 
     monkeypatch.setattr(start, "driver", type("Driver", (), {"active": Active}))
-    kernel = Kernel()
+    kernel = stubs.Kernel()
 
     def begun(x, rows, tokens, eps=0.1, device=0, block=32, warps=4):
         start._start_here(
@@ -64,9 +27,9 @@ def begin(kernels, monkeypatch):
     return begun
 
 
-def test_the_second_start_takes_what_the_first_found(begin):
+def test_the_second_start_takes_what_the_first_found(begin, stubs):
     x = torch.zeros(64)
-    rows = Rows(x, 32, 16, 1)
+    rows = stubs.Rows(x, 32, 16, 1)
     assert begin(x, rows, 7) == begin(x, rows, 7, eps=0.2) == 1
     ((*where, stream, function, metadata, _, _, _, y, group, tokens, eps, block),) = begin.kernel.compiled[
         0
@@ -75,15 +38,16 @@ def test_the_second_start_takes_what_the_first_found(begin):
     assert (y, group, tokens, eps, block) == (x.data_ptr(), (x.data_ptr(), 32, 16, 1), 7, 0.2, 32)
 
 
-def test_what_changes_the_kernel_finds_another(begin):
+def test_what_changes_the_kernel_finds_another(begin, stubs):
     x = torch.zeros(64)
-    rows = Rows(x, 32, 16, 2)
+    rows = stubs.Rows(x, 32, 16, 2)
     assert begin(x, rows, 7) == 1
-    assert begin(x, Rows(x, 48, 160, 3), 9) == 1, "as divisible, and none is 1"
+    assert begin(x, stubs.Rows(x, 48, 160, 3), 9) == 1, "as divisible, and none is 1"
     others = [
         (x.double(), rows, 7), (x[1:], rows, 7), (None, rows, 7), (x, None, 7),
-        (x, Rows(x[1:], 32, 16, 2), 7),
-        (x, Rows(x, 33, 16, 2), 7), (x, Rows(x, 32, 16, 1), 7), (x, Rows(x, 2**31, 16, 2), 7), (x, rows, 1),
+        (x, stubs.Rows(x[1:], 32, 16, 2), 7),
+        (x, stubs.Rows(x, 33, 16, 2), 7), (x, stubs.Rows(x, 32, 16, 1), 7),
+        (x, stubs.Rows(x, 2**31, 16, 2), 7), (x, rows, 1),
         (x, rows, 16), (x, rows, 2**31 + 1), (x, rows, 7, 1),
     ]  # fmt: skip
     for number, arguments in enumerate(others, 2):
