@@ -1,6 +1,7 @@
 """What several texts in one row cost beside a batch of them: the operator, by default on `cpu`.
 
     python benchmarks/packing.py --texts 8 --length 512 --rounds 15
+    python benchmarks/packing.py --texts 4 --length 2048 --heads 4 --drift 0 --clusters 16   # in k-d order
 
 Both results are compared before anything is timed; then the two take turns, now the one first, now the other.
 Times are the process's own (of all threads), which what else runs on the machine disturbs less. The ratio is
@@ -39,11 +40,15 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--backend", default="cpu")
+    parser.add_argument("--coordinates", type=int, default=16, help="of a frequency, m")
+    parser.add_argument("--coupling", type=float, default=2.0)
+    parser.add_argument("--clusters", type=int, default=0, help="frequencies are near one of so many")
     parser.add_argument("--drift", type=float, default=0.02, help="of a coordinate, per token")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(
-        f"{arguments.texts} texts of {arguments.length} tokens, {arguments.heads} heads, m 16, d 64, power 2"
+        f"{arguments.texts} texts of {arguments.length} tokens, {arguments.heads} heads, "
+        f"m {arguments.coordinates}, d 64, power 2"
     )
     print("\n| case | pass | batch, ms | packed, ms | ratio |\n| --- | --- | --- | --- | --- |")
     for name, options in CASES.items():
@@ -55,10 +60,14 @@ def compare(options: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
     """For each pass the median milliseconds of batch and packed row, and the median of the rounds' ratios."""
     texts, length, heads = arguments.texts, arguments.length, arguments.heads
     generator = torch.Generator().manual_seed(0)
-    frequency = 0.6 * torch.randn(texts, heads, length, 16, generator=generator)
+    frequency = 0.6 * torch.randn(texts, heads, length, arguments.coordinates, generator=generator)
+    if arguments.clusters:
+        centres = torch.randn(arguments.clusters, arguments.coordinates, generator=generator)
+        number = torch.randint(arguments.clusters, (texts, heads, length), generator=generator)
+        frequency = 0.25 * frequency + centres[number]
     frequency[..., 0] += arguments.drift * torch.arange(length)
     value = torch.randn(texts, heads, length, 64, generator=generator)
-    coupling, bandwidth = torch.full((heads,), 2.0), torch.full((heads,), 0.3)
+    coupling, bandwidth = torch.full((heads,), arguments.coupling), torch.full((heads,), 0.3)
     ids = (torch.arange(texts * length) // length)[None]
 
     def row(x: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ class Softmax(nn.Module):
 
     def __init__(self, like: nn.Module) -> None:
         super().__init__()
-        options = {"position": "own_drift", "axes": 3, "window_range": (0.8, 1.6), "delay": 0.0}
+        windows = like.frequency.window_range
+        options = {"position": "own_drift", "axes": 3, "window_range": windows, "delay": 0.0}
         self.frequency = Frequency(WIDTH, HEADS, like.frequency.freq_dim, **options)
         self.value_proj, self.out_proj = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         # At one window's distance the detuning alone is 2 m = 12, and the weight exp(-3).

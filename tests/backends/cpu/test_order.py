@@ -8,6 +8,7 @@ import torch
 
 import syncattn
 from syncattn import locking
+from syncattn.backends.call import prepare
 from syncattn.backends.cpu import library, problem
 
 attention = syncattn.selective_synchronization_attention
@@ -112,6 +113,62 @@ def test_a_mask_of_keys_follows_them(shape, options, in_order):
     inputs = clusters(2, 3, 140, 230, 2, 5)
     in_order(inputs, options | {"attn_mask": mask})
     in_order(inputs, options | {"attn_mask": mask.mT.contiguous().mT.expand(2, -1, 1, -1)})
+
+
+TEXTS = {
+    "texts": [70, 65, 165],
+    "padding": [-10, 100, 1, -29, 130, -30],
+    "interrupted": [90, -20, 90, 100],
+}
+
+
+def texts_in_row(lengths):
+    """Ids (1, M); a negative length is so much padding, in "interrupted" within the first text."""
+    ids, number = [], 0
+    for length in lengths:
+        number += length > 0 and length != 90
+        ids += [number if length > 0 else -1] * abs(length)
+    return torch.tensor([ids])
+
+
+@pytest.mark.parametrize("options", [{}, NEAREST | {"self_coupling": False}, {"dropout_p": 0.3}], ids=str)
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_in_a_row_are_put_in_order_each(name, options, decisions, within_rounding):
+    ids = texts_in_row(TEXTS[name])
+    for queries in (300, 220):
+        decisions.clear()
+        options = options | {"sequence_ids": ids}
+        within_rounding(clusters(2, 2, queries, 300, 2, 5), options, "cpu")
+        assert decisions and any(decisions)
+    options["sequence_ids"] = torch.cat((ids, texts_in_row([300])))  # each row has its own
+    within_rounding(clusters(2, 2, 300, 300, 2, 5), options, "cpu")
+
+
+@pytest.mark.parametrize("count", [1, 10**6])
+def test_texts_of_symmetric_calls_in_order(count, decisions, within_rounding, cores):
+    cores(count)
+    inputs = clusters(1, 2, 300, 300, 2, 7, same=True, by_query=False)
+    for name, lengths in TEXTS.items():
+        decisions.clear()
+        within_rounding(inputs, {"power": 2, "sequence_ids": texts_in_row(lengths)}, "cpu")
+        assert any(decisions), name
+
+
+def test_only_long_texts_are_looked_at(decisions, monkeypatch):
+    """As rows of their own are, and tiles of the tree are tiles of the row."""
+    monkeypatch.setattr(problem, "_PAIRS_WORTH_ORDERING", 100)
+    inputs = clusters(1, 2, 500, 500, 2, 5, same=True)
+    ids = texts_in_row([50, 199, 251])
+    order = problem.describe(prepare(*inputs, sequence_ids=ids), None).order
+    assert decisions == [True]
+    assert order.receive is not None and torch.equal(order.receive, order.send)
+    stay = torch.arange(249, dtype=torch.int32)
+    assert (order.send[..., :249] == stay).all()
+    assert torch.equal(order.send[..., 249:].sort(-1).values, torch.arange(249, 500).int().expand(1, 2, -1))
+    own = inputs[0][:, :, 249:].contiguous()
+    alone = problem.describe(prepare(own, own, own, inputs[3][..., 249:], inputs[4]), None).order.send
+    begins = 256 - 249  # of the row's first tile that is the text's alone
+    assert torch.equal(order.send[..., 256:] - 249, alone[..., : 251 - begins])
 
 
 @pytest.mark.parametrize("frame", ["absolute", "nearest"])

@@ -13,6 +13,7 @@ from syncattn.backends.cpu import library
 from syncattn.backends.cpu.library import buffer, pointer
 
 COLUMNS = 16  # the kernel wants the value's columns in multiples of this
+SENDERS = 64  # of one of its tiles, as `KEYS` in plan.h
 # Pairs for each token that has to be put in order and back, from which on even looking for an order can pay.
 _PAIRS_WORTH_ORDERING = 512
 
@@ -52,10 +53,9 @@ def describe(call: Call, order: Order | None) -> Inputs:
     keys = value.shape[2]
     if order is None:
         order = AS_GIVEN
-        worth = queries * keys > 0 and queries * keys >= _PAIRS_WORTH_ORDERING * (queries + keys)
-        if may_be_ordered(call) and worth:
+        if may_be_ordered(call) and _is_worth_a_look(queries, keys):
             as_given = describe(call, AS_GIVEN)
-            order = _choose(as_given.problem)
+            order = _choose(as_given.problem) if as_given.text is None else _choose_within_texts(as_given)
             if order.receive is None:
                 return as_given
     coupling = coupling.float().expand(batch, heads, queries)
@@ -117,8 +117,13 @@ def describe(call: Call, order: Order | None) -> Inputs:
 
 
 def may_be_ordered(call: Call) -> bool:
-    """Whether another order of the tokens could help: not where it decides who sees whom."""
-    return not call.is_causal and call.sequence_ids is None and (call.mask is None or call.mask.shape[2] == 1)
+    """Whether another order of the tokens could help: not where it decides who sees whom. Of several texts
+    in a row each keeps its place."""
+    return not call.is_causal and (call.mask is None or call.mask.shape[2] == 1)
+
+
+def _is_worth_a_look(queries: int, keys: int) -> bool:
+    return queries * keys > 0 and queries * keys >= _PAIRS_WORTH_ORDERING * (queries + keys)
 
 
 def _choose(problem: library.KernelProblem) -> Order:
@@ -127,6 +132,59 @@ def _choose(problem: library.KernelProblem) -> Order:
     send_order = buffer(problem.batch, problem.heads, problem.keys, dtype=torch.int32)
     chosen = library.order(problem, receive_order, send_order)
     return Order(receive_order, send_order) if chosen else AS_GIVEN
+
+
+def _choose_within_texts(given: Inputs) -> Order:
+    """As `_choose`, for each long text by itself: its tokens keep to the places that it has, so that each
+    place's text is what it was."""
+    problem, text = given.problem, given.text
+    assert text is not None
+    offset = problem.keys - problem.queries  # receivers are the last of the tokens
+    order = [
+        torch.arange(tokens, dtype=torch.int32, device="cpu").repeat(problem.batch, problem.heads, 1)
+        for tokens in (problem.queries, problem.keys)
+    ]
+    ordered = False
+    for row, ids in enumerate(text):
+        rows = slice(None) if len(text) == 1 else slice(row, row + 1)
+        numbers, lengths = ids.unique_consecutive(return_counts=True)
+        end = 0
+        for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
+            start, end = end, end + length
+            own = slice(max(start - offset, 0), max(end - offset, 0))
+            if number < 0 or not _is_worth_a_look(own.stop - own.start, length):
+                continue
+            found = _choose_within(given, rows, own, slice(start, end))
+            for of_row, of_text, at in zip(order, found, (own, slice(start, end)), strict=True):
+                if of_text is not None:
+                    of_row[rows, :, at], ordered = of_text + at.start, True
+    return Order(*order) if ordered else AS_GIVEN
+
+
+def _choose_within(given: Inputs, rows: slice, receivers: slice, senders: slice) -> Order:
+    """As `_choose`, of these rows of the batch and tokens alone, numbered from 0."""
+    receive = given.receive[rows, :, receivers].contiguous()
+    send = receive if given.send is given.receive else given.send[rows, :, senders].contiguous()
+    coupling = given.coupling[rows, :, receivers]
+    found = _choose(
+        library.KernelProblem(
+            batch=receive.shape[0],
+            heads=receive.shape[1],
+            send_heads=send.shape[1],
+            queries=receive.shape[2],
+            keys=send.shape[2],
+            freq_dim=receive.shape[3],
+            receive=pointer(receive),
+            send=pointer(send),
+            send_strides=send.stride()[:2],
+            coupling=pointer(coupling),
+            coupling_strides=coupling.stride(),
+            bandwidth=pointer(given.bandwidth),
+        )
+    )
+    # The tree's pieces are as long as the kernel's tiles: what comes last fills up the text's first tile.
+    ahead = -senders.start % SENDERS
+    return Order(*(None if order is None else order.roll(ahead, -1) for order in found))
 
 
 def numbered(ids: Tensor) -> Tensor:

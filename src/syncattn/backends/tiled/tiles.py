@@ -53,6 +53,7 @@ class TiledProblem:
         self.mask, self.seed = call.mask, call.seed
         ids = call.sequence_ids
         self.ids = None if ids is None else ids.expand(self.batch, -1)
+        self.known_ids = self._known_ids()
         self.is_causal, self.self_coupling, self.symmetric = (
             call.is_causal,
             call.self_coupling,
@@ -81,7 +82,7 @@ class TiledProblem:
         rows = max(1, min(self.queries, _ROWS))
         width = max(128, budget // max(1, self.heads * rows))
         batches = max(1, budget // max(1, self.heads * rows * min(width, self.keys)))
-        ids = self._known_ids()
+        ids = self.known_ids
         for b in range(0, self.batch, batches):
             for i in range(0, self.queries, rows):
                 last = min(i + rows, self.queries)
@@ -108,6 +109,16 @@ class TiledProblem:
         ids = ids[:, :end]
         near = ((ids >= lowest) & (ids <= own.amax(1, keepdim=True))).any(0).nonzero()
         return (int(near[0]), int(near[-1]) + 1) if len(near) else (0, 0)
+
+    def _is_one_text(self, batch: slice, rows: slice, columns: slice) -> bool:
+        """Whether all pairs of a tile are known to be of one text in each row of the batch, so that nothing
+        has to tell them apart."""
+        if self.known_ids is None:
+            return False
+        ids = self.known_ids[batch]
+        text = ids[:, columns.start, None]
+        own = ids[:, rows.start + self.offset : rows.stop + self.offset]
+        return bool((text >= 0).all() and (ids[:, columns] == text).all() and (own == text).all())
 
     def look_over(self, batch: slice, rows: slice, columns: list[slice]) -> tuple[Frame, Tensor | None]:
         """What a block of rows needs before its first tile; and its D, if one tile holds all of it."""
@@ -188,7 +199,7 @@ class TiledProblem:
             blocked = j > i
         if not self.self_coupling:
             blocked = j == i if blocked is None else blocked | (j == i)
-        if self.ids is not None:
+        if self.ids is not None and not self._is_one_text(batch, rows, columns):
             own = self.ids[batch, rows.start + self.offset : rows.stop + self.offset, None]
             apart = ((own != self.ids[batch, None, columns]) | (own < 0))[:, None]
             blocked = apart if blocked is None else blocked | apart
