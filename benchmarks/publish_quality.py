@@ -8,6 +8,7 @@
     python benchmarks/publish_quality.py docs/results/quality --out docs/results
 
 Another study has a page of its own name: `--name tasks --title "..."` makes docs/results/tasks.md and tasks/.
+With a steps.jsonl beside the lines (benchmarks/length/steps.py writes it), the page says what steps cost.
 `--html FILE` also writes the page for the browser, as `syncattn study` does at its end.
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 from syncattn.training.errors import UserError
 from syncattn.training.figures import densities
 from syncattn.training.files import disk_errors, read_json, remove_staging, staged
-from syncattn_lab.study import by_length, figures, tables
+from syncattn_lab.study import by_length, by_position, figures, steps, tables
 from syncattn_lab.study.lines import LINES_FILE
 from syncattn_lab.study.records import DEFAULT, PLAN_FILE, Line, read_runs, thin
 from syncattn_lab.study.report import write_report
@@ -92,8 +93,11 @@ def publish(runs: Path, out: Path, remarks: Path | None = None, name: str = NAME
         copies[PLAN_FILE] = (json.dumps([{"key": key} for key in keys], indent=0) + "\n").encode()
     if remarks is not None:
         copies[REMARKS_FILE] = remarks.read_bytes()
+    costs = steps.read_steps(runs / steps.STEPS_FILE)
+    if costs:
+        copies[steps.STEPS_FILE] = (runs / steps.STEPS_FILE).read_bytes()
     _refuse_other_files(out / name)
-    text, pictures = page(lines, keys, notes, name, title)
+    text, pictures = page(lines, keys, notes, name, title, costs)
     with disk_errors(f"cannot write to {out}"):
         out.mkdir(parents=True, exist_ok=True)
         remove_staging(out)
@@ -110,6 +114,7 @@ def page(
     remarks: dict[str, str],
     name: str = NAME,
     title: str = TITLE,
+    costs: dict[str, steps.Step] | None = None,
 ) -> tuple[str, Pictures]:
     """The page in Markdown and its pictures by file name."""
     groups = as_groups(lines)
@@ -123,6 +128,7 @@ def page(
             heading = members[0].title if kind != "size" else "Model size"
             parts += ["", f"## {heading}", "", *SECTIONS[kind](members, pictures)]
             for group in members:
+                parts += step_costs(group, costs or {}, pictures)
                 parts += remark(group, remarks)
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
     # Sections name pictures by the folder of the quality study.
@@ -242,7 +248,28 @@ def extrapolation(group: Group, task: str, pictures: Pictures) -> list[str]:
         *tables.extrapolation(group, task),
         "",
         *picture(pictures, f"{group.name}-{task}-lengths", drawn),
+        *positions(group, task, pictures),
     ]
+
+
+def positions(group: Group, task: str, pictures: Pictures) -> list[str]:
+    """A task's losses by position in the window, where they were measured."""
+    found = by_position.losses_by_position(group, task)
+    if not found:
+        return []
+    drawn = picture(pictures, f"{group.name}-{task}-positions", by_position.picture(group, task))
+    return ["Test loss by position in the window, at the training length:", "", *found, "", *drawn]
+
+
+def step_costs(group: Group, costs: dict[str, steps.Step], pictures: Pictures) -> list[str]:
+    """What a step of the finished models costs, where it was measured."""
+    parts: list[str] = []
+    for task in group.tasks:
+        found = steps.costs(group, task, costs)
+        title = f"A training step of the finished models ({task}), in process CPU seconds of one thread:"
+        parts += ["", title, "", *found, ""] if found else []
+        parts += picture(pictures, f"{group.name}-{task}-steps", steps.picture(group, task, costs))
+    return parts
 
 
 def ablation(groups: Sequence[Group], pictures: Pictures) -> list[str]:
@@ -360,7 +387,7 @@ def _with_lengths(group: Group, pictures: Pictures, parts: list[str]) -> list[st
 
 def _refuse_other_files(folder: Path) -> None:
     """The folder is replaced as a whole: it must hold nothing that this program did not write."""
-    ours = {LINES_FILE, PLAN_FILE, REMARKS_FILE}
+    ours = {LINES_FILE, PLAN_FILE, REMARKS_FILE, steps.STEPS_FILE}
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     other = [
         path.name for path in found if path.is_dir() or (path.suffix != ".png" and path.name not in ours)

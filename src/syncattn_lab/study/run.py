@@ -30,6 +30,11 @@ from syncattn_lab.study.varied import task_of
 
 LENGTH_TOKENS = 65_536
 """How much test text a model is evaluated on at each of a group's `lengths`: the same text at each."""
+FIRST_STRETCH = 64
+"""Losses by position are means over stretches of a window: of so many tokens, then as many as all before."""
+
+DEAD_HEADS_TOKENS = 1024
+"""How much of a window is looked at for heads that read one sender: all weights are made for it."""
 
 
 def perform(run: Run, folder: Path, data: Path | None, console: Console | None = None) -> dict[str, Any]:
@@ -120,7 +125,8 @@ def _text(run: Run, folder: Path, data: Path | None, console: Console | None) ->
         lengths = {
             str(length): loss_at(model, tokens["test"], length, LENGTH_TOKENS) for length in run.lengths
         }
-        dead = dead_heads(model, torch.stack([probe[i]["input_ids"] for i in range(len(probe))]))
+        begun = [probe[i]["input_ids"][:DEAD_HEADS_TOKENS] for i in range(len(probe))]
+        dead = dead_heads(model, torch.stack(begun))
     return {
         "config": record.config,
         "parameters": record.parameters,
@@ -177,21 +183,30 @@ def dead_heads(model: PreTrainedModel, input_ids: torch.Tensor) -> int | None:
 def loss_at(model: PreTrainedModel, tokens: torch.Tensor, length: int, count: int) -> dict[str, Any]:
     """Mean loss over the first `count` tokens of a text in windows of `length`, nats per token, and density.
 
+    "by_position" has the loss of tokens 1 to 63 of a window, 64 to 127, 128 to 255 and so on: for each of
+    these stretches the number of its first token, and the mean.
+
     Raises:
         UserError: the text is shorter than one window.
     """
     windows = EvaluationWindows(tokens[:count], length)
     if len(windows) == 0:
         raise UserError(f"the test text has {len(tokens)} tokens, fewer than one window of {length}")
-    total = 0.0
+    total = torch.zeros(length - 1, dtype=torch.float64, device="cpu")
     for index in range(len(windows)):
-        ids = windows[index]["input_ids"][None].to(model.device)
-        total += float(model(input_ids=ids, labels=ids, use_cache=False).loss)
+        ids = windows[index]["input_ids"].to(model.device)
+        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits.float(), ids[1:], reduction="none").double().cpu()
+    losses = total / len(windows)
+    begins = [1, *(FIRST_STRETCH << n for n in range(length.bit_length()) if FIRST_STRETCH << n < length)]
+    stretches = zip(begins, [*begins[1:], length])
+    by_position = [[begin, float(losses[begin - 1 : end - 1].mean())] for begin, end in stretches]
+    ids = ids[None]
     density = None
     if head_densities(model, ids[:, :2]):
         heads = torch.stack(list(locked_density(model, input_ids=ids, use_cache=False).values()))
         density = float(heads.mean())
-    return {"loss": total / len(windows), "density": density}
+    return {"loss": float(losses.mean()), "density": density, "by_position": by_position}
 
 
 def _largest(history: list[dict[str, Any]]) -> float | None:

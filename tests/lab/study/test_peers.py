@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from syncattn.models import TransformerConfig, TransformerForCausalLM
 from syncattn_lab.study.peers.delta import gated_delta_rule
 from syncattn_lab.study.peers.entmax import entmax15
-from syncattn_lab.study.peers.models import PeerConfig, PeerForCausalLM
+from syncattn_lab.study.peers.models import PeerConfig, PeerForCausalLM, WindowAttention
 from syncattn_lab.study.plan import make_plan
 from syncattn_lab.study.run import perform
 
@@ -104,6 +104,18 @@ def test_the_window():
     distance = number[:, None] - number
     assert torch.equal(weights[0][0, 0] > 0, (distance >= 0) & (distance < 3))
     assert torch.equal(weights[1][0, 0] > 0, distance >= 0)
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(33, 16), (100, 16), (64, 16), (5, 1)])
+def test_a_window_by_blocks_is_that_by_a_mask(tokens, window):
+    torch.manual_seed(0)
+    layer = WindowAttention(16, 2, delay=0.5).double()
+    layer.window = window
+    x = torch.randn(2, tokens, 16, dtype=torch.float64, requires_grad=True)
+    found, wanted = (layer(x, is_causal=True, need_weights=whole)[0] for whole in (False, True))
+    torch.testing.assert_close(found, wanted)
+    ours, theirs = (torch.autograd.grad(out.sin().sum(), x)[0] for out in (found, wanted))
+    torch.testing.assert_close(ours, theirs)
 
 
 @torch.no_grad()

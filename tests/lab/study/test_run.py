@@ -126,6 +126,10 @@ def test_losses_by_length_see_the_same_text():
         first = float(model(input_ids=ids, labels=ids).loss)
     assert loss_at(model, tokens, 32, 32)["loss"] == pytest.approx(first, rel=1e-6)
     assert 0 < short["density"] < 1
+    long = loss_at(model, tokens, 100, 400)
+    (first, near), (second, far) = long["by_position"]  # tokens 1 to 63 and 64 to 99
+    assert (first, second) == (1, 64) and short["by_position"] == [[1, pytest.approx(short["loss"])]]
+    assert (63 * near + 36 * far) / 99 == pytest.approx(long["loss"], rel=1e-6)
     with pytest.raises(UserError, match="400 tokens, fewer than one window of 500"):
         loss_at(model, tokens, 500, 1000)
 

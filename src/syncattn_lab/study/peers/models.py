@@ -96,6 +96,8 @@ class WindowAttention(SoftmaxAttention):
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         queries, keys = q.shape[2], k.shape[2]
+        if is_causal and not need_weights and queries > 2 * self.window:
+            return self._in_blocks(q, k, v), None
         near = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
         near = near.triu(keys - queries - self.window + 1)
         if is_causal:
@@ -108,6 +110,28 @@ class WindowAttention(SoftmaxAttention):
         else:
             mask = mask.masked_fill(~near, -torch.inf)
         return super()._attend(q, k, v, mask, seen, False, need_weights)
+
+    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same without a mask of N x N: `window` queries see their own keys and as many before.
+
+        Work and memory are those of 2 * N * window pairs.
+        """
+        batch, tokens, size = q.shape[0], q.shape[2], self.window
+        blocks = -(-tokens // size)
+
+        def cut(x: Tensor, before: int) -> Tensor:
+            """(B, H, N, d) -> (B * blocks, H, before + size, d), zeros where there is no token."""
+            padded = nn.functional.pad(x, (0, 0, before, blocks * size - tokens))
+            return padded.unfold(2, before + size, size).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+        number = torch.arange(size, device=q.device)[:, None]
+        sender = torch.arange(2 * size, device=q.device)
+        near = (sender > number) & (sender <= number + size)
+        # the first block has none before it; a row of padding at the end sees itself, and is left out
+        first = torch.arange(blocks, device=q.device)[:, None, None] == 0
+        mask = (near & ~(first & (sender < size))).repeat(batch, 1, 1)[:, None]
+        out = super()._attend(cut(q, 0), cut(k, size), cut(v, size), mask, None, False, False)[0]
+        return out.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
 
 
 class PeerPreTrainedModel(TransformerPreTrainedModel):
