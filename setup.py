@@ -29,6 +29,7 @@ COMMON = ["-std=c++17", "-O3", "-g1", "-fPIC", "-fvisibility=hidden"]
 COMMON += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC's own vector headers set these off
 # One object for each instruction set; which one runs is decided on the machine that runs it.
 FLAGS = {"portable.cpp": [], "library.cpp": [], "order.cpp": [], "plain.cpp": []}
+FLAGS["token.cpp"] = ["-ffp-contract=off"]  # the bits of PyTorch's separate sums and products
 # Python's own variable for building for another machine, _PYTHON_HOST_PLATFORM=linux-aarch64, changes it.
 MACHINE = sysconfig.get_platform().rpartition("-")[2]
 if MACHINE in ("x86_64", "amd64"):

@@ -40,6 +40,7 @@ def plan() -> BenchPlan:
         gpu_cache=(64,),
         gpu_heads=2,
         gpu_window=16,
+        length_tokens=(32,),
         model_tokens=(32,),
         counting_tokens=(48,),
         model_sizes=((16, 1, 2),),

@@ -99,6 +99,10 @@ def test_groups_of_heads_forget_alike(ways):
     (
         lambda layer: layer.raw_coupling.add_(0.5),
         lambda layer: layer.raw_bandwidth.add_(0.5),
+        lambda layer: layer.raw_coupling.data.add_(0.5),  # which no version counts
+        lambda layer: layer.frequency.direction.data.neg_(),
+        lambda layer: setattr(layer.raw_bandwidth, "data", layer.raw_bandwidth.data + 0.5),
+        lambda layer: layer.value_proj.weight.data.mul_(0.5),
         lambda layer: layer.frequency.log_slope.add_(0.5),
         lambda layer: layer.frequency.direction.neg_(),
         lambda layer: layer.load_state_dict(make(window_range=(9.0, 20.0)).state_dict(), assign=True),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -68,6 +68,46 @@ def _nothing(call: Call) -> None:
     return None
 
 
+class DecodingLayer(NamedTuple):
+    """What a layer that generates has besides its groups' calls; float32, contiguous.
+
+    Attributes:
+        heads: which heads each group has, (h,) int64; None: all, in their order.
+        coupling: K (H,).
+        drift: slopes (H,) and directions (H, m), of heads that drift and emit what they listen with; None:
+            frequencies are given as they are.
+        delayed: (H,) bool, heads that send what the token before emitted; None: no head does.
+        watched: tensors that the above and the calls' bandwidths were made of.
+    """
+
+    heads: tuple[Tensor | None, ...]
+    coupling: Tensor
+    drift: tuple[Tensor, Tensor] | None
+    delayed: Tensor | None
+    watched: tuple[Tensor, ...]
+
+
+class Decoding(Protocol):
+    """What computes a layer's later tokens one by one, see `backends/cpu/decode.py`."""
+
+    def stands(self) -> bool:
+        """Whether the tensors that it watches stand where they stood."""
+
+    def show(self, number: int, send: Tensor, value: Tensor, filled: int, first: int) -> None:
+        """Say where a group's tokens stand."""
+
+    def __call__(
+        self,
+        content: Tensor,
+        sent: Tensor | None,
+        before: Tensor | None,
+        value: Tensor,
+        coherence: Tensor | None,
+        count: Tensor,
+    ) -> tuple[Tensor, Tensor] | None:
+        """The next token's result, and what it emits; None: it has to be computed the long way."""
+
+
 class Backend(NamedTuple):
     """One way of computing the operator.
 
@@ -80,8 +120,9 @@ class Backend(NamedTuple):
         locked_counts: the call, whatever its top_k, to how many senders each receiver locks with, (B, H, N)
             int64, without gradients; None if it has no such pass.
         keeps_bounds: whether it does itself what `call.within_bounds` does.
-        decoding: the call of one causal receiver, to what computes later ones like it, of (receive, send,
-            value, coupling), where nothing has to be checked anew, or to None; None if it has no such form.
+        decoding: of a layer that generates, the calls of its groups of heads, each of one causal receiver, to
+            what computes its later tokens where nothing has to be checked anew, or to None; None if it has no
+            such form.
     """
 
     run: Callable[[Call], Tensor | tuple[Tensor, Tensor, Tensor]]
@@ -91,7 +132,7 @@ class Backend(NamedTuple):
     only_by_name: Callable[[Call], str | None] = _nothing
     locked_counts: Callable[[Call], Tensor] | None = None
     keeps_bounds: bool = False
-    decoding: Callable[[Call], Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None] | None = None
+    decoding: Callable[[Sequence[Call], DecodingLayer], Decoding | None] | None = None
 
 
 def _name(dtype: torch.dtype) -> str:

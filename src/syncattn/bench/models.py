@@ -39,6 +39,8 @@ _TOLERANCE = {"out": 1e-3, "gradient": 1e-2}
 _VOCABULARY = 256
 # Of more tokens in all texts the Transformer's cache alone would take gigabytes.
 _MOST_CACHED = 2**17
+# Beyond so many tokens the steps of fewer blocks are timed, and other models are not held to a whole forward.
+_ALL_BLOCKS = 8192
 # To calibrate on a long text takes longer than all that is timed.
 _CALIBRATED = 256
 
@@ -57,6 +59,17 @@ def jobs(plan: BenchPlan) -> Iterator[tuple[str, list[Job]]]:
             Job(f"training step, hidden {each[0]}, N {n}", partial(run_step, size=each, tokens=n, threads=t))
             for t, n in lengths
             for each in plan.model_sizes
+        ],
+    )
+    yield (
+        "lengths",
+        [
+            Job(
+                f"training step, N {n}",
+                partial(run_step, size=_blocks_for(plan, n), tokens=n, threads=t, suite="lengths"),
+            )
+            for t in plan.threads
+            for n in plan.length_tokens
         ],
     )
     yield (
@@ -145,7 +158,15 @@ def _block_runner(block: nn.Module, x: Tensor, passes: str) -> Callable[[], obje
     return lambda: torch.autograd.grad(block(given, is_causal=True), leaves, cotangent, allow_unused=True)
 
 
-def run_step(session: Session, size: tuple[int, int, int], tokens: int, threads: int) -> None:
+def _blocks_for(plan: BenchPlan, tokens: int) -> tuple[int, int, int]:
+    """The size of the models whose steps on so many tokens are timed: all of a model's blocks take alike."""
+    hidden, blocks, heads = plan.generation_size
+    return hidden, max(1, min(blocks, blocks * _ALL_BLOCKS // tokens)), heads
+
+
+def run_step(
+    session: Session, size: tuple[int, int, int], tokens: int, threads: int, suite: str = "train"
+) -> None:
     """Loss, backward and AdamW of the two models; with a learning rate of 0 all steps are the same."""
     set_threads(threads)
     plan = session.plan
@@ -153,14 +174,13 @@ def run_step(session: Session, size: tuple[int, int, int], tokens: int, threads:
     generator = torch.Generator().manual_seed(plan.seed)
     ids = torch.randint(_VOCABULARY, (batch, tokens), generator=generator).to(plan.device)
     models = dict(zip((OSN, SDPA), build(size, tokens, plan.device)))
-    with _quiet():
-        osn.calibrate(models[OSN], ids)
+    calibrated_quietly(models[OSN], ids[:, :_ALL_BLOCKS])
 
     def logits(model: nn.Module, given: Tensor) -> Tensor:
         return model(given, use_cache=False).logits
 
     name = f"training step, hidden {size[0]}, {size[1]} blocks, N {tokens}"
-    described = describe(session, "train", name, threads, tokens, batch, size) | {"passes": STEP}
+    described = describe(session, suite, name, threads, tokens, batch, size) | {"passes": STEP}
     described |= {
         "counted": density_of(models[OSN], ids),
         "backend": _backend(lambda: logits(models[OSN], ids)),
@@ -169,7 +189,12 @@ def run_step(session: Session, size: tuple[int, int, int], tokens: int, threads:
     entrants = _field(*_check(models[OSN], ids, logits))
     for each, model in models.items():
         if each not in entrants.wrong:
-            entrants.runners[each] = step_runner(model, ids)
+            run = step_runner(model, ids)
+            if tokens > _ALL_BLOCKS:  # so long a call warms up for itself
+                begin = time.perf_counter()
+                run()
+                entrants.warm[each] = time.perf_counter() - begin
+            entrants.runners[each] = run
     session.measure(described, entrants)
 
 
@@ -254,7 +279,9 @@ def run_generation(
             model(ids[:, :-1], past_key_values=cache, logits_to_keep=1)
             cache.batch_repeat_interleave(batch)
             step = model(last, past_key_values=cache).logits[:, -1]
-            whole = model(ids, use_cache=False, logits_to_keep=1).logits[:, -1]
+            whole = step
+            if each == OSN or tokens <= _ALL_BLOCKS:
+                whole = model(ids, use_cache=False, logits_to_keep=1).logits[:, -1]
         if isinstance(cache, DecoderCache):
             held[each] = {"nbytes": cache.nbytes, "spare_nbytes": cache.spare_nbytes}
         error = _error(step, whole.expand_as(step))
@@ -301,7 +328,7 @@ def describe(
 
 
 def _field(wrong: str | None, found: dict[str, float]) -> Field:
-    return Field({}, {OSN: as_json(found)}, {} if wrong is None else {OSN: wrong}, {})
+    return Field({}, {OSN: as_json(found)}, {} if wrong is None else {OSN: wrong}, {}, warm={})
 
 
 def _check(

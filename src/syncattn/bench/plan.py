@@ -14,6 +14,7 @@ SUITES = {
     "decode": "one query and a cache",
     "generation": "a token for each of one and of many texts, beside the Transformer and Llama",
     "train": "a whole training step",
+    "lengths": "a whole training step over ever longer texts",
     "block": "one block of a model",
     "counting": "calibrating, limiting and counting, beside a forward pass",
     "scaling": "a fixed window over ever more tokens",
@@ -57,6 +58,8 @@ class BenchPlan:
         generation_keys, generation_batches: cache lengths, and numbers of texts, of suite "generation";
             together 131,072 tokens at most.
         generation_size: (hidden size, blocks, heads) of its models.
+        length_tokens: N of suite "lengths", whose models have `generation_size`; beyond 8,192 as many times
+            fewer blocks as the text is longer.
         model_tokens: N of the blocks and training steps.
         counting_tokens: N of suite "counting".
         model_sizes: (hidden size, blocks, heads) of the models; the first is the block's.
@@ -94,6 +97,7 @@ class BenchPlan:
     gpu_heads: int = 16
     gpu_window: int = 512
     gpu_tiles: tuple[float, ...] = (0.25, 0.05)
+    length_tokens: tuple[int, ...] = (256, 512, 2048, 8192, 32768)
     model_tokens: tuple[int, ...] = (512, 2048)
     counting_tokens: tuple[int, ...] = (2048, 8192)
     model_sizes: tuple[tuple[int, int, int], ...] = ((256, 4, 4), (64, 2, 4))
@@ -153,6 +157,7 @@ def quick(plan: BenchPlan) -> BenchPlan:
         generation_keys=(64, 512),
         gpu_tokens=(8192, 2048),
         gpu_cache=(8192,),
+        length_tokens=(256, 512),
         model_tokens=(512,),
         counting_tokens=(2048,),
         model_sizes=plan.model_sizes[-1:],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -183,12 +182,12 @@ class DecoderCache(Cache):
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """Within it a model's layers append to their states; if one fails, nothing was appended to any."""
-        before = [replace(state) for state in self.states]
+        before = [(state, vars(state).copy()) for state in self.states]
         try:
             yield
         except BaseException:
-            for state, past in zip(self.states, before, strict=True):
-                state.become_(past)
+            for state, past in before:
+                vars(state).update(past)
             raise
 
     def use_windows_of(self, model: Any, new: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncattn.nn.attention import SelectiveSynchronizationAttention
+from syncattn.nn.hooks import applied, dropped, nobody_listens, normalised
 from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import check_dense
 
@@ -97,8 +98,9 @@ class Block(nn.Module):
         placed = {
             name: x for name, x in given.items() if x is not None
         }  # attention of others may not know it
+        alone = nobody_listens()
         attended, weights = self.self_attn(
-            self.norm1(src) if self.norm_first else src,
+            normalised(self.norm1, src, alone) if self.norm_first else src,
             key_padding_mask=src_key_padding_mask,
             attn_mask=src_mask,
             is_causal=is_causal,
@@ -107,22 +109,25 @@ class Block(nn.Module):
             state=state,
             **placed,
         )
-        x = src + self.dropout1(attended)
+        x = src + dropped(self.dropout1, attended, alone)
         if self.norm_first:
-            x = x + self._feed_forward(self.norm2(x))
+            x = x + self._feed_forward(normalised(self.norm2, x, alone))
         else:
             x = self.norm1(x)
             x = self.norm2(x + self._feed_forward(x))
         return (x, weights) if need_weights else x
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        inner = self.linear1(x)
+        alone = nobody_listens()
+        inner = applied(self.linear1, x, alone)
         if self.gated:
             inner, factor = inner.chunk(2, dim=-1)
             inner = self.activation(inner) * factor
         else:
             inner = self.activation(inner)
-        return self.dropout2(self.linear2(self.dropout(inner)))
+        return dropped(
+            self.dropout2, applied(self.linear2, dropped(self.dropout, inner, alone), alone), alone
+        )
 
 
 class OSNBlock(Block):

@@ -7,31 +7,31 @@ operations in the same order, so the same bits come out; any other kind is left 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from syncattn.backends.call import HIGHEST, STRONGEST, WEAKEST, check
+from syncattn.backends.backend import Decoding, DecodingLayer
+from syncattn.backends.call import STRONGEST, WEAKEST, check
 from syncattn.backends.select import asked_for, choose
 from syncattn.nn.frequency import Frequency, turn_values
-from syncattn.nn.groups import BLOCK, Heads, may_look, pick, put_together
+from syncattn.nn.groups import BLOCK, Heads, may_look, pick
+from syncattn.nn.hooks import applied, is_plain, nobody_listens
 from syncattn.nn.residual import mix_first_value
 from syncattn.nn.state import IncrementalState
 
-_Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-
-class Decoding(NamedTuple):
+class Prepared(NamedTuple):
     """What a layer's later tokens have in common."""
 
     known: tuple[Any, ...]  # what it was made of, see `_known`
+    watched: tuple[Tensor, ...]  # the tensors that it was made of
     heads: tuple[Heads, ...]  # the groups' at that time
-    kernels: tuple[_Kernel, ...]  # of each group; none: `forward` has to compute
-    coupling: Tensor  # K (H, 1)
-    delayed: Tensor | None  # (H, 1, 1) bool; None: no head is
-    drift: tuple[Tensor, Tensor] | None  # slopes and directions (H, 1, 1), (H, 1, m); None: of other forms
+    drifts: bool  # whether the kernel moves contents along; else the frequency module is called
+    has_delay: bool
+    kernel: Decoding | None  # None: `forward` has to compute
 
 
 def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tensor | None) -> Tensor | None:
@@ -47,51 +47,75 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
     if torch.compiler.is_compiling() or not (_is_usual(layer, x, state, first_value) and may_look(x)):
         return None
     ready = state.decoding
-    if ready is None or ready.known != _known(layer) or not _are_same(ready.heads, state):
+    if ready is None or not _still_fits(ready, layer, state):
         ready = state.decoding = _prepared(layer, state)
-    if not ready.kernels:
+    if ready.kernel is None:
         return None
-    batch, place = len(x), state.length
+    batch, heads, frequency, alone = x.shape[0], layer.num_heads, layer.frequency, nobody_listens()
     key = value = x
     if layer.shift is not None:
         before = state.last_input[:, None]  # type: ignore[index]
-        key, value = x + layer.shift[0] * before, x + layer.shift[1] * before
-    if ready.drift is None:
-        at = torch.full((1, 1, 1), place, dtype=torch.int64, device=x.device)
-        receive, emitted, *_ = layer.frequency(None, key, at, at, None)
+        key, value = (x + layer.shift[:, None, None] * before).unbind()  # each (B, 1, E)
+    at: Any = None
+    sent: Tensor | None = None
+    if not ready.drifts or layer.value_rotation is not None:
+        at = torch.full((1, 1, 1), state.length, dtype=torch.int64, device=x.device)
+    if ready.drifts:
+        content = applied(frequency.receive_proj, key, alone)
     else:
-        slopes, directions = ready.drift
-        content = layer.frequency.receive_proj(key).view(batch, layer.num_heads, 1, -1)
-        receive = emitted = content + slopes * place * directions
-    send = emitted
-    if ready.delayed is not None:
-        send = torch.where(ready.delayed, state.last_emitted[:, :, None], emitted)  # type: ignore[index]
-    value = layer.value_proj(value)
+        content, sent, *_ = frequency(None, key, at, at, None)
+        content, sent = content.contiguous(), sent.contiguous()
+    value = applied(layer.value_proj, value, alone)
     if first_value is not None:
         value = mix_first_value(value, first_value, layer.value_mix)
-    value = value.view(batch, layer.num_heads, 1, -1)
+    value = value.view(batch, heads, 1, -1)
     if layer.value_rotation is not None:
-        at = torch.full((1, 1, 1), place, dtype=torch.int64, device=x.device)
         value = turn_values(value, at, layer.value_rotation)
-    coupling, sums = _coupling_of(layer, key, state, ready, place + 1)
-    finite = _is_finite(receive) and (receive is emitted or _is_finite(emitted))
-    if not (finite and coupling.min().item() > 0):
-        return None
-    out = _mixed(ready, state, receive.contiguous(), send, value, coupling)
+    length: Tensor | None = None
+    sums: Tensor | None = None
+    if layer.phase_proj is not None and state.phase_sum is not None:
+        phase = applied(layer.phase_proj, key, alone).view(batch, heads, -1)
+        sums = torch.stack((phase.cos(), phase.sin()), dim=-1) + state.phase_sum
+        length = torch.linalg.vector_norm(sums, dim=-1)
+        length = length if length.shape[-1] == 1 else length.mean(-1)
+    given = content, sent, value.contiguous(), length
+    made = _computed(ready.kernel, state, ready.has_delay, *given)
+    if (
+        made is None
+    ):  # numbers were changed by ways that leave no trace, as by `.data`, or cannot be computed with
+        ready = state.decoding = _prepared(layer, state)
+        made = None if ready.kernel is None else _computed(ready.kernel, state, ready.has_delay, *given)
+        if made is None:
+            return None
+    out, emitted = made
     if layer.value_rotation is not None:
-        out = turn_values(out, -at, layer.value_rotation)
-    out = layer.out_proj(out.view(batch, 1, -1))
+        out = turn_values(out.view(batch, heads, 1, -1), -at, layer.value_rotation).view(batch, 1, -1)
+    out = applied(layer.out_proj, out, alone)
     # From here on nothing fails: whatever did, the past is as it was.
     state.groups = tuple(group.with_next() for group in state.groups)
-    state.last_emitted, state.phase_sum = emitted[:, :, 0], sums
+    state.last_emitted, state.phase_sum = emitted.view(batch, heads, -1), sums
     state.last_input = None if layer.shift is None else x[:, 0].clone()
     state.count = state.count.add(1)  # type: ignore[union-attr]
     return out
 
 
+def _computed(
+    kernel: Decoding, state: IncrementalState, has_delay: bool, *given: Any
+) -> tuple[Tensor, Tensor] | None:
+    """The kernel's result for one token behind the state's groups."""
+    assert state.count is not None
+    for number, group in enumerate(state.groups):
+        room, start = group.room, state.starts[number] if state.starts else 0
+        assert room is not None
+        kernel.show(number, room.send, room.value, room.filled, group.skip + max(0, start - group.first))
+    before = state.last_emitted.contiguous() if has_delay and state.last_emitted is not None else None
+    content, sent, value, length = given
+    return kernel(content, sent, before, value, length, state.count)
+
+
 def _is_usual(layer: Any, x: Tensor, state: IncrementalState, first_value: Tensor | None) -> bool:
     """Whether the call is of the kind that this file knows, by what costs next to nothing to look at."""
-    if x.ndim != 3 or x.shape[1:] != (1, layer.embed_dim) or not layer.batch_first or not len(x):
+    if x.ndim != 3 or x.shape[1:] != (1, layer.embed_dim) or not layer.batch_first or not x.shape[0]:
         return False
     if x.dtype != torch.float32 or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return False
@@ -105,7 +129,7 @@ def _is_usual(layer: Any, x: Tensor, state: IncrementalState, first_value: Tenso
         return False
     if first_value is not None and (first_value.shape != x.shape or first_value.dtype != x.dtype):
         return False
-    if state.groups[0].value.shape[0] != len(x) or state.last_emitted is None or state.count is None:
+    if state.last_emitted is None or state.count is None or state.count.shape[0] != x.shape[0]:
         return False
     if (state.phase_sum is None) != (layer.phase_proj is None):
         return False
@@ -115,88 +139,75 @@ def _is_usual(layer: Any, x: Tensor, state: IncrementalState, first_value: Tenso
 
 
 def _known(layer: Any) -> tuple[Any, ...]:
-    """What `_prepared` reads of a layer, as far as it is cheap to compare: a tensor by its version."""
+    """What `_prepared` reads of a layer besides tensors."""
     frequency = layer.frequency
-    made_of = layer.raw_coupling, layer.raw_bandwidth, frequency.log_slope, frequency.direction
-    tensors = [None if x is None else (id(x), x.data_ptr(), _version(x)) for x in made_of]
-    hooked = frequency._forward_hooks or frequency._forward_pre_hooks or "forward" in vars(frequency)
+    plain = type(frequency) is Frequency and is_plain(frequency)
     options = layer.self_coupling, layer.top_k, layer.frame, layer.power, layer.edge, layer.eps
-    return (id(layer), asked_for(), bool(hooked), *options, *tensors)
+    return (id(layer), asked_for(), plain, *options)
 
 
-def _version(x: Tensor) -> int:
-    return -1 if x.is_inference() else x._version
+def _watched(layer: Any) -> tuple[Tensor, ...]:
+    """The tensors that it reads, from the modules' own books: by attribute it takes longer."""
+    own, frequency = layer._parameters, layer.frequency
+    of_frequency = frequency._parameters
+    found = (
+        *(own.get("raw_coupling"), own.get("raw_bandwidth")),
+        *(of_frequency.get("log_slope"), of_frequency.get("direction"), frequency._buffers.get("delayed")),
+    )
+    return tuple(x for x in found if x is not None)
 
 
-def _prepared(layer: Any, state: IncrementalState) -> Decoding:
+def _still_fits(ready: Prepared, layer: Any, state: IncrementalState) -> bool:
+    if ready.known != _known(layer) or len(ready.heads) != len(state.groups):
+        return False
+    if any(own is not group.heads for own, group in zip(ready.heads, state.groups, strict=True)):
+        return False
+    watched = _watched(layer)
+    if len(watched) != len(ready.watched) or not all(map(operator.is_, watched, ready.watched)):
+        return False
+    return ready.kernel is None or ready.kernel.stands()
+
+
+def _prepared(layer: Any, state: IncrementalState) -> Prepared:
     """All that later tokens have in common, of a layer and a state that `_is_usual` passed."""
-    frequency, coupling, kernels = layer.frequency, layer.coupling.detach(), []
-    bandwidth = layer.bandwidth.detach()
+    frequency, known, watched = layer.frequency, _known(layer), _watched(layer)
+    plain = known[2] and frequency.position == "drift" and frequency.symmetric
+    heads = tuple(group.heads for group in state.groups)
+    kernel = None
+    if all(x.dtype in (torch.float32, torch.bool) and x.is_contiguous() for x in watched):
+        kernel = _kernel(layer, state, frequency.drifts() if plain else None, watched)
+    return Prepared(known, watched, heads, plain, frequency.has_delay, kernel)
+
+
+def _kernel(
+    layer: Any, state: IncrementalState, drift: tuple[Tensor, Tensor] | None, watched: tuple[Tensor, ...]
+) -> Decoding | None:
+    """What computes the tokens, of the backend that takes the layer's calls; None: it has no such thing."""
+    if len({"raw_coupling", "raw_bandwidth"} & layer._parameters.keys()) < 2:
+        return None  # reparametrised: what they are made of is not watched
+    coupling, bandwidth = layer.coupling.detach().contiguous(), layer.bandwidth.detach()
+    if not bool((coupling >= WEAKEST).all() and (coupling <= STRONGEST).all()):
+        return None
     options = {name: getattr(layer, name) for name in ("top_k", "frame", "power", "edge", "eps")}
+    calls = []
     for group in state.groups:
         receive = group.send.new_zeros(*group.send.shape[:2], 1, group.send.shape[3])
-        tensors = receive, group.send, group.value, pick(coupling, group.heads, 0)
         call = check(
-            *tensors,
-            pick(bandwidth, group.heads, 0),
+            *(receive, group.send, group.value),
+            *(pick(coupling, group.heads, 0), pick(bandwidth, group.heads, 0)),
             is_causal=True,
             self_coupling=layer.self_coupling,
             checked_senders=group.checked,
             **options,
         )
-        decoding = choose(call).decoding
-        kernel = None if decoding is None else decoding(call)
-        if kernel is not None:
-            kernels.append(kernel)
-    inside = bool((coupling >= WEAKEST).all() and (coupling <= STRONGEST).all())
-    if len(kernels) < len(state.groups) or not inside:
-        kernels = []
-    known, drift = _known(layer), None
-    hooked = known[2]
-    plain = type(frequency) is Frequency and frequency.position == "drift" and frequency.symmetric
-    if plain and not hooked:
-        drift = frequency.drifts()
-    return Decoding(
-        known=known,
-        heads=tuple(group.heads for group in state.groups),
-        kernels=tuple(kernels),
-        coupling=coupling[:, None],
-        delayed=frequency.delayed[:, None, None] if frequency.has_delay else None,
-        drift=drift,
-    )
-
-
-def _are_same(heads: tuple[Heads, ...], state: IncrementalState) -> bool:
-    """Whether a state's groups are still of these heads."""
-    return len(heads) == len(state.groups) and all(
-        own is group.heads for own, group in zip(heads, state.groups, strict=True)
-    )
-
-
-def _coupling_of(
-    layer: Any, key: Tensor, state: IncrementalState, ready: Decoding, count: int
-) -> tuple[Tensor, Tensor | None]:
-    """kappa = K r (B, H, 1) of token number `count`, and the phases' sums (B, H, p, 2) with it."""
-    if state.phase_sum is None:
-        return ready.coupling.expand(len(key), -1, -1), None
-    phase = layer.phase_proj(key).view(len(key), layer.num_heads, -1)
-    sums = torch.stack((phase.cos(), phase.sin()), dim=-1) + state.phase_sum
-    r = (torch.linalg.vector_norm(sums, dim=-1).mean(-1, keepdim=True) / count).clamp(max=1.0)
-    return (r * ready.coupling).clamp(min=1e-6), sums
-
-
-def _mixed(
-    ready: Decoding, state: IncrementalState, receive: Tensor, send: Tensor, value: Tensor, coupling: Tensor
-) -> Tensor:
-    """The operator's result (B, H, 1, d), each group of heads over what is to be read of its tokens."""
-    results = []
-    for number, (group, kernel) in enumerate(zip(state.groups, ready.kernels, strict=True)):
-        own, start = group.heads, state.starts[number] if state.starts else 0
-        held = group.next_to_read(pick(send, own), pick(value, own), start)
-        results.append(kernel(pick(receive, own).contiguous(), *held, pick(coupling, own)))
-    return results[0] if state.windows is None else put_together(results, state.windows)
-
-
-def _is_finite(frequency: Tensor) -> bool:
-    low, high = torch.aminmax(frequency)
-    return low.item() >= -HIGHEST and high.item() <= HIGHEST  # NaN fails both
+        calls.append(call)
+    chosen = {choose(call).decoding for call in calls}
+    decoding = chosen.pop()
+    if chosen or decoding is None:
+        return None
+    if drift is not None:
+        drift = drift[0].flatten().contiguous(), drift[1].flatten(0, 1).contiguous()
+    delayed = layer.frequency.delayed if layer.frequency.has_delay else None
+    every = torch.arange(len(coupling), dtype=torch.int64, device=coupling.device)
+    heads = tuple(None if group.heads is None else pick(every, group.heads, 0) for group in state.groups)
+    return decoding(calls, DecodingLayer(heads, coupling, drift, delayed, watched))

@@ -105,34 +105,63 @@ def may_look(some: Tensor) -> bool:
 
 
 class Group:
-    """Tokens that some heads hold. It is never changed: whoever goes on makes another.
+    """Tokens that some heads hold. What it holds is never changed: whoever goes on makes another.
 
     Attributes:
         heads: which heads.
         first: the number of the first token held.
-        send, value: (B, h, M, m) and (B, h, M, d), what these heads hold of it and those that followed.
-        room: the memory that they are views of; None: they are tensors of their own.
+        held: how many tokens.
+        room: the memory that they stand in; None: they are tensors of their own.
         skip: how many tokens stand in the room before them.
     """
 
+    __slots__ = ("__weakref__", "_send", "_value", "first", "heads", "held", "room", "skip")
+
     def __init__(
-        self, heads: Heads, first: int, send: Tensor, value: Tensor, room: Room | None = None, skip: int = 0
+        self,
+        heads: Heads,
+        first: int,
+        send: Tensor | None,
+        value: Tensor | None,
+        room: Room | None = None,
+        skip: int = 0,
     ) -> None:
-        self.heads, self.first, self.send, self.value = heads, first, send, value
+        """Of tokens (B, h, M, m) and (B, h, M, d); or, without them, of all that a room holds but `skip`."""
+        self.heads, self.first, self._send, self._value = heads, first, send, value
         self.room, self.skip = room, skip
         if room is not None:
+            self.held = room.filled - skip
             room.give_to(self)
+        else:
+            assert value is not None
+            self.held = value.shape[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = vars(self) | {"room": None, "skip": 0}
+        send, value = self.send, self.value
         if self.room is not None:
-            own |= {"send": self.send.clone(), "value": self.value.clone()}
-        return own
+            send, value = send.clone(), value.clone()
+        own = {"heads": self.heads, "first": self.first, "held": self.held, "room": None, "skip": 0}
+        return own | {"_send": send, "_value": value}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, held in state.items():
+            setattr(self, name, held)
 
     @property
-    def held(self) -> int:
-        """How many tokens."""
-        return self.value.shape[2]
+    def send(self) -> Tensor:
+        """What the tokens emit, as it enters the operator (B, h, M, m): of a room, a view."""
+        if self._send is None:
+            assert self.room is not None
+            self._send = self.room.send.narrow(2, self.skip, self.held)
+        return self._send
+
+    @property
+    def value(self) -> Tensor:
+        """Their values (B, h, M, d): of a room, a view."""
+        if self._value is None:
+            assert self.room is not None
+            self._value = self.room.value.narrow(2, self.skip, self.held)
+        return self._value
 
     @property
     def length(self) -> int:
@@ -169,38 +198,29 @@ class Group:
             room, skip = with_room(self.send, self.value, new), 0
             room.checked = checked
         room.append(send, value)
-        return Group(self.heads, self.first, *room.held(skip), room, skip)
+        return Group(self.heads, self.first, None, None, room, skip)
 
     @property
     def has_room(self) -> bool:
         """Whether one more token can be written where it will stay."""
         return self.room is not None and self._owns and self.room.takes(1)
 
-    def next_to_read(self, send: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Of a group that has room: views of its tokens from number `start` on, and of one more,
-        (B, h, 1, m) and (B, h, 1, d), which is written behind them and not held yet."""
-        assert self.room is not None
-        self.room.write(send, value)
-        first = self.skip + max(0, start - self.first)
-        more = self.room.filled + 1 - first
-        return self.room.send.narrow(2, first, more), self.room.value.narrow(2, first, more)
-
     def with_next(self) -> Group:
-        """With the token that `next_to_read` wrote, which was looked at."""
+        """With the token that somebody wrote behind those of a group that has room, and looked at."""
         assert self.room is not None
         self.room.filled += 1
         self.room.checked = self.room.filled
-        return Group(self.heads, self.first, *self.room.held(self.skip), self.room, self.skip)
+        return Group(self.heads, self.first, None, None, self.room, self.skip)
 
     def cut(self, length: int) -> Group:
         """Without the tokens from number `length` on."""
         kept = length - self.first
         assert 0 <= kept <= self.held, (length, self.first, self.held)
-        send, value = self.send.narrow(2, 0, kept), self.value.narrow(2, 0, kept)
         if self.room is None or not self._owns:
+            send, value = self.send.narrow(2, 0, kept), self.value.narrow(2, 0, kept)
             return Group(self.heads, self.first, send, value)
         self.room.cut(self.skip + kept)
-        return Group(self.heads, self.first, send, value, self.room, self.skip)
+        return Group(self.heads, self.first, None, None, self.room, self.skip)
 
     def without(self, first: int) -> Group:
         """Without the tokens before number `first`, whose memory is given up at once or by the next room."""
@@ -208,7 +228,7 @@ class Group:
         kept = self.held - gone
         room = self.room
         if room is not None and self._owns and room.send.shape[2] <= _ROOMY * max(BLOCK, kept):
-            return Group(self.heads, first, *room.held(self.skip + gone), room, self.skip + gone)
+            return Group(self.heads, first, None, None, room, self.skip + gone)
         return self.of(self.heads, None, first)
 
     def of(self, heads: Heads, own: Heads, first: int) -> Group:
@@ -222,14 +242,14 @@ class Group:
         send, value = (pick(x.narrow(2, gone, self.held - gone), own) for x in (self.send, self.value))
         room = Room(send, value, 2 * max(1, send.shape[2]))
         room.checked = max(0, self.checked - gone)
-        return Group(heads, first, *room.held(), room)
+        return Group(heads, first, None, None, room)
 
     def selected(self, index: Tensor) -> Group:
         """The sequences that index (int64) names, in its order."""
         if self.room is not None and self._owns and not torch.is_grad_enabled():
             # once: the next token would copy what is selected into a room again
             room = self.room.selected(index.to(self.send.device), self.skip)
-            return Group(self.heads, self.first, *room.held(), room)
+            return Group(self.heads, self.first, None, None, room)
         send, value = (x.index_select(0, index.to(x.device)) for x in (self.send, self.value))
         return Group(self.heads, self.first, send, value)
 

@@ -36,19 +36,10 @@ class Room:
 
     def append(self, send: Tensor, value: Tensor) -> None:
         """Write tokens (B, H, N, m) and (B, H, N, d) behind those that are there."""
-        self.write(send, value)
-        self.filled += send.shape[2]
-
-    def write(self, send: Tensor, value: Tensor) -> None:
-        """Write them there without filling anything: others may be written over them."""
         new = send.shape[2]
         self.send.narrow(2, self.filled, new).copy_(send)
         self.value.narrow(2, self.filled, new).copy_(value)
-
-    def held(self, skip: int = 0) -> tuple[Tensor, Tensor]:
-        """Views of what is filled but for the first `skip` tokens: send (B, H, n, m), value (B, H, n, d)."""
-        kept = self.filled - skip
-        return self.send.narrow(2, skip, kept), self.value.narrow(2, skip, kept)
+        self.filled += new
 
     def cut(self, tokens: int) -> None:
         """Go back to the first so many tokens."""

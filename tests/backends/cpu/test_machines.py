@@ -107,7 +107,7 @@ def test_on_arm(program, plain, tmp_path):
     """NEON: the sources compiled for aarch64. As they are installed they are optimised further."""
     if not CROSS or not emulator("aarch64"):
         pytest.skip("NEON could not be run: needs Debian's g++-aarch64-linux-gnu and qemu-user")
-    sources = [*(KERNEL / name for name in ("library.cpp", "order.cpp", "plain.cpp")), TEST]
+    sources = [*(KERNEL / name for name in ("library.cpp", "order.cpp", "plain.cpp", "token.cpp")), TEST]
     objects = [tmp_path / f"{path.stem}.o" for path in sources]
     flags = ["-std=c++17", "-O1", "-w", f"-I{KERNEL}"]
     compile_all([CROSS, *flags, "-c", path, "-o", to] for path, to in zip(sources, objects, strict=True))

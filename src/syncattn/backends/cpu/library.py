@@ -15,6 +15,7 @@ from torch import Tensor
 
 _PATH = Path(__file__).parent / "_kernel.so"
 _POINTERS = ctypes.c_void_p
+_LONG_WAY = (3, 4)  # what kernel/token.cpp returns where something changed, or cannot be computed with
 # Without the two options an installer takes what it has cached, the wheel without a kernel.
 REBUILD = (
     "pip install --no-cache-dir --force-reinstall --no-deps . "
@@ -69,6 +70,33 @@ class KernelCount(ctypes.Structure):
     )
 
 
+class KernelHeads(ctypes.Structure):
+    """`SyncattnHeads` of kernel/token.h, field by field."""
+
+    _fields_ = (
+        ("problem", KernelProblem),
+        ("heads", _POINTERS),
+        ("send", _POINTERS),
+        ("send_strides", ctypes.c_int64 * 2),
+        ("value", _POINTERS),
+        ("value_strides", ctypes.c_int64 * 2),
+        ("filled", ctypes.c_int64),
+        ("first", ctypes.c_int64),
+    )
+
+
+class KernelToken(ctypes.Structure):
+    """`SyncattnToken` of kernel/token.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "freq_dim", "value_dim", "groups")),
+        ("group", ctypes.POINTER(KernelHeads)),
+        *((name, _POINTERS) for name in ("content", "slopes", "directions", "emitted", "sent")),
+        *((name, _POINTERS) for name in ("delayed", "before", "value", "coherence", "coupling", "count")),
+        *((name, _POINTERS) for name in ("out", "watched", "watched_bytes", "known")),
+    )
+
+
 @cache
 def load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
@@ -81,7 +109,9 @@ def load() -> ctypes.CDLL | str:
     except OSError as error:
         return f"its kernel cannot be loaded: {error}"
     size = getattr(library, "syncattn_problem_bytes", lambda: 0)
-    if size() != ctypes.sizeof(KernelProblem) + ctypes.sizeof(KernelCount):
+    token = getattr(library, "syncattn_token_bytes", lambda: 0)
+    fits = size() == ctypes.sizeof(KernelProblem) + ctypes.sizeof(KernelCount)
+    if not fits or token() != ctypes.sizeof(KernelToken) + ctypes.sizeof(KernelHeads):
         return f"its kernel was built from another version of syncattn. Build it again: {REBUILD}"
     library.syncattn_instance.restype = ctypes.c_char_p
     for function in (library.syncattn_forward, library.syncattn_backward):
@@ -89,6 +119,9 @@ def load() -> ctypes.CDLL | str:
     library.syncattn_count.argtypes = (
         *(ctypes.POINTER(KernelProblem), ctypes.POINTER(KernelCount)),
         *(ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p),
+    )
+    library.syncattn_next_token.argtypes = (
+        *(ctypes.POINTER(KernelToken), ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p),
     )
     library.syncattn_order.argtypes = (
         *(ctypes.POINTER(KernelProblem), ctypes.c_int, ctypes.c_void_p),
@@ -150,6 +183,18 @@ def count(problem: KernelProblem, to: KernelCount) -> None:
     _run(_loaded().syncattn_count, problem, to)
 
 
+def next_token(token: Any) -> bool:
+    """Compute a `KernelToken`, given by reference, see `_run`; False where the long way has to."""
+    name = os.environ.get("SYNCATTN_CPU_INSTANCE")
+    code = _loaded().syncattn_next_token(
+        token, name.encode() if name else None, torch.get_num_threads(), team()
+    )
+    if code in _LONG_WAY:
+        return False
+    _raise(code, name)
+    return True
+
+
 def _run(function: Any, *structures: ctypes.Structure) -> None:
     """Run a pass on as many threads as torch uses.
 
@@ -160,7 +205,10 @@ def _run(function: Any, *structures: ctypes.Structure) -> None:
         RuntimeError: the instruction set asked for is not one that this machine runs.
     """
     name = os.environ.get("SYNCATTN_CPU_INSTANCE")
-    code = function(*structures, name.encode() if name else None, torch.get_num_threads(), team())
+    _raise(function(*structures, name.encode() if name else None, torch.get_num_threads(), team()), name)
+
+
+def _raise(code: int, name: str | None) -> None:
     if code == 2:
         raise RuntimeError(
             f"SYNCATTN_CPU_INSTANCE must be one of {instances()} on this machine, got {name!r}"
