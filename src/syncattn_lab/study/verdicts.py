@@ -174,7 +174,7 @@ def _extrapolation(groups: Sequence[Group]) -> list[Verdict]:
     found = []
     for group in groups:
         for task in group.tasks:
-            cells = [cell for cell in group.of_task(task) if lengths(cell)]
+            cells = [cell for cell in group.of_task(task) if max(lengths(cell), default=0) > context(cell)]
             if not cells:
                 continue
             osn = next((cell for cell in cells if cell.variant == DEFAULT), None)

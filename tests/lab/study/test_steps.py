@@ -11,6 +11,7 @@ pytest.importorskip("accelerate")
 from syncattn.training.errors import UserError
 from syncattn_lab.study import by_position, steps
 from syncattn_lab.study.summary import as_groups
+from syncattn_lab.study.verdicts import OPEN, verdicts
 
 MADE = runpy.run_path(str(Path(__file__).with_name("lines.py")))
 PUBLISH = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "publish_quality.py"))
@@ -83,3 +84,8 @@ def test_a_line_that_is_none(tmp_path, wrong):
     assert steps.read_steps(tmp_path / steps.STEPS_FILE) == {}
     with pytest.raises(UserError, match=r"steps.jsonl, line 2: expected an object with key, cpu_seconds"):
         write_steps(tmp_path, cost("a", 1.0), cost("a", 1.0) | wrong)
+
+
+def test_evaluated_at_its_own_length_alone_says_nothing_of_longer_texts():
+    (found,) = [each for each in verdicts(as_groups(lines())) if "beyond the training length" in each.target]
+    assert found.state == OPEN and found.measured == "no run was evaluated at other lengths"
