@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from syncattn.models import OSNConfig, OSNForCausalLM, SoftmaxAttention, TransformerConfig
 from syncattn.nn import SelectiveSynchronizationAttention
+from syncattn.nn.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -126,3 +127,50 @@ def test_names_of_labels_alone_say_their_numbers_too():
     assert made.num_labels == 3 and made.label2id == {"no": 0, "yes": 1, "perhaps": 2}
     assert OSNConfig(num_labels=2).label2id == {"LABEL_0": 0, "LABEL_1": 1}
     assert OSNConfig(id2label={0: "a", 1: "b"}, label2id={"a": 0, "B": 1}).label2id == {"a": 0, "B": 1}
+
+
+MIXES = {
+    "lists": {
+        "position": ["drift", "own_helix", "none", "own_screw"],
+        "helix_scales": [None, [2.0, 8.0], None, [4.0, 1.0]],
+        "value_rotation": [None, 100.0, False, 10.0],
+        "directed": [False, False, True, True],
+        "delay": [True, False, True, False],
+        "windows": [5.0, None, None, 20.0],
+        "window_range": [4, 64],
+        "density_range": [0.05, 0.5],
+        "eos_token_id": [1, 2],
+    },
+    "tuples": {"delay": (True, False, False, False), "directed": (True,) * 4, "helix_scales": (4, 16)},
+    "nothing": {"density_range": None, "value_rotation": None},
+}
+
+
+@pytest.mark.parametrize("name", [*MIXES, *PRESETS])
+def test_what_is_loaded_is_what_was_saved(name, tmp_path):
+    """Equal, and the same bytes when saved again, of whatever differs by head."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
+    if name in MIXES:
+        config = OSNConfig(**sizes, **MIXES[name])
+    else:
+        config = OSNConfig.preset(name, **sizes)
+    config.save_pretrained(tmp_path / "once")
+    loaded = OSNConfig.from_pretrained(tmp_path / "once")
+    assert loaded == config and config == loaded
+    assert loaded.to_json_string() == config.to_json_string() and loaded.to_dict() == config.to_dict()
+    assert OSNConfig(**config.to_dict()) == config
+    loaded.save_pretrained(tmp_path / "again")
+    first, second = ((tmp_path / folder / "config.json").read_bytes() for folder in ("once", "again"))
+    assert first == second
+    assert OSNConfig(**{**sizes, "power": 1}) != OSNConfig(**sizes)
+
+
+def test_a_models_configuration_is_loaded_as_it_is(tmp_path):
+    config = OSNConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1, **MIXES["lists"])
+    model = OSNForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    for loaded in (AutoConfig.from_pretrained(tmp_path), OSNForCausalLM.from_pretrained(tmp_path).config):
+        assert loaded.to_json_string() == model.config.to_json_string()
+        assert {name: getattr(loaded, name) for name in loaded.own_fields()} == {
+            name: getattr(config, name) for name in config.own_fields()
+        }

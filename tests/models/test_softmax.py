@@ -164,3 +164,44 @@ def test_what_the_layer_refuses():
         layer(x, state=IncrementalState())
     with pytest.raises(ValueError, match="num_heads must divide embed_dim"):
         SoftmaxAttention(8, 3)
+
+
+@pytest.mark.parametrize("position", ["rotary", "alibi"])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_packed_texts_are_attended_to_one_by_one(position, is_causal, monkeypatch):
+    """As under a mask of N x N, where ids cannot be read, with gradients; padding gives the bias alone."""
+    torch.manual_seed(0)
+    layer = SoftmaxAttention(12, 3, position=position, delay=0.5, token_shift=True, dtype=torch.float64)
+    ids = torch.tensor([[0, 0, 0, 1, 1, -1, 1, 2], [0, 0, 0, -1, 3, 3, 4, -1]])
+    x = torch.randn(2, 8, 12, dtype=torch.float64, requires_grad=True)
+    found = []
+    for blind in (False, True):
+        if blind:
+            monkeypatch.setattr("syncattn.models.softmax.places_of_texts", lambda ids: None)
+        out = layer(x, is_causal=is_causal, sequence_ids=ids)[0]
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        found.append((out, *torch.autograd.grad((out * weight).sum(), [x, *layer.parameters()])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.equal(found[0][0][ids < 0], layer.out_proj.bias.expand(3, -1))
+
+
+def test_packed_texts_need_no_square_of_memory():
+    """The largest tensor that a row of 4,096 tokens makes is of its length."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            sizes = [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+            self.elements = max(self.elements, *sizes, 0)
+            return out
+
+    layer, x = SoftmaxAttention(8, 2), torch.randn(1, 4096, 8)
+    ids = (torch.arange(4096) // 64)[None]
+    with Largest() as seen, torch.no_grad():
+        layer(x, is_causal=True, sequence_ids=ids)
+    assert seen.elements <= 4096 * 24

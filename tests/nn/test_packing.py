@@ -10,6 +10,7 @@ from torch import nn
 
 import syncattn
 from syncattn.nn import IncrementalState, OSNBlock, SelectiveSynchronizationAttention
+from syncattn.nn.packing import places_of_texts
 
 E, H = 24, 4
 KINDS = {
@@ -149,3 +150,11 @@ def test_compiled():
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     found, expected = (f(x, is_causal=True, sequence_ids=ids)[0] for f in (compiled, layer))
     torch.testing.assert_close(found[:, :10], expected[:, :10], rtol=1e-4, atol=1e-5)
+
+
+def test_places_of_texts():
+    """Of one length side by side, through all rows; padding within a text and between texts is left out."""
+    ids = torch.tensor([[-1, 3, 3, -1, 3, 5], [0, 0, 7, 7, 7, -1]])
+    assert [x.tolist() for x in places_of_texts(ids)] == [[[1, 2, 4], [8, 9, 10]], [[5]], [[6, 7]]]
+    assert places_of_texts(torch.full((2, 3), -1)) == []
+    assert places_of_texts(ids[:, :0]) == [] and places_of_texts(ids[:0]) == []

@@ -118,7 +118,9 @@ class DecoderConfig(PreTrainedConfig):
         head_dim = kwargs.pop("head_dim", None)
         for name, stored in self.stored_as.items():
             setattr(self, name, kwargs.pop(stored, getattr(self, name)))
+        kwargs.pop("model_type", None)  # the class has it
         super().__post_init__(**kwargs)
+        self.transformers_version = None  # of whoever stored it: what is loaded equals what was saved
         self.check()
         if head_dim not in (None, self.head_dim):
             raise ValueError(

@@ -198,8 +198,8 @@ class DecoderModel(DecoderPreTrainedModel):
                 by nobody, and what the model returns for it means nothing.
             position_ids: integers (B or 1, N), where the tokens stand on the one axis of a text. They may
                 start anywhere and have gaps, but must rise (`syncattn.models.inputs.rising_positions`).
-                Where they begin anew, a text of its own begins, unless something else tells texts apart.
-                Padding may have any.
+                Where they begin anew, a text of its own begins, unless something else tells texts apart; in
+                compilation, which cannot read them, without a cache alone. Padding may have any.
             past_key_values: a `DecoderCache`; this call's tokens are appended to it. A bidirectional model
                 has none.
             inputs_embeds: embeddings (B, N, D) instead of `input_ids`.
@@ -216,10 +216,11 @@ class DecoderModel(DecoderPreTrainedModel):
                 (B or 1, N) that rise from text to text, negative ones for padding. Each text comes out as if
                 it had a row of its own: see the attention layer's `forward`. Not with a cache.
             return_dict: False returns a tuple.
-            **kwargs: `seq_idx` (B or 1, N), as sequence_ids; `cu_seq_lens_q` and `cu_seq_lens_k` (T + 1,), of
-                one row: where its texts begin, from 0 on, and where the last one ends, after which comes
-                padding (`max_length_q` and `_k` beside them are not needed). What tells texts apart twice
-                must agree. Others are passed by, as in transformers' own models, except that what else
+            **kwargs: `seq_idx` (B or 1, N), as sequence_ids; `cu_seq_lens_q` and `cu_seq_lens_k` (T + 1,):
+                where texts begin, from 0 on, and where the last one ends, after which comes padding, counted
+                through all rows, one after the other, each of which begins with a text (`max_length_q` and
+                `_k` beside them are not needed). Lists are taken, too. What tells texts apart twice must
+                agree. Others are passed by, as in transformers' own models, except that what else
                 describes packed texts is refused (`cu_seqlens`, ...), and another is_causal than the
                 configuration's.
 
@@ -250,7 +251,8 @@ class DecoderModel(DecoderPreTrainedModel):
         texts = given_texts(sequence_ids, kwargs, inputs_embeds)
         if position_ids is not None:
             if texts is None:
-                texts = texts_of_positions(position_ids, inputs_embeds, is_padding, cache)
+                unread = cache is None and not torch.compiler.is_exporting()
+                texts = texts_of_positions(position_ids, inputs_embeds, is_padding, cache, unread)
             positions = self._positions(position_ids, positions, inputs_embeds, is_padding, cache, texts)
         if texts is not None:
             refuse_cache(past_key_values, use_cache)

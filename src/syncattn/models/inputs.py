@@ -21,6 +21,8 @@ _WAY_OUT = (
     "several texts in one row are told apart by sequence_ids, seq_idx, cu_seq_lens_q and cu_seq_lens_k, or "
     "position_ids that begin anew"
 )
+# Of an assertion: where positions cannot be read, and one text is taken for granted.
+UNREAD = "here several texts in one row are told apart by sequence_ids, not by position_ids"
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> None:
@@ -126,7 +128,11 @@ def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> 
 
 
 def texts_of_positions(
-    position_ids: Any, hidden: Tensor, is_padding: Tensor | None, cache: DecoderCache | None
+    position_ids: Any,
+    hidden: Tensor,
+    is_padding: Tensor | None,
+    cache: DecoderCache | None,
+    unread: bool = False,
 ) -> Tensor | None:
     """The ids (B, N) of the texts that `position_ids` tell apart by beginning anew; None where they do not.
 
@@ -135,6 +141,7 @@ def texts_of_positions(
 
     Args:
         position_ids, hidden, is_padding, cache: as `check_positions`.
+        unread: have ids where the values cannot be read, too, whether positions begin anew or not.
 
     Raises:
         TypeError, ValueError: they are no integers (B, N), or begin anew at several numbers.
@@ -144,13 +151,17 @@ def texts_of_positions(
         return None
     begins = restarts(given, None if is_padding is None else ~is_padding)
     known = _readable(begins, wait=True)
+    rule = "position_ids must rise within a text and begin anew at one number"
+    if known is None and unread:
+        lowest = torch.where(begins, given, torch.iinfo(torch.int64).max).amin()
+        failing(~begins | (given == lowest), rule)
+        return begins.cumsum(1)
     if known is None or known.shape != given.shape or not known.any():
         return None
     low, high = (int(x) for x in given[begins].aminmax())
     if low != high:
         raise ValueError(
-            f"position_ids must rise within a text and begin anew at one number, got texts that begin at "
-            f"{low} and at {high}. `positions` may come in any order"
+            f"{rule}, got texts that begin at {low} and at {high}. `positions` may come in any order"
         )
     return begins.cumsum(1)
 
@@ -217,7 +228,7 @@ def check_positions(
     right = shift == start
     right = right if real is None else right | ~real
     rule = "position_ids must rise by 1 from each real token of a row to the next, after those in the cache"
-    wrong = failing(right, rule, wait=True)
+    wrong = failing(right, f"{rule}; {UNREAD}", wait=True)
     if wrong is not None:
         detail = ""
         if wrong.shape == given.shape:  # not under vmap
@@ -270,7 +281,7 @@ def rising_positions(
     right = right if texts is None else right | (texts != _real_before(texts, -1, real))
     right = right if real is None else right | ~real
     rule = "position_ids must rise from each real token of a row to the next, after those in the cache"
-    wrong = failing(right, rule, wait=True)
+    wrong = failing(right, f"{rule}; {UNREAD}", wait=True)
     if wrong is not None:
         detail = ""
         if wrong.shape == given.shape:  # not under vmap

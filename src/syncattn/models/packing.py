@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from syncattn.checks import short
-from syncattn.models.inputs import failing, restarts, texts_of_positions
+from syncattn.models.inputs import UNREAD, failing, restarts
 
 _LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k")
 _MOST = ("max_length_q", "max_length_k")  # what flash-attention allocates by; nothing here needs it
@@ -29,7 +29,7 @@ def given_texts(sequence_ids: Any, keywords: Mapping[str, Any], inputs: Tensor) 
         inputs: (B, N) or (B, N, D), what the texts are of.
 
     Raises:
-        TypeError: one of them is no tensor.
+        TypeError: one of them is no tensor, nor a list or an array to make one of.
         ValueError: one is not as said there, two of them tell other texts apart, or a longest text's length
             comes without the cumulative ones. Values are read as `models.inputs.failing` reads them.
     """
@@ -69,6 +69,7 @@ def row_texts(
 ) -> Tensor | None:
     """The ids of the texts in a row whose arguments a model has taken, wherever they are said: (B or 1, N),
     -1 for padding. None if nothing says; told to wait for the device, also if position_ids never begin anew.
+    Where it cannot be waited for, they must not then: an assertion on the device.
     """
     ids = given_texts(sequence_ids, keywords, inputs)
     if ids is not None or position_ids is None:
@@ -76,10 +77,12 @@ def row_texts(
     is_padding = None
     if attention_mask is not None:
         is_padding = attention_mask[:, attention_mask.shape[1] - inputs.shape[1] :].to(inputs.device) == 0
-    if wait:
-        return texts_of_positions(position_ids, inputs, is_padding, None)
     places = position_ids.to(inputs.device, torch.int64).expand(len(inputs), -1)
-    return restarts(places, None if is_padding is None else ~is_padding).cumsum(1)
+    begins = restarts(places, None if is_padding is None else ~is_padding)
+    if not wait:
+        return begins.cumsum(1)
+    rule = f"position_ids must rise from each real token of a row to the next; {UNREAD}"
+    return None if failing(~begins, rule, wait=True) is None else begins.cumsum(1)
 
 
 def refuse_texts(keywords: Mapping[str, Any], what: str) -> None:
@@ -135,8 +138,7 @@ def refuse_cache(given: Any, use_cache: bool | None) -> None:
 
 def _checked_ids(name: str, ids: Any, inputs: Tensor) -> Tensor:
     batch, tokens = inputs.shape[:2]
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{name} must be a tensor (B or 1, N), got {type(ids).__name__}")
+    ids = _tensor(name, ids, "(B or 1, N)")
     if ids.is_nested or not _integer(ids) or ids.shape not in ((batch, tokens), (1, tokens)):
         raise ValueError(
             f"{name} must be integers of shape (B or 1, N) = ({batch}, {tokens}), got {ids.dtype} "
@@ -154,25 +156,46 @@ def _checked_ids(name: str, ids: Any, inputs: Tensor) -> Tensor:
 
 
 def _ids_of_lengths(name: str, lengths: Any, inputs: Tensor) -> Tensor:
-    """Ids (1, N) by cumulative lengths, without waiting for a device: see `syncattn.sequence_ids_of`."""
+    """Ids (B, N) by cumulative lengths, without waiting for a device: see `syncattn.sequence_ids_of`.
+
+    They count the tokens of all rows, one row after the other, as flash-attention's kernels, which know no
+    rows, take them from transformers' models.
+    """
     batch, tokens = inputs.shape[:2]
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"{name} must be a tensor of integers (T + 1,), got {type(lengths).__name__}")
+    lengths = _tensor(name, lengths, "of integers (T + 1,)")
     if lengths.is_nested or not _integer(lengths) or lengths.ndim != 1 or len(lengths) == 0:
         raise ValueError(f"{name} must be integers (T + 1,), got {lengths.dtype} {tuple(lengths.shape)}")
-    if batch != 1:
-        raise ValueError(
-            f"{name} must come with one row, whose texts it measures, got a batch of {batch}: sequence_ids "
-            "(B, N) have a row for each"
-        )
     ends = lengths.to(inputs.device, torch.int64)
-    right = torch.cat((ends[:1] == 0, ends.diff() >= 0, ends[-1:] <= tokens))
-    rule = f"{name} must begin with 0, not fall, and end within the N = {tokens} tokens"
+    right = torch.cat((ends[:1] == 0, ends.diff() >= 0, ends[-1:] <= batch * tokens))
+    rule = f"{name} must begin with 0, not fall, and end within the {_all_tokens(batch, tokens)} tokens"
     if failing(right, rule) is not None:
         raise ValueError(f"{rule}, got {short(ends.tolist())}")
-    column = torch.arange(tokens, dtype=torch.int64, device=ends.device)
+    column = torch.arange(batch * tokens, dtype=torch.int64, device=ends.device)
     text = torch.bucketize(column, ends[1:], right=True)
-    return text.masked_fill(column >= ends[-1], -1)[None]
+    ids = text.masked_fill(column >= ends[-1], -1).view(batch, tokens)
+    rule = (
+        f"{name} must let a text begin at every row of the batch, as they count the tokens of all "
+        f"{_all_tokens(batch, tokens)}, one row after the other"
+    )
+    if failing((ids[1:, 0] != ids[:-1, -1]) & (ids[1:, 0] >= 0), rule) is not None:
+        raise ValueError(f"{rule}, got {short(ends.tolist())}: sequence_ids (B, N) have a row for each")
+    return ids
+
+
+def _all_tokens(batch: int, tokens: int) -> str:
+    return f"N = {tokens}" if batch == 1 else f"B * N = {batch * tokens}"
+
+
+def _tensor(name: str, given: Any, form: str) -> Tensor:
+    """A tensor; of lists and arrays, which collators may leave as they are, one is made."""
+    if isinstance(given, Tensor):
+        return given
+    if isinstance(given, list | tuple) or hasattr(given, "__array__"):
+        try:
+            return torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError):
+            pass  # of unequal lengths, or of no numbers
+    raise TypeError(f"{name} must be a tensor {form}, got {type(given).__name__}")
 
 
 def _integer(x: Tensor) -> bool:

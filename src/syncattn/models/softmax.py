@@ -13,7 +13,7 @@ from syncattn.checks import check_choice, check_flag, check_real
 from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
 from syncattn.nn.options import check_delay, check_looking_back
-from syncattn.nn.packing import counted_from_first, find_texts
+from syncattn.nn.packing import counted_from_first, find_texts, places_of_texts
 from syncattn.nn.places import checked_positions, locate
 from syncattn.nn.residual import check_first_value, mix_first_value, new_value_mix
 from syncattn.nn.state import Step
@@ -125,7 +125,9 @@ class SoftmaxAttention(nn.Module):
         head. A row whose keys are all masked gives exactly 0. With a delay, a token shift or a short
         convolution there is no attn_mask: key_padding_mask and is_causal say who sees whom. `positions` have
         one axis, (B or 1, N, 1), and go with position="rotary" only. `sequence_ids`, which go with neither
-        attn_mask nor state, become a mask of N x N. `first_value`: see `value_residual`.
+        attn_mask nor state, are read, so that each text is attended to by itself: off the CPU the host waits.
+        Where they cannot be (in compilation), or with need_weights, they become a mask of N x N.
+        `first_value`: see `value_residual`.
 
         Raises:
             ValueError: key or value is not query, a shape or mask is not as documented, or positions are
@@ -150,7 +152,6 @@ class SoftmaxAttention(nn.Module):
         position, origin, last = locate(real, (batch, tokens), given, state, x.device)  # (B or 1, N, 1)
         if texts is not None:
             position = counted_from_first(position, texts)
-            allowed = (texts.ids[:, :, None] == texts.ids[:, None])[:, None]
 
         q, k, v, mixed_in = self._project(x, real, state, follows, first_value)  # (B, H, N, d) each
         if self.position == "rotary":
@@ -165,6 +166,14 @@ class SoftmaxAttention(nn.Module):
             step = Step(state.mark(), real, emitted, state.last_emitted, mixed_in, None)
             after.record_(state, step._replace(origin=origin, place=position))
             k, v, real = after.held
+
+        places = None if texts is None or need_weights else places_of_texts(texts.ids)
+        if places is not None:
+            out = self._attend_within(q, k, v, position, places, is_causal)
+            out = self.out_proj(out.transpose(1, 2).flatten(-2))
+            return (out if self.batch_first else out.transpose(0, 1)), None
+        if texts is not None:
+            allowed = (texts.ids[:, :, None] == texts.ids[:, None])[:, None]
 
         keys = k.shape[2]
         # SDPA's own causal mask, the fastest, takes neither another mask nor a bias, and needs a square.
@@ -293,6 +302,35 @@ class SoftmaxAttention(nn.Module):
         distance = (query[:, :, None] - key[:, None, :]).abs()  # (B or 1, N, M)
         penalty = -slopes[:, None, None] * distance[:, None]
         return penalty if mask is None else penalty.masked_fill(~mask, -torch.inf)
+
+    def _attend_within(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        position: Tensor,
+        places: list[Tensor],
+        is_causal: bool,
+    ) -> Tensor:
+        """Values (B, H, N, d) where each text sees itself alone; `places` as `places_of_texts` has them, of
+        positions (B, N, 1). Texts of one length are a batch. Rows of padding are 0."""
+        batch, heads, tokens, width = q.shape
+        by_token = [x.transpose(1, 2).reshape(batch * tokens, heads, width) for x in (q, k, v)]
+        found = []
+        for texts in places:
+            queries, keys, values = (x[texts].transpose(1, 2) for x in by_token)  # (T, H, n, d) each
+            mask, length = None, texts.shape[1]
+            if self.position == "alibi":
+                at = position.reshape(batch * tokens)[texts]
+                mask = _visible(length, length, None, None, is_causal, q.device)
+                mask = self._penalty(at, at, mask).to(q.dtype)
+            part, _ = self._attend(queries, keys, values, mask, None, is_causal and mask is None, False)
+            found.append(part.transpose(1, 2).flatten(0, 1))
+        out = v.new_zeros(batch * tokens, heads, width)
+        if places:
+            everywhere = torch.cat([texts.flatten() for texts in places])
+            out = out.index_copy(0, everywhere, torch.cat(found).to(out.dtype))
+        return out.view(batch, tokens, heads, width).transpose(1, 2)
 
     def _attend(
         self,

@@ -74,6 +74,27 @@ def counted_from_first(position: Tensor, texts: Texts) -> Tensor:
     return position - position.gather(1, texts.first[..., None].expand_as(position))
 
 
+def places_of_texts(ids: Tensor) -> list[Tensor] | None:
+    """Where the tokens of the texts stand in a batch whose rows are put one after the other: (T, n) of all
+    texts of n tokens, for each n. None where the ids (B, N) may not be read."""
+    if ids.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    known = readable(ids, any_device=True)
+    if known is None or known.shape != ids.shape:
+        return None
+    known = known.cpu()
+    rows = torch.arange(len(known), dtype=torch.int64, device="cpu")[:, None] * (
+        known.amax() + 1 if known.numel() else 0
+    )
+    number = torch.where(known < 0, -1, known + rows).flatten()
+    tokens = (number >= 0).nonzero()[:, 0]
+    lengths = number[tokens].unique_consecutive(return_counts=True)[1].tolist()
+    by_length: dict[int, list[Tensor]] = {}
+    for length, places in zip(lengths, tokens.split(lengths), strict=True):
+        by_length.setdefault(length, []).append(places)
+    return [torch.stack(places).to(ids.device) for places in by_length.values()]
+
+
 def coherence_of_texts(phase: Tensor, texts: Texts, is_causal: bool) -> Tensor:
     """The order parameter r (B, H, N) of each token's text, up to the token if causal; phase (B, H, N, p).
 
