@@ -11,8 +11,6 @@ namespace SYNCATTN_ISA {
 
 constexpr float MOST_REACH = 3e4f;  // in steps: as far as that goes everything is let through
 
-INLINE vi load_int(const void* p) { vi x; memcpy(&x, p, sizeof x); return x; }
-
 // acc + a b of both 16-bit numbers of each lane.
 INLINE vi add_product(vi acc, vi a, vi b) {
 #if defined(__AVX512F__)
@@ -85,7 +83,7 @@ static void sieve_tile(const Lanes* lanes, int64_t tile, int64_t m, const float*
 }
 
 // More pairs of a block than this are faster found by D alone.
-constexpr float SIEVED_SHARE = 0.03f;
+constexpr float SIEVED_SHARE = 0.12f;
 INLINE int64_t sieved_best(int64_t count) { return (int64_t)(SIEVED_SHARE * (float)(count * KEYS)); }
 
 // A tile of rows in the steps of one group.
@@ -193,51 +191,61 @@ INLINE uint64_t vectors_hit(const uint64_t* lockable) {
 #endif
 }
 
-INLINE void add_square(vf& sum, float token, const float* lanes) {
-    const vf apart = splat(token) - load(lanes);
-    sum += apart * apart;
-}
-
-// Adds those that can lock of the pairs that were let through and may attend; of M coordinates, 0: of `some`.
-template <bool BY_KEY, int64_t M>
-static void list_sifted(Pairs& pairs, const float* tokens, int64_t count, int64_t some, const float* packed,
-                        int64_t first_key, const float* base, const float* limit, const uint64_t* lockable) {
-    const int64_t m = M ? M : some;
+// Adds the pairs whose bit is set, unsettled.
+static void list_sifted(Pairs& pairs, int64_t count, int64_t first_key, const uint64_t* lockable) {
     int64_t all = 0, longest = pairs.most;
     for (int64_t strip = 0; strip < count; strip += LANES)
         for (uint64_t hit = vectors_hit(lockable + strip); hit; hit &= hit - 1) {
             const int64_t n = __builtin_ctzll(hit), i = strip + n * LANES / KEYS, v = n * LANES % KEYS;
-            const vf from = BY_KEY ? load(base + v) : vf{} + base[i], most = BY_KEY ? load(limit + v) : vf{} + limit[i];
-            const float* own = tokens + i * m;
-            vf d{};
-            if constexpr (M != 0) {
-                static_assert(M <= RUN, "longer sums are added up in runs");
-#pragma GCC unroll 16
-                for (int64_t k = 0; k < M; ++k) add_square(d, own[k], packed + k * KEYS + v);
-            }
-            for (int64_t run = M; run < m; run += RUN) {  // as `detuning` adds up
-                vf sum{};
-                for (int64_t k = run; k < least(m, run + RUN); ++k) add_square(sum, own[k], packed + k * KEYS + v);
-                d = run ? d + sum : sum;
-            }
-            const vf x = d - from;
-            const uint32_t bits = bits_not_above(x, most) & (uint32_t)(lockable[i] >> v);
+            const uint32_t bits = (uint32_t)(lockable[i] >> v) & (uint32_t)bits_below(LANES);
             const int64_t length = pairs.length[i];
-            const vi key = lane_numbers() + (int32_t)(first_key + v);
-            const int64_t more = compress(bits, x, key, pairs.detuning[i] + length, pairs.key[i] + length);
+            const int64_t more = compress(bits, lane_numbers() + (int32_t)(first_key + v), pairs.key[i] + length);
             pairs.length[i] = length + more, all += more;
             longest = length + more > longest ? length + more : longest;
         }
-    pairs.most = longest, pairs.all += all;
+    pairs.most = longest, pairs.all += all, pairs.unsettled = true;
 }
 
-// The same, its loops unrolled for the usual numbers of coordinates.
+// D between a token (m) and those of the numbers given, of tokens (., m); summed up as `detuning` does.
+INLINE vf detuning_of(const float* token, const float* tokens, const int32_t* number, int64_t m) {
+    vf d{}, sum{};
+    for (int64_t k = 0; k < m; k += 8) {
+        vf lanes[8];
+        const int64_t some = least(m - k, 8);
+        load_eight(tokens + k, number, m, some, lanes);
+#pragma GCC unroll 8
+        for (int64_t x = 0; x < 8; ++x) {
+            if (x == some) break;
+            const vf apart = splat(token[k + x]) - lanes[x];
+            sum += apart * apart;
+        }
+        if (k % RUN == RUN - 8 || k + 8 >= m) d = k < RUN ? sum : d + sum, sum = vf{};
+    }
+    return d;
+}
+
+// D of the pairs that have none yet, and keeps of them those that can lock: as list_lockable.
 template <bool BY_KEY>
-INLINE void list_sifted(Pairs& pairs, const float* tokens, int64_t count, int64_t m, const float* packed,
-                        int64_t first_key, const float* base, const float* limit, const uint64_t* lockable) {
-    if (m == 8) return list_sifted<BY_KEY, 8>(pairs, tokens, count, m, packed, first_key, base, limit, lockable);
-    if (m == 16) return list_sifted<BY_KEY, 16>(pairs, tokens, count, m, packed, first_key, base, limit, lockable);
-    list_sifted<BY_KEY, 0>(pairs, tokens, count, m, packed, first_key, base, limit, lockable);
+static void settle(Pairs& pairs, const float* tokens, int64_t count, int64_t m, const float* others, const float* base,
+                   const float* limit) {
+    if (!pairs.unsettled) return;
+    pairs.unsettled = false;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t length = pairs.length[i];
+        int64_t to = pairs.settled[i];
+        int32_t* key = pairs.key[i];
+        memset(key + length, 0, sizeof(vi));
+        for (int64_t at = to; at < length; at += LANES) {
+            const vi number = load_int(key + at);
+            const vf from = BY_KEY ? gather(base, number) : vf{} + base[i];
+            const vf most = BY_KEY ? gather(limit, number) : vf{} + limit[i];
+            const vf x = detuning_of(tokens + i * m, others, key + at, m) - from;
+            const uint32_t bits = bits_not_above(x, most) & (uint32_t)bits_below(least(length - at, LANES));
+            to += compress(bits, x, number, pairs.detuning[i] + to, key + to);
+        }
+        pairs.all -= length - to;
+        pairs.length[i] = pairs.settled[i] = to;
+    }
 }
 
 }  // namespace SYNCATTN_ISA
