@@ -379,7 +379,7 @@ static void forbid(float* d, int64_t count, const uint64_t* allowed) {
 
 // Pairs that can lock, row by row: D and the key's number. They wait here until rows have enough of them. Past the
 // first `settled` of a row are numbers alone, of those that the sieve let through: `settle` finds D.
-constexpr int64_t ROOM = 192, ENOUGH = 16;
+constexpr int64_t ROOM = 192, ENOUGH = 32;
 // Which keys of a block's rows can lock, a bit each; filled up with 0 to a multiple of LANES rows.
 constexpr int64_t LOCKABLE = (ROWS + LANES - 1) / LANES * LANES;
 
