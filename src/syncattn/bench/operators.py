@@ -33,13 +33,21 @@ def _base(plan: BenchPlan, **fields: Any) -> Case:
 
 
 def table_cases(plan: BenchPlan) -> list[Case]:
-    """The targets' rows: what the layers call first, then m of the plan, absolute frame; all of power 2."""
+    """The targets' rows: the layers' form first, then m of the plan, absolute frame, bf16; power 2."""
     cases = [
         _base(plan, name=f"{percent(density)}, {form}", density=density, directed=form == "directed")
         for density in plan.densities
         for form in ("symmetric", "directed")
     ]
-    return [_layer(plan), *cases, _drift(plan)]
+    return [_layer(plan), *cases, *_in_bf16(plan), _drift(plan)]
+
+
+def _in_bf16(plan: BenchPlan) -> list[Case]:
+    """The densest and the sparsest, all tensors in bf16, SDPA's as well."""
+    return [
+        _base(plan, name=f"{percent(density)}, symmetric, bf16", density=density, dtype="bf16")
+        for density in (plan.densities[0], plan.densities[-1])
+    ]
 
 
 def _layer(plan: BenchPlan) -> Case:
@@ -56,7 +64,7 @@ def _drift(plan: BenchPlan, **fields: Any) -> Case:
 
 
 def variant_cases(plan: BenchPlan) -> list[Case]:
-    """What the table leaves out: power 1, the nearest frame, clusters, bf16."""
+    """What the table leaves out: power 1, the nearest frame, clusters."""
     cases = []
     for density in plan.densities:
         some = percent(density)
@@ -70,8 +78,6 @@ def variant_cases(plan: BenchPlan) -> list[Case]:
             cases.append(_base(plan, name=f"{some}, clustered", density=density, structure="clustered"))
     layer = {"frame": "nearest", "self_coupling": False}
     cases.append(_drift(plan, name=f"causal, window {plan.window}, nearest frame, self left out", **layer))
-    for density in (plan.densities[0], plan.densities[-1]):
-        cases.append(_base(plan, name=f"{percent(density)}, symmetric, bf16", density=density, dtype="bf16"))
     return cases
 
 

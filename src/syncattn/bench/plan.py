@@ -19,7 +19,7 @@ SUITES = {
     "counting": "calibrating, limiting and counting, beside a forward pass",
     "scaling": "a fixed window over ever more tokens",
     "tokens": "the operator over N, with the published formulation and memory",
-    "variants": "other powers, frames, structures and bf16",
+    "variants": "other powers, frames and structures",
     "frequencies": "the operator over freq_dim",
     "gpu-64": "on a GPU, bf16 values of 64 columns, beside FlashAttention",
     "gpu-128": "the same, 128 columns",
@@ -98,7 +98,7 @@ class BenchPlan:
     gpu_window: int = 512
     gpu_tiles: tuple[float, ...] = (0.25, 0.05)
     length_tokens: tuple[int, ...] = (256, 512, 2048, 8192, 32768)
-    model_tokens: tuple[int, ...] = (512, 2048)
+    model_tokens: tuple[int, ...] = (256, 2048, 8192)
     counting_tokens: tuple[int, ...] = (2048, 8192)
     model_sizes: tuple[tuple[int, int, int], ...] = ((256, 4, 4), (64, 2, 4))
     step_tokens: int = 2048

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from syncattn.backends import availability
+from syncattn.backends.cpu.library import chosen_instance
 from syncattn.bench import memory
 from syncattn.bench.contenders import SDPA, backend_names
 from syncattn.bench.inputs import DRIFT_DENSITY, SHARPNESS
@@ -99,6 +100,7 @@ class Session:
                 name: {"can_run": reason is None, "why_not": reason}
                 for name, reason in availability().items()
             },
+            "cpu_instance": chosen_instance(),
             "preferred": self.backends[0] if self.backends else None,
             "plan": self.plan.as_dict(),
             "method": {

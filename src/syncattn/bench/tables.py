@@ -178,7 +178,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"({', '.join(machine['flags']) or 'no flags known'}), {machine['memory_gb']} GB, "
         f"{_load(record)}; GPUs: "
         f"{', '.join(machine['gpus']) or 'none'}. Python {versions['python']}, torch {versions['torch']}, "
-        f"syncattn {versions['syncattn']}. Backend measured against the targets: {record['preferred']}.",
+        f"syncattn {versions['syncattn']}. Backend measured against the targets: {record['preferred']}"
+        f"{_instance(record)}.",
         "",
         "Times are medians in ms; after × the median of the rounds' ratios to SDPA (counting: to the forward "
         "pass), its quartiles in brackets. Density is counted. Method: "
@@ -194,6 +195,11 @@ def markdown(record: dict[str, Any]) -> str:
         if reasons:
             parts += ["", f"## {title}", "", *(f"- {line}" for line in reasons)]
     return "\n".join(parts) + "\n"
+
+
+def _instance(record: dict[str, Any]) -> str:
+    name = record.get("cpu_instance")  # records made before have none
+    return f", the CPU kernel's instructions {name}" if name else ""
 
 
 def _load(record: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from syncattn.bench.timing import ratios, spread, spread_text
 # Time over SDPA's at N 4096, d 64, m 8, of the layer's form m 16: the name's beginning, then by pass.
 TABLE = (
     ("layer", 0.18, 0.15),
+    ("dense, symmetric, bf16", 0.95, 0.60),
     ("dense", 0.50, 0.42),
     ("25 %", 0.38, 0.33),
     ("5 %", 0.16, 0.14),

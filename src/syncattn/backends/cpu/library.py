@@ -152,6 +152,12 @@ def instances() -> list[str]:
     return names
 
 
+def chosen_instance() -> str | None:
+    """The instruction set that calls use: SYNCATTN_CPU_INSTANCE, else the best; None without a kernel."""
+    names = instances()
+    return (os.environ.get("SYNCATTN_CPU_INSTANCE") or names[-1]) if names else None
+
+
 @cache
 def team() -> int | None:
     """The address of torch's own `GOMP_parallel` (OpenMP): the kernel runs on torch's threads.

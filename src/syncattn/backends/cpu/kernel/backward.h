@@ -128,6 +128,11 @@ INLINE void dots(const float* a, const float* b, const int32_t* key, int64_t cou
     }
 }
 
+INLINE void settle_keys(const SyncattnProblem& p, const Keys& keys, const Receivers& r, Pairs& pairs) {
+    const float* receive = p.receive + (keys.batch * p.heads + keys.head) * p.queries * p.freq_dim;
+    settle<true>(pairs, keys.send, keys.count, p.freq_dim, receive, r.base, r.radius);
+}
+
 // The gradients through the pairs that wait, and forgets them.
 template <int FORM, bool SYMMETRIC>
 static void backward_pairs(const Plan& plan, const Keys& keys, const Receivers& r, const PartSums& sums,
@@ -135,6 +140,7 @@ static void backward_pairs(const Plan& plan, const Keys& keys, const Receivers& 
     const SyncattnProblem& p = *plan.p;
     const int64_t m = p.freq_dim, wide = padded_dim(p), extended = extended_dim(p), dim = p.value_dim;
     Pairs& pairs = *own.pairs;
+    settle_keys(p, keys, r, pairs);
     vf to_bandwidth{};
     for (int64_t j = 0; j < keys.count; ++j) {
         const int64_t count = pairs.length[j];
@@ -301,8 +307,7 @@ static void backward_step(const Plan& plan, const Receivers& r, const PartSums& 
             ++keys.next;
             if (restricted_keys(p, keys.batch, keys.head, keys.first, keys.count, tile, allowed))
                 for (int64_t j = 0; j < keys.count; ++j) lockable[j] &= allowed[j];
-            list_sifted<true>(*own.pairs, keys.send, keys.count, m, r.lanes.packed + tile * m * KEYS, row, r.base + row,
-                              r.radius + row, lockable);
+            list_sifted(*own.pairs, keys.count, row, lockable);
             if (enough()) backward_pairs<FORM, SYMMETRIC>(plan, keys, r, sums, s, own);
             return;
         }
@@ -316,6 +321,7 @@ static void backward_step(const Plan& plan, const Receivers& r, const PartSums& 
         backward_block<FORM, SYMMETRIC>(p, keys, r, sums, tile, s, own);
         return;
     }
+    settle_keys(p, keys, r, *own.pairs);
     const int64_t before = own.pairs->all;
     list_lockable<true>(*own.pairs, keys.count, s.d, row, r.base + row, r.radius + row);
     keys.whole = own.pairs->all - before > full;

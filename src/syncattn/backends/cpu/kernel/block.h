@@ -185,15 +185,13 @@ INLINE vf gather(const float* p, vi i) {
 }
 
 #if defined(__AVX2__)
-// Eight coordinates of eight tokens (8, m) as lanes, (8, KEYS).
-INLINE void pack_eight(const float* tokens, int64_t m, float* packed) {
+// Transposes the eight coordinates of eight tokens.
+INLINE void turn(const __m256 (&token)[8], __m256 (&lanes)[8]) {
     __m256 x[8], y[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) x[i] = _mm256_loadu_ps(tokens + i * m);
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += 2) {  // pairs of tokens, then fours, then all
-        y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
-        y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+        y[i] = _mm256_unpacklo_ps(token[i], token[i + 1]);
+        y[i + 1] = _mm256_unpackhi_ps(token[i], token[i + 1]);
     }
 #pragma GCC unroll 2
     for (int i = 0; i < 8; i += 4) {
@@ -202,11 +200,66 @@ INLINE void pack_eight(const float* tokens, int64_t m, float* packed) {
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-        _mm256_storeu_ps(packed + i * KEYS, _mm256_permute2f128_ps(x[i], x[i + 4], 0x20));
-        _mm256_storeu_ps(packed + (i + 4) * KEYS, _mm256_permute2f128_ps(x[i], x[i + 4], 0x31));
+        lanes[i] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x20);
+        lanes[i + 4] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x31);
     }
 }
+
+// Eight coordinates of eight tokens (8, m) as lanes, (8, KEYS).
+INLINE void pack_eight(const float* tokens, int64_t m, float* packed) {
+    __m256 x[8], y[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) x[i] = _mm256_loadu_ps(tokens + i * m);
+    turn(x, y);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(packed + i * KEYS, y[i]);
+}
 #endif
+
+// The first `some`, eight at most, coordinates of tokens (., m) by their numbers, as lanes.
+INLINE void load_eight(const float* tokens, const int32_t* number, int64_t m, int64_t some, vf (&lanes)[8]) {
+#if defined(__AVX512F__)
+    if (some == 8) {
+        __m512 x[8], y[8];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {  // tokens 0 and 4, 1 and 5, 2 and 6, 3 and 7; 8 and 12, and so on
+            const int32_t* at = number + i + i / 4 * 4;
+            x[i] = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(tokens + at[0] * m)),
+                                      _mm256_loadu_ps(tokens + at[4] * m), 1);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 8; i += 2) {
+            y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+            y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+        }
+#pragma GCC unroll 2
+        for (int i = 0; i < 8; i += 4) {
+            x[i] = _mm512_shuffle_ps(y[i], y[i + 2], 0x44), x[i + 1] = _mm512_shuffle_ps(y[i], y[i + 2], 0xee);
+            x[i + 2] = _mm512_shuffle_ps(y[i + 1], y[i + 3], 0x44), x[i + 3] = _mm512_shuffle_ps(y[i + 1], y[i + 3], 0xee);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            lanes[i] = (vf)_mm512_shuffle_f32x4(x[i], x[i + 4], 0x88);
+            lanes[i + 4] = (vf)_mm512_shuffle_f32x4(x[i], x[i + 4], 0xdd);
+        }
+        return;
+    }
+#elif defined(__AVX2__)
+    if (some == 8) {
+        __m256 x[8], y[8];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) x[i] = _mm256_loadu_ps(tokens + number[i] * m);
+        turn(x, y);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) lanes[i] = (vf)y[i];
+        return;
+    }
+#endif
+    float turned[8][LANES];
+    for (int lane = 0; lane < LANES; ++lane)
+        for (int64_t k = 0; k < some; ++k) turned[k][lane] = tokens[number[lane] * m + k];
+    for (int64_t k = 0; k < some; ++k) lanes[k] = load(turned[k]);
+}
 
 // A tile's frequencies as lanes, (m, KEYS), from (count, m). What is not there stands far away.
 static void pack_tile(const float* tokens, int64_t count, int64_t m, float* packed) {
@@ -324,8 +377,9 @@ static void forbid(float* d, int64_t count, const uint64_t* allowed) {
         }
 }
 
-// Pairs that can lock, row by row: D and the key's number. They wait here until rows have enough of them.
-constexpr int64_t ROOM = 192, ENOUGH = 16;
+// Pairs that can lock, row by row: D and the key's number. They wait here until rows have enough of them. Past the
+// first `settled` of a row are numbers alone, of those that the sieve let through: `settle` finds D.
+constexpr int64_t ROOM = 192, ENOUGH = 32;
 // Which keys of a block's rows can lock, a bit each; filled up with 0 to a multiple of LANES rows.
 constexpr int64_t LOCKABLE = (ROWS + LANES - 1) / LANES * LANES;
 
@@ -345,16 +399,18 @@ INLINE void put_bits(uint64_t* row, int64_t v, uint32_t bits) {
 struct Pairs {
     float detuning[ROWS][ROOM + LANES];
     int32_t key[ROWS][ROOM + LANES];
-    int64_t length[ROWS], most, all;
+    int64_t length[ROWS], settled[ROWS], most, all;
+    bool unsettled;  // whether any is
 };
 
 INLINE void forget(Pairs& pairs) {
     memset(pairs.length, 0, sizeof pairs.length);
-    pairs.most = pairs.all = 0;
+    memset(pairs.settled, 0, sizeof pairs.settled);
+    pairs.most = pairs.all = 0, pairs.unsettled = false;
 }
 
 // Adds those of a block that can lock: D - base <= limit; base and limit may differ by row or by key. There is
-// room for KEYS more in each row.
+// room for KEYS more in each row, and all are settled.
 template <bool BY_KEY>
 INLINE void list_lockable(Pairs& pairs, int64_t count, const float* d, int64_t first_key, const float* base,
                           const float* limit) {
@@ -369,7 +425,7 @@ INLINE void list_lockable(Pairs& pairs, int64_t count, const float* d, int64_t f
             length += compress(bits, x, lane_numbers() + (int32_t)(first_key + v), to + length, key + length);
         }
         pairs.all += length - pairs.length[i];
-        pairs.length[i] = length;
+        pairs.length[i] = pairs.settled[i] = length;
         if (length > pairs.most) pairs.most = length;
     }
 }

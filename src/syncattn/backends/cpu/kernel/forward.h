@@ -242,11 +242,16 @@ struct HeadSums {
     float *out, *row_sum;
 };
 
+INLINE void settle_rows(const SyncattnProblem& p, const Rows& rows, Pairs& pairs) {
+    settle<false>(pairs, rows.receive, rows.count, p.freq_dim, send_of(&p, rows.batch, rows.head), rows.base, rows.radius);
+}
+
 // Weighs and mixes the pairs that wait, and forgets them.
 template <int FORM, bool SYMMETRIC>
 static void forward_pairs(const SyncattnProblem& p, const Rows& rows, Pairs& pairs, float* sums, float* out,
                           const float* values, HeadSums all) {
     const int64_t dim = p.value_dim;
+    settle_rows(p, rows, pairs);
     for (int64_t i = 0; i < rows.count; ++i) {
         const int64_t count = pairs.length[i];
         if (count == 0) continue;
@@ -339,8 +344,7 @@ static void forward_step(const SyncattnProblem& p, const Lanes& senders, const f
             ++c.next;
             if (restricted(p, rows, tile, allowed))
                 for (int64_t i = 0; i < rows.count; ++i) lockable[i] &= allowed[i];
-            list_sifted<false>(*own.pairs, rows.receive, rows.count, m, senders.packed + tile * m * KEYS, tile * KEYS,
-                               rows.base, rows.radius, lockable);
+            list_sifted(*own.pairs, rows.count, tile * KEYS, lockable);
             if (enough()) forward_pairs<FORM, SYMMETRIC>(p, rows, *own.pairs, c.sums, own.out, values, all);
             return;
         }
@@ -360,6 +364,7 @@ static void forward_step(const SyncattnProblem& p, const Lanes& senders, const f
                  rows.count, true);
         return;
     }
+    settle_rows(p, rows, *own.pairs);
     const int64_t before = own.pairs->all;
     list_lockable<false>(*own.pairs, rows.count, d, tile * KEYS, rows.base, rows.radius);
     c.whole = own.pairs->all - before > full;

@@ -38,6 +38,14 @@ bool runs_here(const Instance* instance) {
     return instance == &instance_plain;
 }
 
+// Whether it has, here, an instruction for products of four bytes.
+bool multiplies_bytes(const Instance* instance) {
+#if defined(__x86_64__)
+    return instance == &instance_avx512 && __builtin_cpu_supports("avx512vnni");
+#endif
+    return false;
+}
+
 const Instance* find(const char* name) {
     const Instance* best = nullptr;
     for (const Instance* instance : every_instance)
@@ -114,17 +122,20 @@ struct Arena {
 // Memory for a head's sieve, from `take` of an arena: of nothing where there is none to be.
 void lay_out_sieve(Lanes* lanes, Arena& arena, const Instance& instance, int64_t tiles, int64_t m) {
     if (!instance.sieve || m > MOST_SIEVED) return;
-    const int64_t pairs = (m + 1) / 2;
-    lanes->sieve.packed = reinterpret_cast<int16_t*>(arena.take(tiles * pairs * KEYS));
-    lanes->sieve.norm = reinterpret_cast<int32_t*>(arena.take(tiles * KEYS));
+    const auto steps = [&](Steps& to, int64_t words) {
+        to.packed = reinterpret_cast<int32_t*>(arena.take(tiles * words * KEYS));
+        to.norm = reinterpret_cast<int32_t*>(arena.take(tiles * KEYS));
+        to.scale = arena.take(lanes->boxes.groups);
+    };
+    steps(lanes->sieve.fine, (m + 1) / 2);
+    if (multiplies_bytes(&instance)) steps(lanes->sieve.coarse, (m + 3) / 4);
     lanes->sieve.centre = arena.take(lanes->boxes.groups * m);
-    lanes->sieve.scale = arena.take(lanes->boxes.groups);
 }
 
-// The centre of each group, and how many steps are in 1, so that MOST_STEPS reach its farthest token.
+// The centre of each group, and how many steps are in 1, so that the most there are reach its farthest token.
 void set_steps(const Lanes& lanes, int64_t m) {
     const Boxes& boxes = lanes.boxes;
-    for (int64_t group = 0; lanes.sieve.packed && group < boxes.groups; ++group) {
+    for (int64_t group = 0; lanes.sieve.centre && group < boxes.groups; ++group) {
         float farthest = 0, *centre = lanes.sieve.centre + group * m;
         for (int64_t k = 0; k < m; ++k) {
             const float low = boxes.group_low[k * boxes.group_stride + group];
@@ -132,8 +143,9 @@ void set_steps(const Lanes& lanes, int64_t m) {
             centre[k] = low / 2 + high / 2;
             farthest = most(farthest, most(high - centre[k], centre[k] - low));
         }
-        const float scale = MOST_STEPS / (farthest * 1.0001f);
-        lanes.sieve.scale[group] = farthest > 1e-30f && farthest < 1e30f ? scale : 0;
+        const float scale = farthest > 1e-30f && farthest < 1e30f ? 1 / (farthest * 1.0001f) : 0;
+        lanes.sieve.fine.scale[group] = MOST_STEPS * scale;
+        if (lanes.sieve.coarse.packed) lanes.sieve.coarse.scale[group] = MOST_BYTE_STEPS * scale;
     }
 }
 
@@ -224,7 +236,7 @@ void prepare_senders(const SyncattnProblem& p, const Instance& instance, Threads
     });
     for (const Lanes& lanes : senders)
         if (!few) make_groups(lanes.boxes, m), set_steps(lanes, m);
-    const bool sieved = !few && send_heads && senders[0].sieve.packed;
+    const bool sieved = !few && send_heads && senders[0].sieve.centre;
     for_each_task(sieved ? send_heads * tiles : 0, 16, threads, 0, [&](int64_t task, float*) {
         instance.sieve(&senders[(size_t)(task / tiles)], task % tiles, m, nullptr);
     });
@@ -385,7 +397,7 @@ void backward(const SyncattnProblem& p, const Instance& instance, Threads thread
         instance.backward_prepare(&plan, h / p.heads, h % p.heads, tile);
     });
     for (const Receivers& r : receivers) make_groups(r.lanes.boxes, m), set_steps(r.lanes, m);
-    const bool sieved = heads && receivers[0].lanes.sieve.packed;
+    const bool sieved = heads && receivers[0].lanes.sieve.centre;
     for_each_task(sieved ? heads * tiles : 0, 16, threads, 0, [&](int64_t task, float*) {
         const Receivers& r = receivers[(size_t)(task / tiles)];
         const int64_t tile = task % tiles, start = tile * KEYS;

@@ -24,14 +24,18 @@ typedef struct {
 } Boxes;
 
 constexpr int64_t MOST_SIEVED = 128;  // coordinates of frequencies that are sieved
-constexpr float MOST_STEPS = 2047;    // from the centre to the farthest: squares of 128 coordinates add up in 32 bits
+// From the centre to the farthest: in 16 bits, of which squares of 128 coordinates add up in 32, and in 8.
+constexpr float MOST_STEPS = 2047, MOST_BYTE_STEPS = 127;
 
-// A head's tokens in whole steps from their group's centre: sieve.h. null: there is no sieve.
+// A head's tokens in whole steps from their group's centre: sieve.h. packed is null where there are none.
 typedef struct {
-    int16_t* packed;  // (tiles, pairs of coordinates, KEYS, 2): minus the steps
+    int32_t* packed;  // (tiles, words, KEYS): minus the steps of two coordinates in a word, or of four
     int32_t* norm;    // (tiles, KEYS): half of the sum of their squares, less half of the square of what may lock
-    float* centre;    // (groups, m)
     float* scale;     // (groups): steps in 1; 0: not to be counted in steps
+} Steps;
+typedef struct {
+    Steps fine, coarse;  // of 16 and of 8 bits
+    float* centre;       // (groups, m)
 } Sieve;
 
 // One head's tokens as the lanes of blocks: KEYS of them in each tile.

@@ -26,6 +26,7 @@ typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vf load(const float* p) { vf x; memcpy(&x, p, sizeof x); return x; }
+INLINE vi load_int(const void* p) { vi x; memcpy(&x, p, sizeof x); return x; }
 INLINE void store(float* p, vf x) { memcpy(p, &x, sizeof x); }
 INLINE vf splat(float x) { return x - vf{}; }  // x - 0, not x + 0: the compiler may then drop it
 
@@ -100,6 +101,22 @@ INLINE int64_t compress(uint32_t bits, vf x, vi number, float* to, int32_t* to_n
         const int lane = __builtin_ctz(bits);
         to[count] = x[lane], to_number[count] = number[lane];
     }
+    return count;
+#endif
+}
+
+// The same of number alone.
+INLINE int64_t compress(uint32_t bits, vi number, int32_t* to) {
+#if defined(__AVX512F__)
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)number));
+    return __builtin_popcount(bits);
+#elif defined(__AVX2__)
+    const __m256i lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)SET_BITS.of[bits]));
+    _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32((__m256i)number, lanes));
+    return __builtin_popcount(bits);
+#else
+    int64_t count = 0;
+    for (; bits; bits &= bits - 1) to[count++] = number[__builtin_ctz(bits)];
     return count;
 #endif
 }
