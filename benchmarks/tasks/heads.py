@@ -125,7 +125,9 @@ def draw(runs: list[tuple[Run, Look, list[int], list[float]]]) -> bytes:
             axes.set(xscale="log", ylim=(-0.03, 1.03))
             axes.set_xticks(sizes, [str(each) for each in sizes], fontsize=7)
             axes.minorticks_off()
-            axes.axvspan(sizes[0] / 1.3, 64, color=page["faint"], alpha=0.35, lw=0)
+            alone = run.task_options.get(KINDS[run.task_options["kind"]][0])
+            ends = (sizes[0] / 1.3, 64) if alone is None else (alone / 1.08, alone * 1.08)
+            axes.axvspan(*ends, color=page["faint"], alpha=0.35, lw=0)
             axes.set_title("weight on the place", fontsize=8)
             axes.set_xlabel(KINDS[run.task_options["kind"]][0], fontsize=8)
         return png(figure)
@@ -151,6 +153,7 @@ def main() -> None:
             raise SystemExit(f"error: KEY must be a run of the plan on {' or '.join(KINDS)}, got {key!r}")
         run = plan[key]
         sized, shown = KINDS[run.task_options["kind"]]
+        shown = run.task_options.get(sized, shown)  # a task without sizes to vary is shown as it is learned
         sizes = list(SIZES) if sized == "symbols" else list(SIZES[1:])  # 16 tokens may leave no blank
         model = trained(run, arguments.models)
         seen = [look(model, run, size) for size in sizes]
