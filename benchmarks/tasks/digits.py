@@ -132,11 +132,13 @@ def publish(lines: list[dict[str, Any]], out: Path) -> None:
                 f"{fmean(line['seconds'] for line in best):.0f} | {heard} |"
             )
     made = lines[0]
+    ran = [form for form in FORMS if chosen(lines, f"{form}/osn")]
+    only = "" if len(ran) == len(FORMS) else f" --forms {' '.join(ran)}"
     text = [
         "# Digits with two axes: an OSN beside a ViT",
         "",
-        "Made by `python benchmarks/tasks/digits.py --out benchmarks/results/digits`, which says what is "
-        "done; the lines are in [runs.jsonl](runs.jsonl).",
+        f"Made by `python benchmarks/tasks/digits.py --out benchmarks/results/digits{only}`, which says what "
+        "is done; the lines are in [runs.jsonl](runs.jsonl).",
         "",
         f'{made["steps"]} steps of {BATCH} images. The OSN is the preset "images", its pairs limited to a '
         "quarter; the ViT is that of transformers. One image of the test is .004. Seconds are of processor "

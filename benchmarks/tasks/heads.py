@@ -2,11 +2,12 @@
 
     python benchmarks/tasks/heads.py benchmarks/tasks/plan.toml KEY [KEY ...] --out heads.png [--models DIR]
 
-KEY is a run of the plan on a task of the kind "copy", "reverse" or "selective", such as
+KEY is a run of the plan on a task of the kind "copy", "reverse", "selective" or "sort", such as
 longer/copy/osn/lr0.004/seed0; all of one kind. It is trained again, as the plan says, unless DIR has its
 model; there it is kept. For each run: weights of every head on one window (rows: the tokens that answer;
 columns: all that they hear; red: the place to copy from). On the right the share of weight on it, in the best
-head, by size. Of "selective" the share of the blanks' weight on the last symbol before them is told, too.
+head, by size; of "sort" on all symbols that are the one to be told. Of "selective" the share of the blanks'
+weight on the last symbol before them is told, too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ from syncattn_lab.study.synthetic import make_task
 from syncattn_lab.study.varied import task_of
 
 SIZES = (16, 32, 64, 128, 256, 512)
-KINDS = {"copy": ("symbols", 24), "reverse": ("symbols", 24), "selective": ("length", 32)}
+KINDS = {
+    "copy": ("symbols", 24),
+    "reverse": ("symbols", 24),
+    "selective": ("length", 32),
+    "sort": ("symbols", 24),
+}
 """By kind: the option that is its size, and the size that is shown."""
 
 
@@ -56,11 +62,12 @@ class Look(NamedTuple):
 
     weights: np.ndarray  # (layers, heads, answers, N), of the tokens that answer
     places: np.ndarray  # (answers,), where what each answers stands
+    alike: np.ndarray  # (answers, N) bool, where it stands as well, if there is no other way to tell
     last_symbol: list[float]  # by layer, the most of any head: the blanks' weight on the last symbol before
 
     def on_place(self) -> float:
         """The mean weight on the place to copy from, in the head that has most of it."""
-        return float(self.weights[:, :, np.arange(len(self.places)), self.places].mean(-1).max())
+        return float((self.weights * self.alike).sum(-1).mean(-1).max())
 
 
 @torch.no_grad()
@@ -82,10 +89,15 @@ def look(model: PreTrainedModel, run: Run, size: int) -> Look:
         before = torch.where(symbol, torch.arange(len(context)), -1).cummax(0).values
         blanks = ((before >= 0) & ~symbol).nonzero()[:, 0]
         last = weights[:, :, blanks, before[blanks]].mean(-1).amax(1).tolist()
+    elif kind == "sort":
+        places = window["input_ids"][: len(answers)].argsort(stable=True)
     else:
         places = torch.arange(len(answers))
         places = places.flip(0) if kind == "reverse" else places
-    return Look(weights[:, :, answers - 1].numpy(), places.numpy(), last)
+    alike = torch.nn.functional.one_hot(places, len(window["input_ids"])).bool()
+    if kind == "sort":
+        alike[:, : len(answers)] = window["labels"][answers, None] == window["input_ids"][: len(answers)]
+    return Look(weights[:, :, answers - 1].numpy(), places.numpy(), alike.numpy(), last)
 
 
 def draw(runs: list[tuple[Run, Look, list[int], list[float]]]) -> bytes:
@@ -113,7 +125,9 @@ def draw(runs: list[tuple[Run, Look, list[int], list[float]]]) -> bytes:
             axes.set(xscale="log", ylim=(-0.03, 1.03))
             axes.set_xticks(sizes, [str(each) for each in sizes], fontsize=7)
             axes.minorticks_off()
-            axes.axvspan(sizes[0] / 1.3, 64, color=page["faint"], alpha=0.35, lw=0)
+            alone = run.task_options.get(KINDS[run.task_options["kind"]][0])
+            ends = (sizes[0] / 1.3, 64) if alone is None else (alone / 1.08, alone * 1.08)
+            axes.axvspan(*ends, color=page["faint"], alpha=0.35, lw=0)
             axes.set_title("weight on the place", fontsize=8)
             axes.set_xlabel(KINDS[run.task_options["kind"]][0], fontsize=8)
         return png(figure)
@@ -139,6 +153,7 @@ def main() -> None:
             raise SystemExit(f"error: KEY must be a run of the plan on {' or '.join(KINDS)}, got {key!r}")
         run = plan[key]
         sized, shown = KINDS[run.task_options["kind"]]
+        shown = run.task_options.get(sized, shown)  # a task without sizes to vary is shown as it is learned
         sizes = list(SIZES) if sized == "symbols" else list(SIZES[1:])  # 16 tokens may leave no blank
         model = trained(run, arguments.models)
         seen = [look(model, run, size) for size in sizes]

@@ -1,6 +1,6 @@
 """Shapes told from points by an OSN and by full softmax attention with the same features of position.
 
-    python benchmarks/tasks/shapes.py --out benchmarks/results/shapes [--steps 500] [--seeds 0 1 2]
+    python benchmarks/tasks/shapes.py --out benchmarks/results/shapes [--steps 600] [--seeds 0 1 2]
 
 256 points of the surface of a sphere, cube, tetrahedron, cylinder, cone or torus, of a coil, or of a solid
 ball, each moved at random by a tenth of the shape's size, the whole turned at random and made up to a quarter
@@ -218,7 +218,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     if arguments.steps < 2:

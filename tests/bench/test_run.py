@@ -106,7 +106,7 @@ def crashes(call):
 @pytest.mark.parametrize(
     ("how", "said", "right"),
     [
-        (lambda call: 1.01 * TILED.run(call), "out is off by 1.0e-02", ()),
+        (lambda call: 1.1 * TILED.run(call), "out is off by", ()),
         (only_backward_wrong, "gradient of bandwidth is off", (FORWARD,)),
         (crashes, "it failed: illegal instruction", ()),
     ],

@@ -316,7 +316,9 @@ def accuracies(group: Group, kind: str) -> bytes | None:
     if sum(map(len, panels.values())) < 2 or not any(cell.values("test_accuracy") for cell in cells):
         return None
     paint = colours(group.cells.values())
-    with canvas("light", 1.2 + max(4.4, 3.4 * len(panels)), 4.0, "constrained") as figure:
+    width = 1.2 + max(4.4, 3.4 * len(panels))
+    fit = int(13 * width) // (6 + max(map(len, group.variants.values())))  # letters of 1/13 inch
+    with canvas("light", width, 4.0, "constrained") as figure:
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (title, tasks) in zip(grid, panels.items()):
             for order, variant in enumerate(dict.fromkeys(cell.variant for cell in cells)):
@@ -340,7 +342,7 @@ def accuracies(group: Group, kind: str) -> bytes | None:
             axes.set_title(title, loc="left")
             axes.grid(axis="y", lw=0.6)
         grid[0].set_ylabel("test accuracy")
-        figure.legend(loc="outside lower center", ncols=min(3, len(paint)), fontsize=8.5)
+        figure.legend(loc="outside lower center", ncols=max(1, min(3, len(paint), fit)), fontsize=8.5)
         return png(figure)
 
 
