@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from syncattn.models import OSNForCausalLM
 from syncattn.training.errors import Interrupted, UserError
-from syncattn.training.fit import fit, parameter_count
+from syncattn.training.fit import fit, parameter_count, starting_partners
 from syncattn.training.record import Record
 from syncattn.training.tokenizers import encode
 from syncattn.training.train import windows_of
@@ -50,6 +50,13 @@ def test_it_is_the_run_of_train_and_writes_nothing(model, windows, options, fini
     assert fitted.parameters == record.parameters == parameter_count(model)
     assert caches == [True] * options.steps  # what a checkpoint saves is what the model was given
     assert not list(tmp_path.iterdir())
+
+
+def test_heads_start_from_partners_where_those_are_fewer(model, options):
+    long, short = (replace(options, context=context, start_partners=16.0) for context in (8192, 64))
+    assert starting_partners(model, long) == (8.0, 80.0)
+    assert starting_partners(model, short) is None  # densities of the first heads are lower than that
+    assert starting_partners(model, replace(long, start_partners=None)) is None
 
 
 def test_windows_of_ones_own(model, options):

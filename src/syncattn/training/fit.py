@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from syncattn.nn import SelectiveSynchronizationAttention, calibrate
@@ -20,6 +21,10 @@ from syncattn.training.options import TrainingOptions
 from syncattn.training.record import history
 from syncattn.training.settings import as_told
 from syncattn.training.windows import Windows, inputs_of
+
+START_AROUND = (0.5, 5.0)
+"""The ladder of partners at the start: from so many times `start_partners` to so many, as densities of .05 to
+.5 are around the limit of .1."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,9 @@ def fit(
             first: dict[str, Any] = inputs_of(windows.train, range(options.batch_size))
             # Where it will train: a backend asked for by name may be of that device alone.
             device: Any = arguments.device
-            calibrate(model.to(device), use_cache=False, **{name: x.to(device) for name, x in first.items()})
+            placed = {name: x.to(device) for name, x in first.items()}
+            ladder = starting_partners(model, options)
+            calibrate(model.to(device), partners_range=ladder, use_cache=False, **placed)
         if keep is not None:
             keep.begin()
         loop = Loop(model, arguments, windows, options, keep, callbacks)
@@ -119,6 +126,18 @@ def wants_calibration(model: PreTrainedModel) -> bool:
     """Whether a model has SSA layers in the trainable form; the published form keeps its published start."""
     has_ssa = any(isinstance(module, SelectiveSynchronizationAttention) for module in model.modules())
     return has_ssa and getattr(model.config, "parametrisation", None) == "log"
+
+
+def starting_partners(model: nn.Module, options: TrainingOptions) -> tuple[float, float] | None:
+    """The ladder in partners that calibration takes in place of the layers' densities; None: it takes these,
+    since they are sparser."""
+    if options.start_partners is None:
+        return None
+    low, high = (times * options.start_partners for times in START_AROUND)
+    allowed = (options.context - 1) / 2  # senders of a receiver in a causal window, the mean
+    layers = (m for m in model.modules() if isinstance(m, SelectiveSynchronizationAttention))
+    lowest = [layer.density_range[0] for layer in layers if layer.density_range is not None]
+    return (low, high) if lowest and low < min(lowest) * allowed else None
 
 
 def _measured(loop: Loop, windows: Windows) -> Fitted:

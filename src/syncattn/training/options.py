@@ -64,11 +64,15 @@ class TrainingOptions:
     max_density: float | None = option(
         0.1, "The mean share of pairs that may lock in a layer while training; 1 sets no limit."
     )
-    # The same by number, whatever the length of the text; of the two limits the tighter one counts.
+    # The same by number, whatever the length of the text; of the two limits the tighter one counts: with the
+    # defaults that of the density in windows of up to 320 tokens. None, or more than a window has, sets none.
     max_partners: float | None = option(
-        None,
-        "The mean number of senders that a receiver may lock with in a layer while training.",
-        shown="no limit",
+        16.0, "The mean number of senders that a receiver may lock with in a layer while training."
+    )
+    # In place of the densities that the layers are made with, where it is the sparser start: a pair that does
+    # not lock has no gradient, and densities of a long window are many partners. None starts from densities.
+    start_partners: float | None = option(
+        16.0, "Around how many partners heads start, from half of it to five times it, in long windows."
     )
     # The learning rate of couplings and bandwidths, as a multiple of `learning_rate`.
     coupling_lr: float = 1.0
@@ -101,8 +105,10 @@ class TrainingOptions:
             raise UserError(f"weight_decay must be a number of 0 or more, got {self.weight_decay}")
         if self.max_density is not None and not 0 < self.max_density <= 1:
             raise UserError(f"max_density must be a share of the pairs, in (0, 1], got {self.max_density}")
-        if self.max_partners is not None and not 0 < self.max_partners < math.inf:
-            raise UserError(f"max_partners must be a positive, finite number, got {self.max_partners}")
+        for name in ("max_partners", "start_partners"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name} must be a positive, finite number, got {value}")
         for name in ("learning_rate", "max_grad_norm", "coupling_lr"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):

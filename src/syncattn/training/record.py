@@ -31,7 +31,7 @@ from syncattn.training.settings import describe_config
 FORMAT = 1
 NEUTRAL = ("log_every", "eval_every", "save_every", "eval_tokens")
 """Options that say how a run is watched, not what comes out: runs may differ in them."""
-EARLIER = {"optimizer": "adamw"}
+EARLIER = {"optimizer": "adamw", "max_partners": None, "start_partners": None}
 """Options that records of earlier versions do not have, and what they were."""
 PLACE = ("device", "threads", "backend")
 """Options that say where a run computes, and with what; it may go on elsewhere."""
@@ -179,7 +179,7 @@ def read_run(out: Path, begun: dict[str, Any]) -> tuple[TrainingOptions, dict[st
     if not all(isinstance(source, str) for source in data["sources"]):
         raise UserError(f"{path}: data.sources must be names of texts, got {data['sources']!r}")
     try:
-        options = TrainingOptions(**found["options"])
+        options = TrainingOptions(**(EARLIER | found["options"]))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     for name, value in options.as_dict().items():

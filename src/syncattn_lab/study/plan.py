@@ -43,8 +43,9 @@ _VARIANT = {"name", "title", "prediction", "model", "config", "training", "learn
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _VARIED = {"learning_rate", "seed"}
 _CORPUS = {"vocab_size", "max_position_embeddings", "is_causal"}  # fields that the task decides
-_DEFAULTS = {"threads": 1, "device": "cpu"}
-"""One thread a run: two runs on two cores are faster than one run on both."""
+_DEFAULTS = {"threads": 1, "device": "cpu", "max_partners": None, "start_partners": None}
+"""One thread a run: two runs on two cores are faster than one run on both. Partners are bounded where a plan
+says so, by what it says: it compares, and names what it compares."""
 
 
 @dataclass(frozen=True)
