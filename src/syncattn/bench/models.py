@@ -43,6 +43,8 @@ _MOST_CACHED = 2**17
 _ALL_BLOCKS = 8192
 # To calibrate on a long text takes longer than all that is timed.
 _CALIBRATED = 256
+# What training holds a model to in windows of more than so many tokens: 16 partners, the mean of this ladder.
+_SHORT, _PARTNERS = 320, (4.0, 40.0)
 
 
 def jobs(plan: BenchPlan) -> Iterator[tuple[str, list[Job]]]:
@@ -125,7 +127,8 @@ def run_block(session: Session, size: tuple[int, int, int], tokens: int, threads
     batch = max(1, plan.step_tokens // tokens)
     x = torch.randn(batch, tokens, size[0], generator=generator).to(plan.device)
     with _quiet():
-        osn.calibrate(blocks[OSN], x, is_causal=True)
+        ladder = _PARTNERS if tokens > _SHORT else None
+        osn.calibrate(blocks[OSN], x, is_causal=True, partners_range=ladder)
 
     def output(block: nn.Module, given: Tensor) -> Tensor:
         return block(given, is_causal=True)
@@ -174,7 +177,9 @@ def run_step(
     generator = torch.Generator().manual_seed(plan.seed)
     ids = torch.randint(_VOCABULARY, (batch, tokens), generator=generator).to(plan.device)
     models = dict(zip((OSN, SDPA), build(size, tokens, plan.device)))
-    calibrated_quietly(models[OSN], ids[:, :_ALL_BLOCKS])
+    calibrated_quietly(
+        models[OSN], ids[:, :_ALL_BLOCKS], partners_range=_PARTNERS if tokens > _SHORT else None
+    )
 
     def logits(model: nn.Module, given: Tensor) -> Tensor:
         return model(given, use_cache=False).logits
@@ -421,10 +426,10 @@ def density_of(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
     }
 
 
-def calibrated_quietly(model: nn.Module, *args: Any) -> None:
+def calibrated_quietly(model: nn.Module, *args: Any, **kwargs: Any) -> None:
     """Calibrate a model on a batch, see `_quiet`."""
     with _quiet():
-        osn.calibrate(model, *args)
+        osn.calibrate(model, *args, **kwargs)
 
 
 @contextmanager
