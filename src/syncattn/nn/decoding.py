@@ -80,9 +80,8 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
         length = length if length.shape[-1] == 1 else length.mean(-1)
     given = content, sent, value.contiguous(), length
     made = _computed(ready.kernel, state, ready.has_delay, *given)
-    if (
-        made is None
-    ):  # numbers were changed by ways that leave no trace, as by `.data`, or cannot be computed with
+    if made is None:
+        # Numbers were changed by ways that leave no trace, as by `.data`, or cannot be computed with.
         ready = state.decoding = _prepared(layer, state)
         made = None if ready.kernel is None else _computed(ready.kernel, state, ready.has_delay, *given)
         if made is None:
