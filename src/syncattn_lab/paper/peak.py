@@ -26,7 +26,8 @@ def peak_bytes(function: str, cases: list[dict[str, Any]]) -> list[int] | str:
         function: "module:name" of a function that takes a case's items by name, `tokens` among them, and
             returns (what to call, bytes that it holds before the call). It is called in the new process.
         cases: worked through one after the other in the one process; what a call frees goes back to the
-            system at once, so that a case does not see the one before.
+            system at once, but for what the CPU kernel keeps for a later call: a case of another form, or a
+            smaller one, could use that, and wants a process of its own.
 
     Returns:
         For each case the bytes held before the call plus those that came in the call.

@@ -113,15 +113,14 @@ def measure(extent: Extent, tell: Callable[[str], None]) -> Numbers:
     tell("complexity: times")
     numbers["series"] = {name: _series(name, sizes[name], extent) for name in sizes}
     numbers["density"] = _by_density(extent)
-    tell("complexity: peak memory, in a new process")
-    cases = [{"name": name, "tokens": n, "seed": extent.seed} for name in sizes for n in sizes[name]]
-    found = peak_bytes("syncattn_lab.paper.complexity.measure:make", cases)
-    if isinstance(found, str):
-        numbers["no_memory"] = found
-        return numbers
-    for name in sizes:
-        peaks = [value for case, value in zip(cases, found) if case["name"] == name]
-        tokens = sizes[name]
+    tell("complexity: peak memory, in new processes")
+    for name, tokens in sizes.items():
+        # One for each form, small sizes first: what the kernel keeps of a call is too small for the next.
+        cases = [{"name": name, "tokens": n, "seed": extent.seed} for n in tokens]
+        peaks = peak_bytes("syncattn_lab.paper.complexity.measure:make", cases)
+        if isinstance(peaks, str):
+            numbers["no_memory"] = peaks
+            return numbers
         grown = exponent(tokens[-2:], peaks[-2:])  # before, what does not grow weighs too much
         numbers["series"][name]["memory"] = {"tokens": tokens, "bytes": peaks, "exponent": grown}
     return numbers
