@@ -43,8 +43,6 @@ _MOST_CACHED = 2**17
 _ALL_BLOCKS = 8192
 # To calibrate on a long text takes longer than all that is timed.
 _CALIBRATED = 256
-# What training holds a model to in windows of more than so many tokens: 16 partners, the mean of this ladder.
-_SHORT, _PARTNERS = 320, (4.0, 40.0)
 
 
 def jobs(plan: BenchPlan) -> Iterator[tuple[str, list[Job]]]:
@@ -127,8 +125,7 @@ def run_block(session: Session, size: tuple[int, int, int], tokens: int, threads
     batch = max(1, plan.step_tokens // tokens)
     x = torch.randn(batch, tokens, size[0], generator=generator).to(plan.device)
     with _quiet():
-        ladder = _PARTNERS if tokens > _SHORT else None
-        osn.calibrate(blocks[OSN], x, is_causal=True, partners_range=ladder)
+        osn.calibrate(blocks[OSN], x, is_causal=True, partners_range=_ladder(tokens))
 
     def output(block: nn.Module, given: Tensor) -> Tensor:
         return block(given, is_causal=True)
@@ -161,6 +158,12 @@ def _block_runner(block: nn.Module, x: Tensor, passes: str) -> Callable[[], obje
     return lambda: torch.autograd.grad(block(given, is_causal=True), leaves, cotangent, allow_unused=True)
 
 
+def _ladder(tokens: int) -> tuple[float, float] | None:
+    """What training holds a model's heads to by default: in windows of more than 320 tokens 16 partners, the
+    mean of this ladder; None: the densities that they are made with."""
+    return (4.0, 40.0) if tokens > 320 else None
+
+
 def _blocks_for(plan: BenchPlan, tokens: int) -> tuple[int, int, int]:
     """The size of the models whose steps on so many tokens are timed: all of a model's blocks take alike."""
     hidden, blocks, heads = plan.generation_size
@@ -177,9 +180,7 @@ def run_step(
     generator = torch.Generator().manual_seed(plan.seed)
     ids = torch.randint(_VOCABULARY, (batch, tokens), generator=generator).to(plan.device)
     models = dict(zip((OSN, SDPA), build(size, tokens, plan.device)))
-    calibrated_quietly(
-        models[OSN], ids[:, :_ALL_BLOCKS], partners_range=_PARTNERS if tokens > _SHORT else None
-    )
+    calibrated_quietly(models[OSN], ids[:, :_ALL_BLOCKS], partners_range=_ladder(tokens))
 
     def logits(model: nn.Module, given: Tensor) -> Tensor:
         return model(given, use_cache=False).logits
