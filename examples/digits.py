@@ -25,7 +25,7 @@ def osn():
     # The last head looks all over the image, the others near by.
     config = OSNImageConfig.preset("images", **sizes, **image)
     model = OSNForImageClassification(config)
-    calibrate(model, x[:64], partners_range=(2, 10))
+    calibrate(model, x[:64])
     return model
 
 

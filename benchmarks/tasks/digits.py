@@ -9,14 +9,14 @@ a line of runs.jsonl, the same command goes on where it stopped, and README.md i
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import resumed
 import torch
+from resumed import chosen
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
@@ -26,7 +26,7 @@ from syncattn.training.environment import machine, versions
 from syncattn.training.files import write_text
 from syncattn_lab.study.synthetic import make_task
 
-RATES = (0.002, 0.004)
+RATES = (0.001, 0.002, 0.004)
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 10}
 FORMS = {"patches": 2, "pixels": 1}
 """A token's height and width in pixels, by form."""
@@ -49,12 +49,12 @@ def build(name: str, form: str) -> PreTrainedModel:
     if name == "vit":
         return ViTForImageClassification(ViTConfig(**SIZES, **image, intermediate_size=WIDE[form]))
     model = OSNForImageClassification(OSNImageConfig.preset("images", **SIZES, **image))
-    calibrate(model, images("train", BATCH)[0], partners_range=(2, 10))
+    calibrate(model, images("train", BATCH)[0])
     return model
 
 
 def train(name: str, form: str, rate: float, seed: int, steps: int) -> PreTrainedModel:
-    """A model that has learned; an OSN with a quarter of the pairs locked at most."""
+    """A model that has learned; an OSN that starts dense, with a quarter of the pairs at most soon after."""
     torch.manual_seed(seed)
     model = build(name, form).train()
     x, y = images("train", steps * BATCH, seed)
@@ -95,16 +95,6 @@ def run(name: str, form: str, rate: float, seed: int, steps: int) -> dict[str, A
         found = count_locked(model, images("test")[0][:64])
         line["partners"] = [layer.partners.tolist() for layer in found.values()]
     return line
-
-
-def chosen(lines: list[dict[str, Any]], cell: str) -> list[dict[str, Any]]:
-    """Runs of a cell ("form/model") at the rate that its first seed validates best with, by seed."""
-    runs = [line for line in lines if line["key"].startswith(f"{cell}/")]
-    firsts = [line for line in runs if line["key"].endswith("/seed0")]
-    if not firsts:
-        return []
-    rate = max(firsts, key=lambda line: line["validation"])["key"].split("/")[2]
-    return sorted((line for line in runs if f"/{rate}/" in line["key"]), key=lambda line: line["key"])
 
 
 def publish(lines: list[dict[str, Any]], out: Path) -> None:
@@ -157,33 +147,18 @@ def publish(lines: list[dict[str, Any]], out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--forms", choices=[*FORMS], nargs="+", default=[*FORMS])
-    arguments = parser.parse_args()
-    if arguments.steps < 2:
-        parser.error(f"--steps must be at least 2, got {arguments.steps}")
-    if 0 not in arguments.seeds:
-        parser.error(f"--seeds must have 0, whose runs choose the rate, got {arguments.seeds}")
+    given = resumed.parser(__doc__, steps=400)
+    given.add_argument("--forms", choices=[*FORMS], nargs="+", default=[*FORMS])
+    arguments = resumed.parse(given, fewest=2)
     torch.set_num_threads(1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "runs.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    for form in arguments.forms:
-        for seed in sorted(set(arguments.seeds)):
-            for name in TITLES:
-                best = chosen(lines, f"{form}/{name}")
-                for rate in RATES if seed == 0 else [float(best[0]["key"].split("/")[2][2:])]:
-                    if f"{form}/{name}/lr{rate:g}/seed{seed}" in {line["key"] for line in lines}:
-                        continue
-                    lines.append(run(name, form, rate, seed, arguments.steps))
-                    with path.open("a") as file:
-                        file.write(json.dumps(lines[-1]) + "\n")
-                    print(json.dumps({k: lines[-1][k] for k in ("key", "test", "seconds")}), flush=True)
+    lines = resumed.read(arguments.out)
+
+    def one(cell: str, rate: float, seed: int) -> dict[str, Any]:
+        form, name = cell.split("/")
+        return run(name, form, rate, seed, arguments.steps)
+
+    cells = [f"{form}/{name}" for form in arguments.forms for name in TITLES]
+    resumed.go_on(arguments.out, lines, cells, RATES, arguments.seeds, one)
     publish(lines, arguments.out)
 
 

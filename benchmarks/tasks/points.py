@@ -10,15 +10,15 @@ where it stopped, and README.md and the picture are made anew from the lines at 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import resumed
 import torch
+from resumed import chosen
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
@@ -174,16 +174,6 @@ def times(models: dict[str, Model], rounds: int) -> list[dict[str, Any]]:
     return found
 
 
-def chosen(lines: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """A model's runs at the rate that its first seed validates best with."""
-    runs = [line for line in lines if line["key"].startswith(f"{name}/")]
-    firsts = [line for line in runs if line["key"].endswith("/seed0")]
-    if not firsts:
-        return []
-    rate = max(firsts, key=lambda line: line["validation"])["key"].split("/")[1]
-    return [line for line in runs if f"/{rate}/" in line["key"]]
-
-
 def publish(lines: list[dict[str, Any]], out: Path) -> None:
     """README.md and the picture."""
     rows, speed = [], []
@@ -266,38 +256,20 @@ def _time(lines: list[dict[str, Any]], name: str, n: int) -> dict[str, Any] | No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=5, help="of the times")
-    arguments = parser.parse_args()
-    if arguments.steps < 1:
-        parser.error(f"--steps must be at least 1, got {arguments.steps}")
+    given = resumed.parser(__doc__, steps=800)
+    given.add_argument("--rounds", type=int, default=5, help="of the times")
+    arguments = resumed.parse(given)
     if arguments.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
-    if 0 not in arguments.seeds:
-        parser.error(f"--seeds must have 0, whose runs choose the rate, got {arguments.seeds}")
+        given.error(f"--rounds must be at least 1, got {arguments.rounds}")
     torch.set_num_threads(1)
+    lines = resumed.read(arguments.out)
     folder = arguments.out / "models"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "runs.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    folder.mkdir(exist_ok=True)
 
-    def keep(line: dict[str, Any]) -> None:
-        lines.append(line)
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def one(name: str, rate: float, seed: int) -> dict[str, Any]:
+        return run(name, rate, seed, arguments.steps, folder)
 
-    for seed in sorted(set(arguments.seeds)):
-        for name in TITLES:
-            best = chosen(lines, name)
-            for rate in RATES if seed == 0 else [float(best[0]["key"].split("/")[1][2:])]:
-                if f"{name}/lr{rate:g}/seed{seed}" not in {line["key"] for line in lines}:
-                    keep(run(name, rate, seed, arguments.steps, folder))
-                    print(json.dumps({k: lines[-1][k] for k in ("key", "test", "seconds")}), flush=True)
+    resumed.go_on(arguments.out, lines, [*TITLES], RATES, arguments.seeds, one)
     if not any(line["key"].startswith("time/") for line in lines):
         models = {}
         for name in TITLES:
@@ -305,7 +277,7 @@ def main() -> None:
             models[name] = Model(name).eval()
             models[name].load_state_dict(torch.load(folder / f"{name}-{rate}-seed0.pt", weights_only=True))
         for line in times(models, arguments.rounds):
-            keep(line)
+            resumed.keep(arguments.out, lines, line)
     publish(lines, arguments.out)
 
 

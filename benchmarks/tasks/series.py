@@ -10,8 +10,6 @@ where it stopped, and README.md and the picture are made anew from the lines at 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -20,7 +18,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import resumed
 import torch
+from resumed import chosen, of_cell, rate_of
 from torch import Tensor, nn
 
 from syncattn.drawing import canvas, png
@@ -227,30 +227,17 @@ def spread(past: Tensor) -> Tensor:
     return (square / there.sum(1, keepdim=True)).sqrt().clamp(min=1e-5)
 
 
-def chosen(lines: list[dict[str, Any]], name: str, model: str) -> tuple[float | None, list[dict[str, Any]]]:
-    """The rate that the first seed validates best with, and the lines at that rate."""
-    cell = [line for line in lines if line["key"].startswith(f"{name}/{model}/")]
-    first = [line for line in cell if line["key"].endswith("/seed0")]
-    if not first:
-        return None, []
-    rate = _rate(min(first, key=lambda line: line["validation"]))
-    return rate, [line for line in cell if _rate(line) == rate]
-
-
-def _rate(line: dict[str, Any]) -> float:
-    return float(line["key"].split("/lr")[1].split("/")[0])
-
-
 def publish(lines: list[dict[str, Any]], out: Path, every: dict[str, Series]) -> None:
     """README.md and the picture, from the lines."""
     rows = []
     for name, series in every.items():
         for model, (title, _) in MODELS.items():
-            rate, found = chosen(lines, name, model)
+            found = chosen(lines, f"{name}/{model}", min)
             if not found:
                 continue
+            rate = rate_of(found[0])
             tests = [line["test"] for line in found]
-            tried = {_rate(line): line for line in lines if line["key"].startswith(f"{name}/{model}/")}
+            tried = {rate_of(line): line for line in of_cell(lines, f"{name}/{model}")}
             density = found[0]["density"]
             rows.append(
                 f"| {name}, {series.unit} | {title} | {fmean(tests):.3g} | "
@@ -294,7 +281,7 @@ def picture(lines: list[dict[str, Any]], every: dict[str, Series]) -> bytes:
         axes = figure.subplots()
         for row, name in enumerate(every):
             for shift, (model, (title, _)) in zip((-0.12, 0.12), MODELS.items()):
-                _, found = chosen(lines, name, model)
+                found = chosen(lines, f"{name}/{model}", min)
                 ratios = [line["test"] / line["least_squares"] for line in found]
                 label = title if row == 0 else None
                 axes.scatter(ratios, [row + shift] * len(ratios), color=paint[model], s=28, label=label)
@@ -308,38 +295,18 @@ def picture(lines: list[dict[str, Any]], every: dict[str, Series]) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
-    arguments = parser.parse_args()
-    if arguments.steps < 1:
-        parser.error(f"--steps must be at least 1, got {arguments.steps}")
-    if 0 not in arguments.seeds:
-        parser.error(f"--seeds must have 0, whose runs choose the rate, got {arguments.seeds}")
+    given = resumed.parser(__doc__, steps=400)
+    given.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    arguments = resumed.parse(given)
     torch.set_num_threads(1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path, every = arguments.out / "runs.jsonl", read()
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines, every = resumed.read(arguments.out), read()
 
-    def do(name: str, model: str, rate: float, seed: int) -> None:
-        if f"{name}/{model}/lr{rate:g}/seed{seed}" in {line["key"] for line in lines}:
-            return
-        line = run(name, every[name], model, rate, seed, arguments.steps)
-        lines.append(line)
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{line['key']}: test {line['test']:.3g}, {line['seconds']:.0f} s of CPU", flush=True)
+    def one(cell: str, rate: float, seed: int) -> dict[str, Any]:
+        name, model = cell.split("/")
+        return run(name, every[name], model, rate, seed, arguments.steps)
 
-    for seed in sorted(set(arguments.seeds)):
-        for name in every:
-            for model in MODELS:
-                rate = chosen(lines, name, model)[0]
-                for each in arguments.rates if seed == 0 or rate is None else [rate]:
-                    do(name, model, each, seed)
+    cells = [f"{name}/{model}" for name in every for model in MODELS]
+    resumed.go_on(arguments.out, lines, cells, arguments.rates, arguments.seeds, one, best=min)
     publish(lines, arguments.out, every)
 
 

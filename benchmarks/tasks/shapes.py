@@ -11,15 +11,15 @@ Every run is a line of runs.jsonl, the same command goes on where it stopped, an
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
+import resumed
 import torch
-from points import HEADS, LAYERS, TITLES, WIDTH, Softmax, chosen
+from points import HEADS, LAYERS, TITLES, WIDTH, Softmax
+from resumed import chosen
 from torch import Tensor, nn
 
 from syncattn.models import OSNConfig, OSNModel
@@ -214,31 +214,14 @@ def publish(lines: list[dict[str, Any]], out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
-    if arguments.steps < 2:
-        parser.error(f"--steps must be at least 2, got {arguments.steps}")
-    if 0 not in arguments.seeds:
-        parser.error(f"--seeds must have 0, whose runs choose the rate, got {arguments.seeds}")
+    arguments = resumed.parse(resumed.parser(__doc__, steps=600), fewest=2)
     torch.set_num_threads(1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "runs.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    for seed in sorted(set(arguments.seeds)):
-        for name in TITLES:
-            best = chosen(lines, name)
-            for rate in RATES if seed == 0 else [float(best[0]["key"].split("/")[1][2:])]:
-                if f"{name}/lr{rate:g}/seed{seed}" in {line["key"] for line in lines}:
-                    continue
-                lines.append(run(name, rate, seed, arguments.steps))
-                with path.open("a") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
-                print(json.dumps({k: lines[-1][k] for k in ("key", "test", "seconds")}), flush=True)
+    lines = resumed.read(arguments.out)
+
+    def one(name: str, rate: float, seed: int) -> dict[str, Any]:
+        return run(name, rate, seed, arguments.steps)
+
+    resumed.go_on(arguments.out, lines, [*TITLES], RATES, arguments.seeds, one)
     publish(lines, arguments.out)
 
 

@@ -12,8 +12,9 @@ pytest.importorskip("sklearn")
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tasks" / "digits.py"
 
 
-@pytest.fixture(scope="module")
-def digits():
+@pytest.fixture
+def digits(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     return runpy.run_path(str(SCRIPT), run_name="digits")
 
 

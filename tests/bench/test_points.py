@@ -11,8 +11,9 @@ import torch
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tasks" / "points.py"
 
 
-@pytest.fixture(scope="module")
-def points():
+@pytest.fixture
+def points(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     return runpy.run_path(str(SCRIPT), run_name="points")
 
 

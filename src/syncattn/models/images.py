@@ -32,8 +32,9 @@ class OSNImageConfig(OSNConfig):
         num_channels: C, of an image.
         **options: as in `OSNConfig`. Other defaults than there: is_causal=False, and axes=2 (neither may be
             changed), no delay and no token shift, since patches have no one before them; windows from 1.5 to
-            6 patches; and values that are turned by where they come from (value_rotation=100), without which
-            no value knows its place. vocab_size, special tokens, use_cache and max_position_embeddings are
+            6 patches; a dense start (.3 to .95), since a pair that does not lock has no gradient; and values
+            that are turned by where they come from (value_rotation=100), without which no value knows its
+            place. vocab_size, special tokens, use_cache and max_position_embeddings are
             without effect.
 
     Raises:
@@ -49,6 +50,7 @@ class OSNImageConfig(OSNConfig):
     delay: float | Sequence[bool] = 0.0
     token_shift: bool = False
     window_range: Sequence[float] = (1.5, 6.0)
+    density_range: Sequence[float] | None = (0.3, 0.95)
     value_rotation: float | Sequence[float | bool | None] | None = 100.0
     image_size: int | Sequence[int] = 224
     patch_size: int | Sequence[int] = 16

@@ -19,7 +19,8 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
     "text": windows; in a quarter of the heads, the widest, a helix in coordinates of its own, which finds
         what is alike at any distance; every second head delayed, the last one always; token shift.
     "images": two axes, rows and columns; windows of 1.5 to 6 patches; a quarter of the heads without
-        position; co-rotating values. Nobody has a token before.
+        position; co-rotating values; a dense start, since a pair that does not lock has no gradient: limit
+        the density while it trains. Nobody has a token before.
     "series": windows in one half of the heads, seasons in the other, in coordinates of their own; delay and
         token shift; co-rotating values. What is in the unit of the times is to be given: `window_range`, and
         `helix_scales`, of a season of length T the number T / 2 pi.
@@ -54,7 +55,12 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
         }
     if name == "images":
         near = ["drift"] * (num_heads - few)
-        return unordered | {"axes": 2, "position": [*near, *["none"] * few], "window_range": (1.5, 6.0)}
+        return unordered | {
+            "axes": 2,
+            "position": [*near, *["none"] * few],
+            "window_range": (1.5, 6.0),
+            "density_range": (0.3, 0.95),
+        }
     return unordered | {
         "axes": 3,
         "freq_dim": 6,
