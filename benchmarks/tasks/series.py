@@ -324,6 +324,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path, every = arguments.out / "runs.jsonl", read()
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    begun = {line["steps"] for line in lines if "steps" in line}
+    if begun - {arguments.steps}:
+        parser.error(f"--steps must be {min(begun)}, as {path} has them, or --out another folder")
 
     def do(name: str, model: str, rate: float, seed: int) -> None:
         if f"{name}/{model}/lr{rate:g}/seed{seed}" in {line["key"] for line in lines}:

@@ -229,6 +229,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "runs.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    begun = {line["steps"] for line in lines if "steps" in line}
+    if begun - {arguments.steps}:
+        parser.error(f"--steps must be {min(begun)}, as {path} has them, or --out another folder")
     for seed in sorted(set(arguments.seeds)):
         for name in TITLES:
             best = chosen(lines, name)
