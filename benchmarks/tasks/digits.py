@@ -149,9 +149,8 @@ def publish(lines: list[dict[str, Any]], out: Path) -> None:
 def main() -> None:
     given = resumed.parser(__doc__, steps=400)
     given.add_argument("--forms", choices=[*FORMS], nargs="+", default=[*FORMS])
-    arguments = resumed.parse(given, fewest=2)
+    arguments, lines = resumed.begin(given, fewest=2)
     torch.set_num_threads(1)
-    lines = resumed.read(arguments.out)
 
     def one(cell: str, rate: float, seed: int) -> dict[str, Any]:
         form, name = cell.split("/")

@@ -258,13 +258,12 @@ def _time(lines: list[dict[str, Any]], name: str, n: int) -> dict[str, Any] | No
 def main() -> None:
     given = resumed.parser(__doc__, steps=800)
     given.add_argument("--rounds", type=int, default=5, help="of the times")
-    arguments = resumed.parse(given)
+    arguments, lines = resumed.begin(given)
     if arguments.rounds < 1:
         given.error(f"--rounds must be at least 1, got {arguments.rounds}")
     torch.set_num_threads(1)
-    lines = resumed.read(arguments.out)
     folder = arguments.out / "models"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
     def one(name: str, rate: float, seed: int) -> dict[str, Any]:
         return run(name, rate, seed, arguments.steps, folder)

@@ -26,25 +26,33 @@ def parser(description: str | None, steps: int) -> argparse.ArgumentParser:
     return found
 
 
-def parse(given: argparse.ArgumentParser, fewest: int = 1) -> argparse.Namespace:
-    """The command line, with at least `fewest` steps and seed 0 among the seeds."""
+def begin(given: argparse.ArgumentParser, fewest: int = 1) -> tuple[argparse.Namespace, list[Line]]:
+    """The command line, and the lines that its folder has so far.
+
+    Ends with an error below `fewest` steps, without seed 0, and beside runs of other steps.
+    """
     arguments = given.parse_args()
     if arguments.steps < fewest:
         given.error(f"--steps must be at least {fewest}, got {arguments.steps}")
     if 0 not in arguments.seeds:
         given.error(f"--seeds must have 0, whose runs choose the rate, got {arguments.seeds}")
-    return arguments
+    lines = read(arguments.out)
+    begun = {line["steps"] for line in lines if "steps" in line} - {arguments.steps}
+    if begun:
+        path = arguments.out / "runs.jsonl"
+        given.error(f"--steps must be {min(begun)}, as {path} has them, or --out another folder")
+    return arguments, lines
 
 
 def read(folder: Path) -> list[Line]:
-    """The lines that a folder has so far; it is made if there is none."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The lines that a folder has so far."""
     path = folder / "runs.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def keep(folder: Path, lines: list[Line], line: Line) -> None:
-    """One more line, in the list and in the folder."""
+    """One more line, in the list and in the folder, which is made for the first."""
+    folder.mkdir(parents=True, exist_ok=True)
     lines.append(line)
     with (folder / "runs.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")

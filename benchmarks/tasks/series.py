@@ -297,9 +297,9 @@ def picture(lines: list[dict[str, Any]], every: dict[str, Series]) -> bytes:
 def main() -> None:
     given = resumed.parser(__doc__, steps=400)
     given.add_argument("--rates", type=float, nargs="+", default=list(RATES))
-    arguments = resumed.parse(given)
+    arguments, lines = resumed.begin(given)
     torch.set_num_threads(1)
-    lines, every = resumed.read(arguments.out), read()
+    every = read()
 
     def one(cell: str, rate: float, seed: int) -> dict[str, Any]:
         name, model = cell.split("/")

@@ -214,9 +214,8 @@ def publish(lines: list[dict[str, Any]], out: Path) -> None:
 
 
 def main() -> None:
-    arguments = resumed.parse(resumed.parser(__doc__, steps=600), fewest=2)
+    arguments, lines = resumed.begin(resumed.parser(__doc__, steps=600), fewest=2)
     torch.set_num_threads(1)
-    lines = resumed.read(arguments.out)
 
     def one(name: str, rate: float, seed: int) -> dict[str, Any]:
         return run(name, rate, seed, arguments.steps)

@@ -44,5 +44,5 @@ def test_other_seeds_run_at_the_first_ones_best_rate(resumed, tmp_path, best, ra
 def test_bad_command_lines(resumed, tmp_path, monkeypatch, capsys, given, told):
     monkeypatch.setattr("sys.argv", ["x", "--out", str(tmp_path), *given])
     with pytest.raises(SystemExit):
-        resumed["parse"](resumed["parser"]("text", 5), fewest=2)
+        resumed["begin"](resumed["parser"]("text", 5), fewest=2)
     assert told in capsys.readouterr().err
