@@ -26,7 +26,7 @@ from syncattn.training.environment import machine, versions
 from syncattn.training.files import write_text
 from syncattn_lab.study.synthetic import make_task
 
-RATES = (0.001, 0.002, 0.004)
+RATES = (0.0005, 0.001, 0.002, 0.004)
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 10}
 FORMS = {"patches": 2, "pixels": 1}
 """A token's height and width in pixels, by form."""
