@@ -130,6 +130,43 @@ def test_hooks_and_adapters_are_called(ways):
     assert ways.short == 4 and len(called) == 4
 
 
+class OfItsOwn(torch.nn.Parameter):
+    """A type of tensor, as quantising and sharding have them."""
+
+
+def offload(layer):
+    """Bring the frequency's tensors for its calls alone, as accelerate's hooks do."""
+    frequency, held = layer.frequency, dict(layer.frequency.named_parameters())
+    own, forward = {name: p.to("meta") for name, p in held.items() if "." not in name}, frequency.forward
+
+    def loaded(*arguments):
+        for name in own:
+            frequency._parameters[name] = held[name]
+        out = forward(*arguments)
+        for name, p in own.items():
+            frequency._parameters[name] = torch.nn.Parameter(p)
+        return out
+
+    for name, p in own.items():
+        frequency._parameters[name] = torch.nn.Parameter(p)
+    frequency.forward = loaded
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        offload,
+        lambda layer: layer._parameters.update(raw_coupling=OfItsOwn(layer.raw_coupling.detach())),
+    ),
+)
+def test_tensors_that_stand_nowhere_are_not_looked_at(change, ways):
+    layer, x = make(), torch.randn(1, 12, 32)
+    expected, _ = decode(layer, x, 4)
+    change(layer)
+    found, _ = decode(layer, x, 4)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("bad", (float("nan"), float("inf")))
 def test_bad_numbers_are_refused_and_nothing_changes(bad, ways):
     layer, x = make(token_shift=True), torch.randn(1, 12, 32)

@@ -173,9 +173,17 @@ def _prepared(layer: Any, state: IncrementalState) -> Prepared:
     plain = known[2] and frequency.position == "drift" and frequency.symmetric
     heads = tuple(group.heads for group in state.groups)
     kernel = None
-    if all(x.dtype in (torch.float32, torch.bool) and x.is_contiguous() for x in watched):
+    if all(map(_has_memory, watched)):
         kernel = _kernel(layer, state, frequency.drifts() if plain else None, watched)
     return Prepared(known, watched, heads, plain, frequency.has_delay, kernel)
+
+
+def _has_memory(x: Tensor) -> bool:
+    """Whether a kernel can read and compare a tensor's numbers where they stand: not where a hook brings them
+    for a call of the module, as offloading does, nor where a type of its own holds them."""
+    if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or not x.is_contiguous():
+        return False
+    return x.dtype in (torch.float32, torch.bool) and x.data_ptr() != 0
 
 
 def _kernel(
