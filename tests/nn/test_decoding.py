@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(availability()["cpu"] is not None, reason="the s
 FORMS = {
     "default": {},
     "token shift": {"token_shift": True},
+    "width 2": {"short_convolution": 2, "directed": True, "value_rotation": 100.0},
     "no delay": {"delay": 0.0},
     "several phases": {"phase_dim": 3},
     "no order parameter": {"order_parameter": False},

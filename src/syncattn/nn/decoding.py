@@ -55,7 +55,8 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
     key = value = x
     if layer.shift is not None:
         before = state.last_input[:, None]  # type: ignore[index]
-        key, value = (x + layer.shift[:, None, None] * before).unbind()  # each (B, 1, E)
+        # a token shift's (2, E), or (2, 1, E) of a convolution of width 2
+        key, value = (x + layer.shift.view(2, 1, 1, -1) * before).unbind()  # each (B, 1, E)
     at: Any = None
     sent: Tensor | None = None
     if not ready.drifts or layer.value_rotation is not None:
