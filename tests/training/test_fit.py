@@ -57,6 +57,11 @@ def test_heads_start_from_partners_where_those_are_fewer(model, options):
     assert starting_partners(model, long) == (8.0, 80.0)
     assert starting_partners(model, short) is None  # densities of the first heads are lower than that
     assert starting_partners(model, replace(long, start_partners=None)) is None
+    # of packed windows their texts' lengths count
+    texts = torch.arange(8192)[None]
+    assert starting_partners(model, long, texts * 0) == (8.0, 80.0)
+    assert starting_partners(model, long, texts // 20) is None
+    assert starting_partners(model, long, texts.where(texts < 20, -1)) is None
 
 
 def test_windows_of_ones_own(model, options):

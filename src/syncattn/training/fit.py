@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from syncattn.nn import SelectiveSynchronizationAttention, calibrate
@@ -83,7 +83,7 @@ def fit(
             # Where it will train: a backend asked for by name may be of that device alone.
             device: Any = arguments.device
             placed = {name: x.to(device) for name, x in first.items()}
-            ladder = starting_partners(model, options)
+            ladder = starting_partners(model, options, first.get("sequence_ids"))
             calibrate(model.to(device), partners_range=ladder, use_cache=False, **placed)
         if keep is not None:
             keep.begin()
@@ -128,13 +128,23 @@ def wants_calibration(model: PreTrainedModel) -> bool:
     return has_ssa and getattr(model.config, "parametrisation", None) == "log"
 
 
-def starting_partners(model: nn.Module, options: TrainingOptions) -> tuple[float, float] | None:
+def starting_partners(
+    model: nn.Module, options: TrainingOptions, texts: Tensor | None = None
+) -> tuple[float, float] | None:
     """The ladder in partners that calibration takes in place of the layers' densities; None: it takes these,
-    since they are sparser."""
+    since they are sparser.
+
+    Args:
+        texts: of packed windows their `sequence_ids` (B, N); None: a window is one text.
+    """
     if options.start_partners is None:
         return None
     low, high = (times * options.start_partners for times in START_AROUND)
     allowed = (options.context - 1) / 2  # senders of a receiver in a causal window, the mean
+    if texts is not None:  # who sees its own text alone has as few as that
+        rows = [ids[ids >= 0].unique_consecutive(return_counts=True)[1] for ids in texts]
+        lengths = torch.cat(rows).double()
+        allowed = float((lengths * (lengths - 1)).sum() / (2 * lengths.sum()))
     layers = (m for m in model.modules() if isinstance(m, SelectiveSynchronizationAttention))
     lowest = [layer.density_range[0] for layer in layers if layer.density_range is not None]
     return (low, high) if lowest and low < min(lowest) * allowed else None
