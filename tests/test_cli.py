@@ -116,6 +116,12 @@ def test_compare_ends_with_a_table_samples_and_a_report(text, tmp_path, monkeypa
         (["--seed", "4294967296"], "seed must be from 0 to 4294967295"),
         (["--warmup", "4"], "warmup must be 0 or more and below the number of steps, 4"),
         (["--set", "id2label=1"], "a field of OSNConfig"),
+        (
+            ["--paper", "--max-density", ".2", "--max-partners", "3"],
+            "leave out --max-density, --max-partners",
+        ),
+        (["--set", "parametrisation=softplus", "--start-partners", "3"], "leave out --start-partners"),
+        (["--no-calibrate", "--start-partners", "3"], "nothing is calibrated: leave out --start-partners"),
     ],
 )
 def test_bad_options_leave_nothing_behind(extra, message, text, tmp_path):
@@ -182,6 +188,11 @@ def test_bad_comparisons_are_told_in_one_line(text, tmp_path):
         (["--lr-grid", "0.01,-1"], "OSN: learning_rate must be a positive number, got -1.0"),
         (["--lr-grid", "0.01,nan"], "OSN: learning_rate must be a positive number, got nan"),
         (["--lr-grid", "0.01,0.01"], "--lr-grid must be different numbers"),
+        (
+            ["--lr-grid", "0.01", "--lr", "0.1"],
+            "--lr-grid says which learning rates are tried: leave out --lr",
+        ),
+        (["--paper", "--max-partners", "9"], "leave out --max-partners"),
         (["--baseline-lr", "-1"], "Transformer, rotary, delay, token shift: learning_rate must be"),
         (["--seeds", "0,-1"], "seed must be from 0"),
         (["--seeds", "0,0"], "--seeds must be different numbers"),
@@ -282,6 +293,7 @@ def test_training_goes_on_from_a_model(trained, text, tmp_path):
         (["--hidden-size", "16"], "--init-from takes the model as it is: leave out --hidden-size"),
         (["--set", "delay=0", "--paper", "--freq-dim", "2"], "leave out --set, --paper, --freq-dim"),
         (["--heads", "2", "--layers", "1", "--calibrate"], "leave out --heads, --layers, --calibrate"),
+        (["--start-partners", "9"], "nothing is calibrated: leave out --start-partners"),
         (["--tokenizer", "byte"], "takes the tokenizer in"),
         (["--validation", text], "is given twice"),
     ]

@@ -15,6 +15,8 @@ from syncattn.cli.given import (
     config_of,
     noting_unknown,
     read_corpus,
+    refuse,
+    refuse_limits,
     tokenizer_of,
     training_options,
 )
@@ -88,6 +90,8 @@ def compare_command(
     if out is None:
         raise UserError("--out is missing: expected a folder for the runs and the report")
     rates, own_rates = comparison.rates()
+    if comparison.lr_grid is not None:
+        refuse(written, {"learning_rate"}, "--lr-grid says which learning rates are tried")
     seeds = numbers("--seeds", comparison.seeds, int)
     options = training_options(training, budget, written, learning_rate=rates[0], seed=seeds[0])
     with loading("the text and PyTorch", quiet=manners.quiet):
@@ -98,6 +102,7 @@ def compare_command(
     names = ("alibi", "rotary") if comparison.baseline == "both" else (comparison.baseline,)
     corpus = noting_unknown(corpus, tokenizer, console)
     config = config_of(model, tokenizer, options.context)
+    refuse_limits(written, config, options)
     results = compare(
         contenders(
             *(config, names, rates, own_rates, comparison.baseline_delay, comparison.baseline_token_shift),

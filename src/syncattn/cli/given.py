@@ -101,6 +101,21 @@ def refuse(written: Written, names: set[str], why: str) -> None:
         raise UserError(f"{why}: leave out {', '.join(found)}")
 
 
+def refuse_limits(written: Written, config: PreTrainedConfig, options: TrainingOptions) -> None:
+    """Limits and starts that a model does not have would be ignored.
+
+    Raises:
+        UserError: one of them is given.
+    """
+    from syncattn.models import DecoderConfig
+
+    if isinstance(config, DecoderConfig) and getattr(config, "parametrisation", None) != "log":
+        why = "only heads with a coupling of their own are limited and calibrated, which this model has not"
+        refuse(written, {"max_density", "max_partners", "start_partners"}, why)
+    if not options.calibrates:
+        refuse(written, {"start_partners"}, "nothing is calibrated")
+
+
 def training_options(
     make: partial[TrainingOptions], budget: Budget, written: Written, **changed: Any
 ) -> TrainingOptions:

@@ -17,6 +17,7 @@ from syncattn.cli.given import (
     noting_unknown,
     read_corpus,
     refuse,
+    refuse_limits,
     say,
     speaks,
     tokenizer_of,
@@ -131,5 +132,6 @@ def _train(
         if "context" not in written and (length := getattr(config, "max_position_embeddings", None)):
             options = training_options(make, budget, written, context=length)
         say(console, [f"weights, shape and tokenizer of {start.init_from}; context {options.context}"])
+    refuse_limits(written, config, options)
     corpus = noting_unknown(corpus, tokenizer, console)
     return train(config, corpus, tokenizer, out, options, overwrite=manners.overwrite, console=console)
