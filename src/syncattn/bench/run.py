@@ -29,7 +29,7 @@ def run(plan: BenchPlan, out: Path, console: Console, *, overwrite: bool = False
         from syncattn.bench.targets import judged
     from syncattn.training.files import check_output, disk_errors, remove_staging
 
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, resumes=False)
     with disk_errors(f"cannot write to the output folder {out}"):
         out.mkdir(parents=True, exist_ok=True)
         remove_staging(out)

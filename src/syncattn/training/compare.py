@@ -378,7 +378,7 @@ def _prepare(out: Path, entrants: Sequence[Contender], options: TrainingOptions,
     """Refuse or make the folder; one with `compare.json` is a comparison's, to be gone on with."""
     known = (out / COMPARE_FILE).is_file()
     if not known or overwrite:
-        check_output(out, overwrite=overwrite)
+        check_output(out, overwrite=overwrite, resumes=False)
     if overwrite and known:
         shutil.rmtree(out / RUNS, ignore_errors=True)
         for name in (RESULTS_FILE, REPORT_FILE, EXPLORER_FILE):

@@ -62,8 +62,12 @@ def prepare_output(out: Path, needed_bytes: int, *, overwrite: bool = False) -> 
         )
 
 
-def check_output(out: Path, *, overwrite: bool = False) -> None:
-    """Refuse a folder that holds something, or a path that is no folder, before any slow work."""
+def check_output(out: Path, *, overwrite: bool = False, resumes: bool = True) -> None:
+    """Refuse a folder that holds something, or a path that is no folder, before any slow work.
+
+    Args:
+        resumes: whether who is told so has a --resume.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"the output folder {out} is a file: expected a new or empty folder")
     with disk_errors(f"cannot read the output folder {out}"):
@@ -72,8 +76,9 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
         )
     if occupied and not overwrite:
         raise UserError(
-            f"the output folder {out} is not empty: choose another, go on from it with --resume, or replace "
-            "its results with --overwrite"
+            f"the output folder {out} is not empty: choose another, "
+            + ("go on from it with --resume, " if resumes else "")
+            + "or replace its results with --overwrite"
         )
 
 
