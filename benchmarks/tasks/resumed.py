@@ -27,12 +27,19 @@ def parser(description: str | None, steps: int) -> argparse.ArgumentParser:
 
 
 def parse(given: argparse.ArgumentParser, fewest: int = 1) -> argparse.Namespace:
-    """The command line, with at least `fewest` steps and seed 0 among the seeds."""
+    """The command line, with at least `fewest` steps, those of the runs that are there, and seed 0 among the
+    seeds."""
     arguments = given.parse_args()
     if arguments.steps < fewest:
         given.error(f"--steps must be at least {fewest}, got {arguments.steps}")
     if 0 not in arguments.seeds:
         given.error(f"--seeds must have 0, whose runs choose the rate, got {arguments.seeds}")
+    begun = {line["steps"] for line in read(arguments.out) if "steps" in line}
+    if begun - {arguments.steps}:
+        given.error(
+            f"--steps must be {min(begun)}, which the runs in {arguments.out} have, got {arguments.steps}: "
+            "others want another --out"
+        )
     return arguments
 
 
