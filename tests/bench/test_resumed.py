@@ -39,9 +39,11 @@ def test_other_seeds_run_at_the_first_ones_best_rate(resumed, tmp_path, best, ra
     [
         (["--steps", "1"], "--steps must be at least 2, got 1"),
         (["--seeds", "1", "2"], "--seeds must have 0, whose runs choose the rate, got [1, 2]"),
+        (["--steps", "9"], "--steps must be 7, which the runs in"),
     ],
 )
 def test_bad_command_lines(resumed, tmp_path, monkeypatch, capsys, given, told):
+    (tmp_path / "runs.jsonl").write_text('{"key": "osn/lr0.01/seed0", "steps": 7}\n{"key": "time/osn/50"}\n')
     monkeypatch.setattr("sys.argv", ["x", "--out", str(tmp_path), *given])
     with pytest.raises(SystemExit):
         resumed["begin"](resumed["parser"]("text", 5), fewest=2)

@@ -56,15 +56,3 @@ def test_the_script_resumes_and_writes_its_page(shapes, tmp_path, monkeypatch):
     assert lines[0]["parameters"] == lines[1]["parameters"]
     page = (tmp_path / "README.md").read_text()
     assert "| 16 points | 32 points |" in page and "| OSN | 0.01 | 1 | yes |" in page
-
-
-@pytest.mark.parametrize("script", ["digits", "points", "series", "shapes"])
-def test_runs_of_other_steps_are_not_mixed(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(TASKS))
-    main = runpy.run_path(str(TASKS / f"{script}.py"), run_name=script)["main"]
-    main.__globals__["read"] = dict  # the series' data, which are long to read
-    (tmp_path / "runs.jsonl").write_text('{"key": "osn/lr0.01/seed0", "steps": 7}\n{"key": "time/osn/50"}\n')
-    monkeypatch.setattr(sys, "argv", [script, "--out", str(tmp_path), "--steps", "5"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "--steps must be 7" in capsys.readouterr().err

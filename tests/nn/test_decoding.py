@@ -131,6 +131,23 @@ def test_hooks_and_adapters_are_called(ways):
     assert ways.short == 4 and len(called) == 4
 
 
+@pytest.mark.parametrize("name", ("forward", "__call__"))
+def test_classes_that_somebody_changed_compute_as_he_wants(name, ways, monkeypatch):
+    layer, x = make(), torch.randn(1, 12, 32)
+    _, state = decode(layer, x[:, :8], 4)
+    own, kind = getattr(torch.nn.Linear, name), torch.nn.Module if name == "__call__" else torch.nn.Linear
+
+    def doubled(self, *given, **named):
+        out = own(self, *given, **named)
+        return 2 * out if isinstance(self, torch.nn.Linear) else out
+
+    monkeypatch.setattr(kind, name, doubled)
+    found = decode(layer, x[:, 8:], 1, copy.copy(state))[0]
+    ways.closed = True
+    assert torch.equal(found, decode(layer, x[:, 8:], 1, state)[0])
+    assert ways.short == 6  # products alone are left to the modules
+
+
 class OfItsOwn(torch.nn.Parameter):
     """A type of tensor, as quantising and sharding have them."""
 

@@ -71,6 +71,15 @@ def test_windows_of_ones_own(model, options):
     assert fitted.losses == {} and fitted.history[-1]["step"] == 4
 
 
+def test_windows_in_which_nothing_can_be_calibrated(model, options):
+    tokens = torch.arange(400) % 7
+    own = Windows(RandomWindows(tokens, 2, 16, 0), EvaluationWindows(tokens, 2), tokens[None, :2])
+    short = replace(options, steps=2, context=2)
+    with pytest.raises(UserError, match="calibrate must be False with such a first batch: squared_detuning"):
+        fit(model, own, short)
+    assert fit(model, own, replace(short, calibrate=False)).history
+
+
 def test_a_stop_says_at_which_step(model, windows, options, stop_at, monkeypatch):
     stop_at(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted, match=r"^stopped at step 3 of 12$") as caught:

@@ -7,9 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as of_torch
 
+# As PyTorch has them: some libraries put others in their place, for all modules that there are.
+_CALL, _LINEAR = nn.Module.__call__, nn.Linear.forward
+_NORM, _DROPOUT = nn.LayerNorm.forward, nn.Dropout.forward
+
 
 def nobody_listens() -> bool:
-    """Whether no gradients are recorded, nothing compiles or traces, and no hooks are set for all modules."""
+    """Whether no gradients are recorded, nothing compiles or traces, no hooks are set for all modules, and
+    the classes below compute as PyTorch made them."""
+    if nn.Module.__call__ is not _CALL or nn.Linear.forward is not _LINEAR:
+        return False
+    if nn.LayerNorm.forward is not _NORM or nn.Dropout.forward is not _DROPOUT:
+        return False
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()

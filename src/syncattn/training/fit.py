@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from syncattn.backends.select import BackendError
 from syncattn.nn import SelectiveSynchronizationAttention, calibrate
 from syncattn.training.errors import Interrupted, UserError
 from syncattn.training.loop import Keeping, Loop, diverged, has_diverged, stop_on_signals
@@ -69,7 +70,8 @@ def fit(
         keep: what to leave on the way and what to go on from; None leaves nothing.
 
     Raises:
-        UserError: no such device, backend or optimizer; `Diverged` when the loss is no longer finite;
+        UserError: no such device, backend or optimizer, or a first batch in which no receiver has a choice
+            among senders, on which nothing can be calibrated; `Diverged` when the loss is no longer finite;
             `Interrupted` after Ctrl-C, with the step.
     """
     check_device(options)
@@ -84,7 +86,12 @@ def fit(
             device: Any = arguments.device
             placed = {name: x.to(device) for name, x in first.items()}
             ladder = starting_partners(model, options, first.get("sequence_ids"))
-            calibrate(model.to(device), partners_range=ladder, use_cache=False, **placed)
+            try:
+                calibrate(model.to(device), partners_range=ladder, use_cache=False, **placed)
+            except BackendError:
+                raise
+            except ValueError as error:  # windows of two tokens, or nothing but one token everywhere
+                raise UserError(f"calibrate must be False with such a first batch: {error}") from error
         if keep is not None:
             keep.begin()
         loop = Loop(model, arguments, windows, options, keep, callbacks)
