@@ -238,6 +238,8 @@ def test_exported_static_step(static_step, ids, mask, tmp_path):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         with pytest.raises(RuntimeError, match="cache_position must begin at 0, or go on from the last"):
             run(ids[:, :1].clone(), torch.tensor([14]), wide)
+        assert torch.is_grad_enabled()
+        assert not any(x.requires_grad for name, x in run.named_buffers())
     run(ids[:, :1].clone(), torch.tensor([13]), torch.nn.functional.pad(mask, (0, 7), value=1))
 
 
@@ -250,6 +252,7 @@ def test_what_a_static_step_refuses(static_step, ids):
         (ids[:, :1], torch.tensor([3]), "cache_position must begin at 0, or go on from the last token's"),
         (more[:, :8], torch.arange(13, 21), "room for the new tokens, 8, got one of 20 places that holds 13"),
         (ids[:2, :1], torch.tensor([13]), "as many sequences as the input, 2, got 3"),
+        (ids[:2, :1], torch.tensor([0]), "as many sequences as the input, 2, got 3"),
     ):
         with pytest.raises((RuntimeError, ValueError), match=message):
             step(tokens, places)

@@ -143,7 +143,6 @@ class StaticStep(nn.Module):
             if state.last_emitted is not None:
                 self.register_buffer(f"nobody_{i}", state.last_emitted.clone(), persistent=False)
 
-    @torch.no_grad()
     def forward(
         self, input_ids: Tensor, cache_position: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
@@ -159,17 +158,24 @@ class StaticStep(nn.Module):
             RuntimeError: places that neither begin a text nor go on, or for which there is no room; the past
                 is then as it was.
         """
+        if torch.compiler.is_exporting():  # a mode that a program sets stays when it fails
+            return self._step(input_ids, cache_position, attention_mask)
+        with torch.no_grad():
+            return self._step(input_ids, cache_position, attention_mask)
+
+    def _step(self, input_ids: Tensor, cache_position: Tensor, attention_mask: Tensor | None) -> Tensor:
         begins, cache = cache_position[0] == 0, StaticDecoderCache(self.model.config, self.max_cache_len)
         goes_on = begins | (cache_position[0] == self.get_buffer("filled_0"))
         torch._assert_async(goes_on, "cache_position must begin at 0, or go on from the last token's")
         for i, (state, names) in enumerate(zip(cache.fixed, self._names, strict=True)):
-            memory = {name: self.get_buffer(f"{name}_{i}") for name in names}
-            for name, held in memory.items():
+            state.hold_in_({name: self.get_buffer(f"{name}_{i}") for name in names})
+            for name in names:
+                if name in _GROWING:  # whose places count as empty, whatever they hold
+                    continue
+                before = getattr(state, name).masked_fill(begins, 0)
                 if name == "last_emitted":
-                    held.copy_(torch.where(begins, self.get_buffer(f"nobody_{i}"), held))
-                elif name not in _GROWING:  # whose places count as empty, whatever they hold
-                    held.copy_(torch.where(begins, 0, held))
-            state.hold_in_(memory)
+                    before = torch.where(begins, self.get_buffer(f"nobody_{i}"), before)
+                setattr(state, name, before)
         return self.model(input_ids, attention_mask, past_key_values=cache).logits
 
 

@@ -121,7 +121,7 @@ class FixedState(IncrementalState):
         if self.filled is not None:
             place = place + self.filled
         for name, given in (("send", send), ("value", value)):
-            self.memory[name].index_copy_(2, place, given)
+            self.memory[name].index_copy_(2, place, given.detach())
         is_real = value.new_ones(batch, new, dtype=torch.bool) if real is None else real
         mask, count = self.mask, self.count
         if mask is None or count is None:
@@ -176,8 +176,9 @@ class FixedState(IncrementalState):
         if not self.memory:
             return
         place = torch.arange(self.capacity, dtype=torch.int64, device=self.memory["send"].device)
+        held = 0 if self.filled is None else self.memory["filled"]
         for name in _PLACED:
-            self.memory[name].masked_fill_((place >= self.length)[:, None], 0)
+            self.memory[name].masked_fill_((place >= held)[:, None], 0)
 
     def reset_(self) -> None:
         """Forget all tokens. The memory stays."""
@@ -203,7 +204,8 @@ class FixedState(IncrementalState):
 
     def _make_room_(self, send: Tensor, value: Tensor) -> None:
         """Have memory for tokens like these."""
-        if torch.is_grad_enabled() and (send.requires_grad or value.requires_grad):
+        recorded = torch.is_grad_enabled() and (send.requires_grad or value.requires_grad)
+        if recorded and not torch.compiler.is_exporting():  # a program has none
             raise ValueError(
                 "a cache of fixed size is written over, so it records no gradients: call the model under "
                 "torch.no_grad(), or give it a DecoderCache, which grows"
@@ -232,7 +234,7 @@ class FixedState(IncrementalState):
         held = self.memory.get(name)
         if held is None or (held.shape, held.dtype, held.device) != (new.shape, new.dtype, new.device):
             held = self.memory[name] = _new(new, tuple(new.shape))
-        held.copy_(new)
+        held.copy_(new.detach())
         return held
 
 
