@@ -8,7 +8,7 @@ from torch import nn
 
 import syncattn
 from syncattn.models import OSNConfig, OSNForCausalLM, OSNModel
-from syncattn.models.exporting import CachedStep
+from syncattn.models.exporting import CachedStep, StaticStep
 
 
 def decode(step, start, ids, mask, sizes):
@@ -201,3 +201,65 @@ def test_int8_weights(build_model, ids, mask):
     torch.testing.assert_close(found[real], whole(same, ids, mask)[real], rtol=1e-4, atol=1e-4)
     assert not torch.equal(found, whole(model, ids, mask))
     assert small.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False).shape == (3, 16)
+
+
+@pytest.fixture
+def static_step(build_model):
+    """Of a small model, for three sequences and 20 tokens."""
+    model = build_model("osn token shift")
+    return model, StaticStep(model, batch_size=3, max_cache_len=20)
+
+
+def place_by_place(step, ids, *mask):
+    return torch.cat([step(ids[:, t : t + 1].clone(), torch.tensor([t]), *mask) for t in range(13)], 1)
+
+
+def test_a_static_step_holds_the_past_itself(model, ids, mask):
+    """One text after another, with padding and without; of any number of tokens."""
+    step, wide = StaticStep(model, 3, 20), torch.nn.functional.pad(mask, (0, 7))
+    for given, seen in (((), slice(None)), ((wide,), mask.bool())):
+        expected = whole(model, ids, mask if given else None)[seen]
+        parts = [step(ids[:, a:b], torch.arange(a, b), *given) for a, b in ((0, 6), (6, 7), (7, 13))]
+        for found in (place_by_place(step, ids, *given), torch.cat(parts, 1)):
+            torch.testing.assert_close(found[seen], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_exported_static_step(static_step, ids, mask, tmp_path):
+    """Recorded once, saved and loaded: it goes on by itself, and begins anew at place 0."""
+    model, step = static_step
+    wide = torch.nn.functional.pad(mask, (0, 7))
+    program = torch.export.export(step, (ids[:, :1].clone(), torch.tensor([0]), wide), strict=False)
+    torch.export.save(program, tmp_path / "step.pt2")
+    expected = whole(model, ids, mask)[mask.bool()]
+    for recorded in (program, torch.export.load(tmp_path / "step.pt2")):
+        run = recorded.module()
+        for _ in range(2):
+            found = place_by_place(run, ids, wide)[mask.bool()]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        with pytest.raises(RuntimeError, match="cache_position must begin at 0, or go on from the last"):
+            run(ids[:, :1].clone(), torch.tensor([14]), wide)
+        assert torch.is_grad_enabled()
+        assert not any(x.requires_grad for name, x in run.named_buffers())
+    run(ids[:, :1].clone(), torch.tensor([13]), torch.nn.functional.pad(mask, (0, 7), value=1))
+
+
+def test_what_a_static_step_refuses(static_step, ids):
+    model, step = static_step
+    place_by_place(step, ids)
+    before = {name: x.clone() for name, x in step.named_buffers()}
+    more = torch.cat((ids, ids), 1)
+    for tokens, places, message in (
+        (ids[:, :1], torch.tensor([3]), "cache_position must begin at 0, or go on from the last token's"),
+        (more[:, :8], torch.arange(13, 21), "room for the new tokens, 8, got one of 20 places that holds 13"),
+        (ids[:2, :1], torch.tensor([13]), "as many sequences as the input, 2, got 3"),
+        (ids[:2, :1], torch.tensor([0]), "as many sequences as the input, 2, got 3"),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            step(tokens, places)
+        assert all(torch.equal(x, before[name]) for name, x in step.named_buffers())
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        StaticStep(model, 0, 20)
+    with pytest.raises(ValueError, match="max_cache_len must be at least 1, got 0"):
+        StaticStep(model, 1, 0)
+    with pytest.raises(ValueError, match="model must be in evaluation mode"):
+        StaticStep(model.train(), 1, 20)

@@ -34,6 +34,7 @@ from syncattn.models.series import (
     TimeSeriesPredictionOutput,
 )
 from syncattn.models.softmax import SoftmaxAttention
+from syncattn.models.static import StaticDecoderCache
 from syncattn.models.transformer import (
     TransformerConfig,
     TransformerForCausalLM,
@@ -60,6 +61,7 @@ __all__ = [
     "OSNSeriesModel",
     "SeriesModelOutput",
     "SoftmaxAttention",
+    "StaticDecoderCache",
     "TimeSeriesPredictionOutput",
     "TransformerConfig",
     "TransformerForCausalLM",

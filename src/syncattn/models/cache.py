@@ -144,6 +144,8 @@ class DecoderCache(Cache):
     From the second call on, tokens are written into memory with room for as many again (`spare_nbytes`, which
     `nbytes` does not count); where gradients are recorded, each call concatenates.
 
+    `StaticDecoderCache` is one of a fixed size, for compiled and exported steps.
+
     Tokens can be taken back (`crop`) if they came after `activate_past_recording`: assisted and prompt-lookup
     decoding call both. While it records, the cache holds, of the last 1,024 tokens or of the last call's,
     E + H (freq_dim + 2 * phase_dim) numbers more.

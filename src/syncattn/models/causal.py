@@ -16,6 +16,7 @@ from syncattn.models.configuration import DecoderConfig
 from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel
 from syncattn.models.labels import token_labels
 from syncattn.models.packing import row_texts, within_texts
+from syncattn.models.static import StaticDecoderCache
 
 
 def soft_capped(logits: Tensor, bound: float | None) -> Tensor:
@@ -36,6 +37,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
 
     model_class: ClassVar[type[DecoderModel]]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _can_compile_fullgraph = True  # with a cache of fixed size
     # Tells the Trainer that the loss is a sum divided by `num_items_in_batch`.
     accepts_loss_kwargs = True
 
@@ -125,13 +127,17 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
     ) -> Any:
         """Where `generate()` makes its cache: give it ours, refuse what these models cannot have."""
         implementation = generation_config.cache_implementation
-        if implementation not in (None, "dynamic"):
+        if implementation not in (None, "dynamic", "static"):
             raise ValueError(
-                f"cache_implementation must be None or 'dynamic', got {implementation!r}: this model "
-                "generates with a DecoderCache, which grows with the text"
+                f"cache_implementation must be None, 'dynamic' or 'static', got {implementation!r}: this "
+                "model generates with a DecoderCache, which grows with the text, or a StaticDecoderCache"
+            )
+        given = model_kwargs.get("past_key_values")
+        if implementation == "static":  # which `_prepare_static_cache` makes
+            return super()._prepare_cache_for_generation(  # type: ignore[misc]
+                generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )
         generation_config.cache_implementation = None  # a DecoderCache is dynamic; transformers takes no two
-        given = model_kwargs.get("past_key_values")
         # Wrappers pass an empty cache of the usual kind; `forward` refuses others, which somebody chose.
         usual = type(given) is DynamicCache and not given.offloading and given.get_seq_length() == 0
         if usual or (given is None and generation_config.use_cache):
@@ -141,6 +147,26 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
+
+    def _prepare_static_cache(
+        self, cache_implementation: str, batch_size: int, max_cache_len: int, *args: Any, **kwargs: Any
+    ) -> StaticDecoderCache:
+        """Where `generate()` makes a cache of fixed size: as large as this call needs, or as an earlier one
+        did, so that what was compiled for that fits."""
+        places = max(max_cache_len, getattr(self, "_previous_max_cache_length", 1))
+        self._previous_max_cache_length = places
+        return StaticDecoderCache(self.config, places)
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, past_key_values: Any, **kwargs: Any
+    ) -> Tensor | None:
+        """Where `generate()` makes a mask for a cache of fixed size: the padding mask, of the same width at
+        each step, so that one compiled step serves all."""
+        if attention_mask is None:
+            return None
+        beyond = past_key_values.get_max_length() - attention_mask.shape[1]
+        return nn.functional.pad(attention_mask, (0, max(0, beyond)))
 
     def _prepare_position_ids_for_generation(self, *args: Any) -> None:
         """None: the layers count positions themselves, so `generate()` has none to make and none to check."""

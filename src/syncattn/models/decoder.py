@@ -35,7 +35,9 @@ from syncattn.models.inputs import (
     texts_of_positions,
 )
 from syncattn.models.packing import given_texts, refuse_cache
+from syncattn.models.places import check_room, padding_of_places
 from syncattn.models.sharing import accompany
+from syncattn.models.static import StaticDecoderCache
 from syncattn.nn.block import Block
 from syncattn.nn.windows import head_windows
 
@@ -201,7 +203,7 @@ class DecoderModel(DecoderPreTrainedModel):
                 Where they begin anew, a text of its own begins, unless something else tells texts apart; in
                 compilation, which cannot read them, without a cache alone. Padding may have any.
             past_key_values: a `DecoderCache`; this call's tokens are appended to it. A bidirectional model
-                has none.
+                has none. A `StaticDecoderCache` also takes an attention_mask as wide as itself.
             inputs_embeds: embeddings (B, N, D) instead of `input_ids`.
             use_cache: make a `DecoderCache` if none is given. None: as `config.use_cache`, never in training,
                 while exporting (`syncattn.models.exporting` has the cache as tensors) or without
@@ -231,7 +233,7 @@ class DecoderModel(DecoderPreTrainedModel):
                 none; a mask of another shape, of other values than 0 and 1, or one that disagrees with the
                 padding in the cache; position_ids that do not rise within a text, or beside `positions`;
                 positions that the layers refuse; texts told apart otherwise than said, or with a cache; a
-                refused keyword; a cache of other sizes, any in training with checkpointing
+                refused keyword; a cache of other sizes, a full one, any in training with checkpointing
                 and gradients, or any, and use_cache=True, in a bidirectional model; an index of no hidden
                 state.
             TypeError: `past_key_values` is not a `DecoderCache`; a mask or positions that are no tensor.
@@ -247,7 +249,11 @@ class DecoderModel(DecoderPreTrainedModel):
         assert inputs_embeds is not None
         check_embeddings(inputs_embeds, self.config.hidden_size)
         cache = self._cache(past_key_values, use_cache, inputs_embeds.shape[0])
-        is_padding = padding(attention_mask, inputs_embeds, cache)
+        check_room(cache, inputs_embeds.shape[1])
+        if isinstance(cache, StaticDecoderCache):
+            is_padding = padding_of_places(attention_mask, inputs_embeds, cache)
+        else:
+            is_padding = padding(attention_mask, inputs_embeds, cache)
         texts = given_texts(sequence_ids, kwargs, inputs_embeds)
         if position_ids is not None:
             if texts is None:
@@ -362,7 +368,8 @@ class DecoderModel(DecoderPreTrainedModel):
         if not isinstance(given, DecoderCache):
             raise TypeError(
                 "past_key_values must be a syncattn.models.DecoderCache, got "
-                f"{type(given).__name__}: leave it out, or make one with DecoderCache(model.config)"
+                f"{type(given).__name__}: leave it out, or make one with DecoderCache(model.config), or of a "
+                "fixed size with syncattn.models.StaticDecoderCache(model.config, max_cache_len)"
             )
         if len(given) != len(self.layers):
             raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from syncattn.models.cache import DecoderCache
 from syncattn.models.causal import DecoderForCausalLM
+from syncattn.models.static import StaticDecoderCache
 
 # What a layer's state holds besides the tokens' mask and number, which attention_mask says for all layers.
 _OF_A_LAYER = ("send", "value", "phase_sum", "last_input", "last_emitted")
@@ -44,18 +45,7 @@ class CachedStep(nn.Module):
 
     def __init__(self, model: DecoderForCausalLM) -> None:
         super().__init__()
-        if not isinstance(model, DecoderForCausalLM):
-            raise TypeError(
-                "model must be a causal language model of syncattn.models (OSNForCausalLM, "
-                f"TransformerForCausalLM), got {type(model).__name__}"
-            )
-        if model.training:
-            raise ValueError("model must be in evaluation mode, got one in training: call model.eval()")
-        if getattr(model.config, "axes", 1) > 1:
-            raise ValueError(
-                f"model must have axes=1, got axes={model.config.axes}: a step counts its tokens, and says "
-                "nothing of other positions"
-            )
+        _check_model(model)
         self.model = model
         self.eval()
         self._fields: tuple[str, ...] = ()
@@ -110,3 +100,96 @@ class CachedStep(nn.Module):
             state.mask, state.count = real, real.sum(-1, keepdim=True)
         logits = self.model(input_ids, attention_mask, past_key_values=cache).logits
         return logits, [getattr(state, name) for state in cache.states for name in self._fields]
+
+
+class StaticStep(nn.Module):
+    """One step of cached decoding with a cache of fixed size, whose tensors are the module's buffers.
+
+    For `torch.export` and what lowers its programs: every step has the same shapes, and the program writes
+    the past into its own buffers. It is called as ExecuTorch's runner calls a language model, with tokens
+    and their places. `CachedStep` has the past among its arguments and results.
+
+    Args:
+        model: in evaluation mode; it is used, not copied.
+        batch_size: B.
+        max_cache_len: L, the number of tokens there is room for.
+
+    Raises:
+        TypeError: model is no causal language model of `syncattn.models`.
+        TypeError, ValueError: it is in training mode, is bidirectional, or needs positions on several axes;
+            a size is no integer of at least 1.
+
+    Example:
+        >>> step = StaticStep(model.eval(), batch_size=1, max_cache_len=512)
+        >>> first = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        >>> program = torch.export.export(step, first, strict=False).module()
+        >>> for place, token in enumerate(tokens):
+        ...     logits = program(token.view(1, 1), torch.tensor([place]))
+    """
+
+    def __init__(self, model: DecoderForCausalLM, batch_size: int, max_cache_len: int) -> None:
+        super().__init__()
+        _check_model(model)
+        self.model = model
+        self.eval()
+        cache = StaticDecoderCache(model.config, max_cache_len)
+        cache.start(model, batch_size)
+        self.max_cache_len = max_cache_len
+        self._names: tuple[tuple[str, ...], ...] = tuple(tuple(state.memory) for state in cache.fixed)
+        for i, state in enumerate(cache.fixed):
+            for name, held in state.memory.items():
+                self.register_buffer(f"{name}_{i}", held, persistent=False)
+            # Of what is not 0 before the first token: what stands before that.
+            if state.last_emitted is not None:
+                self.register_buffer(f"nobody_{i}", state.last_emitted.clone(), persistent=False)
+
+    def forward(
+        self, input_ids: Tensor, cache_position: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, N, vocab_size) of the tokens' successors; the tokens are held from now on.
+
+        Args:
+            input_ids: the new tokens (B, N), int64.
+            cache_position: (N,) int64, their places: from 0 a text begins, else they go on from the last.
+            attention_mask: (B, max_cache_len), 1 for real tokens, 0 for padding, those of the past too; what
+                it says of places to come is not read. None: all are real.
+
+        Raises:
+            RuntimeError: places that neither begin a text nor go on, or for which there is no room; the past
+                is then as it was.
+        """
+        if torch.compiler.is_exporting():  # a mode that a program sets stays when it fails
+            return self._step(input_ids, cache_position, attention_mask)
+        with torch.no_grad():
+            return self._step(input_ids, cache_position, attention_mask)
+
+    def _step(self, input_ids: Tensor, cache_position: Tensor, attention_mask: Tensor | None) -> Tensor:
+        begins, cache = cache_position[0] == 0, StaticDecoderCache(self.model.config, self.max_cache_len)
+        goes_on = begins | (cache_position[0] == self.get_buffer("filled_0"))
+        torch._assert_async(goes_on, "cache_position must begin at 0, or go on from the last token's")
+        for i, (state, names) in enumerate(zip(cache.fixed, self._names, strict=True)):
+            state.hold_in_({name: self.get_buffer(f"{name}_{i}") for name in names})
+            for name in names:
+                if name in _GROWING:  # whose places count as empty, whatever they hold
+                    continue
+                before = getattr(state, name).masked_fill(begins, 0)
+                if name == "last_emitted":
+                    before = torch.where(begins, self.get_buffer(f"nobody_{i}"), before)
+                setattr(state, name, before)
+        return self.model(input_ids, attention_mask, past_key_values=cache).logits
+
+
+def _check_model(model: Any) -> None:
+    """Make sure that a step can be made of a model."""
+    if not isinstance(model, DecoderForCausalLM):
+        raise TypeError(
+            "model must be a causal language model of syncattn.models (OSNForCausalLM, "
+            f"TransformerForCausalLM), got {type(model).__name__}"
+        )
+    if model.training:
+        raise ValueError("model must be in evaluation mode, got one in training: call model.eval()")
+    if getattr(model.config, "axes", 1) > 1:
+        raise ValueError(
+            f"model must have axes=1, got axes={model.config.axes}: a step counts its tokens, and says "
+            "nothing of other positions"
+        )

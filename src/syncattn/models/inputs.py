@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from syncattn.models.cache import DecoderCache
+from syncattn.nn.fixed import FixedState
+from syncattn.nn.state import IncrementalState
 from syncattn.nn.tokens import positions, shift_by_one
 from syncattn.values import readable, unwrapped
 
@@ -34,7 +36,7 @@ def check_ids(input_ids: Tensor, vocab_size: int) -> None:
     dense = not input_ids.is_nested and input_ids.ndim == 2
     if not dense or input_ids.shape[1] == 0 or input_ids.is_floating_point():
         raise ValueError(
-            f"input_ids must be integer token ids (B, N) of at least one token, got {_kind(input_ids)}"
+            f"input_ids must be integer token ids (B, N) of at least one token, got {kind_of(input_ids)}"
         )
     ids = _readable(input_ids)
     if ids is not None and ids.numel():
@@ -55,7 +57,8 @@ def check_embeddings(inputs_embeds: Tensor, hidden_size: int) -> None:
     dense = not inputs_embeds.is_nested and inputs_embeds.ndim == 3
     if not dense or inputs_embeds.shape[1] == 0 or inputs_embeds.shape[2] != hidden_size:
         raise ValueError(
-            f"inputs_embeds must be (B, N, {hidden_size}), of at least one token, got {_kind(inputs_embeds)}"
+            f"inputs_embeds must be (B, N, {hidden_size}), of at least one token, got "
+            f"{kind_of(inputs_embeds)}"
         )
 
 
@@ -110,21 +113,29 @@ def padding(attention_mask: Any, hidden: Tensor, cache: DecoderCache | None) -> 
     if attention_mask.is_nested or attention_mask.shape != (batch, past + tokens):
         raise ValueError(
             f"attention_mask must have shape (B, past + N) = ({batch}, {past + tokens}), 1 for real tokens "
-            f"and 0 for padding, got {_kind(attention_mask)}: who sees whom among real tokens is not for "
+            f"and 0 for padding, got {kind_of(attention_mask)}: who sees whom among real tokens is not for "
             "the mask to say"
         )
-    real = _real(attention_mask)
+    real = as_boolean(attention_mask)
     if past > 0:
         cached = None if cache is None else cache.states[0].mask
         before = real.narrow(1, 0, past)  # a slice would clamp: exported, it has a size of its own
-        alike = before if cached is None else before == cached
-        rule = "attention_mask must say what past_key_values holds of the cached tokens: which are padding"
-        wrong = failing(alike, rule, wait=True)
-        if wrong is not None:
-            raise ValueError(f"{rule}, got another mask of {int(wrong.any(-1).sum())} sequences")
+        check_cached(before if cached is None else before == cached)
     # Without padding the faster kernels apply.
     known = _readable(real)
     return None if known is not None and known.all() else ~real.narrow(1, past, tokens)
+
+
+def check_cached(alike: Tensor) -> None:
+    """Make sure that a mask says what a cache holds of its tokens; `alike` (B, past) bool, where it does.
+
+    Raises:
+        ValueError: it does not.
+    """
+    rule = "attention_mask must say what past_key_values holds of the cached tokens: which are padding"
+    wrong = failing(alike, rule, wait=True)
+    if wrong is not None:
+        raise ValueError(f"{rule}, got another mask of {int(wrong.any(-1).sum())} sequences")
 
 
 def texts_of_positions(
@@ -220,7 +231,7 @@ def check_positions(
     shift = given - own  # (B, N): one number for all real tokens of a row
     start = shift[:, :1] if real is None else shift.gather(1, real.int().argmax(1, keepdim=True))
     if state is not None:
-        start = torch.where(start == _leading(state.mask, real), start, 0)
+        start = torch.where(start == _leading(state, real), start, 0)
     if texts is not None:
         real = texts >= 0 if real is None else real & (texts >= 0)
         begins = texts != _real_before(texts, -1, real)
@@ -271,7 +282,7 @@ def rising_positions(
         else:
             before = state.count - 1
             first = given[:, :1] if real is None else given.gather(1, real.int().argmax(1, keepdim=True))
-            leading = _leading(state.mask, real)
+            leading = _leading(state, real)
             given = torch.where(first - state.count == leading, given - leading, given)
         last = torch.where(state.count > 0, before, last)
     if texts is not None:
@@ -302,29 +313,34 @@ def _integers(position_ids: Any, hidden: Tensor) -> Tensor:
     if position_ids.is_nested or not integers or position_ids.shape not in ((batch, tokens), (1, tokens)):
         raise ValueError(
             f"position_ids must be integers of shape (B, N) = ({batch}, {tokens}) or (1, {tokens}), got "
-            f"{_kind(position_ids)}"
+            f"{kind_of(position_ids)}"
         )
     return position_ids.to(hidden.device).expand(batch, tokens)
 
 
-def _leading(cached: Tensor | None, real: Tensor | None) -> Tensor | int:
+def _leading(state: IncrementalState, real: Tensor | None) -> Tensor | int:
     """How many tokens of padding stand before a row's first real token, (B, 1).
 
     Args:
-        cached: (B, past) bool, False = padding, of the cached tokens; None if there is none among them.
-        real: (B, N) bool, of these tokens.
+        state: of the cached tokens.
+        real: (B, N) bool, False = padding, of these tokens.
     """
-    if cached is None:
+    if state.mask is None:
         return 0
-    every = cached if real is None else torch.cat((cached, real), 1)
-    return (every.cumsum(1) == 0).sum(1, keepdim=True)
+    every = state.mask if real is None else torch.cat((state.mask, real), 1)
+    before = every.cumsum(1) == 0
+    if isinstance(state, FixedState) and state.filled is not None:  # what is not filled is no padding
+        place = torch.arange(before.shape[1], dtype=torch.int64, device=before.device)
+        before = before & ((place < state.filled) | (place >= state.capacity))
+    return before.sum(1, keepdim=True)
 
 
-def _kind(tensor: Tensor) -> str:
+def kind_of(tensor: Tensor) -> str:
+    """A tensor's dtype and shape, for messages."""
     return "a nested tensor" if tensor.is_nested else f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
-def _real(mask: Tensor) -> Tensor:
+def as_boolean(mask: Tensor) -> Tensor:
     """A mask of 0 and 1 as a boolean one."""
     if mask.dtype == torch.bool:
         return mask

@@ -163,9 +163,12 @@ class SoftmaxAttention(nn.Module):
             if mixed_in is not None:
                 after.last_input = last_real_input(mixed_in, real, state.last_input)
             after.origin, after.last_place = origin, last
-            step = Step(state.mark(), real, emitted, state.last_emitted, mixed_in, None)
-            after.record_(state, step._replace(origin=origin, place=position))
+            if state.steps is not None:
+                step = Step(state.mark(), real, emitted, state.last_emitted, mixed_in, None)
+                after.record_(state, step._replace(origin=origin, place=position))
             k, v, real = after.held
+            allowed = after.seen(tokens, self_coupling=True)
+            is_causal = allowed is None  # else the places say it
 
         places = None if texts is None or need_weights else places_of_texts(texts.ids)
         if places is not None:
@@ -186,7 +189,8 @@ class SoftmaxAttention(nn.Module):
             seen = mask.any(-1, keepdim=True)
             mask = mask | ~seen
         if self.position == "alibi":
-            counted = count_positions(real, keys, None, x.device)
+            held = real if after is None or allowed is None else after.mask
+            counted = count_positions(held, keys, None, x.device)
             of_keys = counted if texts is None else position[..., 0]
             mask = self._penalty(position[..., 0], of_keys, mask).to(q.dtype)
         out, weights = self._attend(q, k, v, mask, seen, square, need_weights)

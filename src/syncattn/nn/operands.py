@@ -63,6 +63,9 @@ def as_they_are(
             send, value, real = after.held
         else:
             real = after.mask
+        places = after.seen(given.queries, self_coupling)
+        if places is not None:  # which says who is real, causality and who is itself, too
+            return Operands(made.receive, send, value, places, False, True), after
     operands = Operands(made.receive, send, value, None, given.is_causal, self_coupling)
     if given.texts is not None:  # whose ids say what is padding, too
         return operands._replace(sequence_ids=given.texts.ids), after

@@ -113,6 +113,11 @@ class IncrementalState:
         (group,) = self.groups
         return group.send, group.value, self.mask
 
+    def seen(self, queries: int, self_coupling: bool) -> Tensor | None:
+        """A mask (B, 1, N, M) of what the newest tokens may attend to among `held`, where that holds places
+        that are not filled (fixed.py); None: those that are real, causally."""
+        return None
+
     @property
     def checked(self) -> int:
         """How many of the first senders are known to be finite: they were looked at when they came."""

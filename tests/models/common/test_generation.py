@@ -15,6 +15,7 @@ from transformers.generation import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+import syncattn.models
 from syncattn.models import DecoderCache
 
 NEW = 3
@@ -237,10 +238,9 @@ def test_ones_own_processor_criterion_and_streamer(model, inputs):
 
 
 def test_what_is_not_served_is_refused_by_name(model, inputs):
-    """Caches of a fixed size and what needs them, packed rows, masks that say who sees whom."""
-    assert not model._can_compile_fullgraph
+    """Caches of other kinds, packed rows, masks that say who sees whom."""
     ids, mask = inputs["input_ids"][1:2], torch.ones(1, 7, dtype=torch.long)
-    for name in ("static", "quantized", "offloaded"):
+    for name in ("offloaded_static", "quantized", "offloaded"):
         with pytest.raises(ValueError, match=f"cache_implementation must be .* got '{name}'"):
             generate(model, {"input_ids": ids}, cache_implementation=name)
     packed = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
@@ -251,6 +251,18 @@ def test_what_is_not_served_is_refused_by_name(model, inputs):
     for way in ({"penalty_alpha": 0.6, "top_k": 4}, {"num_beams": 4, "num_beam_groups": 2}):
         with pytest.raises(ValueError, match="trust_remote_code=True"):  # no longer transformers' own
             generate(model, {"input_ids": ids}, **way)
+
+
+def test_a_cache_of_fixed_size(model, inputs):
+    """The tokens of the one that grows; its own class, with its length and its places."""
+    assert model._can_compile_fullgraph
+    found = generate(
+        model, inputs, cache_implementation="static", return_dict_in_generate=True, max_new_tokens=5
+    )
+    assert torch.equal(found.sequences, generate(model, inputs, max_new_tokens=5))
+    cache = found.past_key_values
+    assert isinstance(cache, syncattn.models.StaticDecoderCache)
+    assert cache.get_seq_length() == found.sequences.shape[1] - 1 <= cache.get_max_length()
 
 
 def test_asking_for_compilation_is_without_effect(model, inputs):

@@ -126,6 +126,12 @@ common/test_generation.py::test_from_embeddings_with_and_without_their_ids
     test_generate_from_inputs_embeds test_generate_from_random_inputs_embeds
 common/test_generation.py::test_going_on_in_a_second_call
     test_generate_continue_from_past_key_values test_generate_continue_from_inputs_embeds
+common/test_generation.py::test_a_cache_of_fixed_size
+    test_generate_with_static_cache
+test_static.py::test_generate_in_other_modes
+    test_generate_from_inputs_embeds_with_static_cache
+test_static.py::test_generate_compiles_the_step_once
+    test_generate_compile_model_forward_fullgraph test_generate_compilation_all_outputs
 common/test_generation.py::test_logits_of_the_last_tokens_only
     test_forward_with_logits_to_keep test_generate_methods_with_logits_to_keep
 common/test_generation.py::test_positions_by_hand_are_those_that_are_counted
@@ -179,12 +185,10 @@ DIFFERENT = [
         "test_past_key_values_format",
     ),
     (
-        "`generate` with static and quantized caches, and compiled for them",
-        "Refused by name: a `DecoderCache` grows with the text. `forward` compiles without a graph break",
+        "`generate` with quantized caches",
+        "Refused by name: the cache holds the model's own numbers",
         "common/test_generation.py::test_what_is_not_served_is_refused_by_name",
-        "test_generate_with_static_cache test_generate_from_inputs_embeds_with_static_cache "
-        "test_generate_with_quant_cache test_generate_compile_model_forward_fullgraph "
-        "test_generate_compilation_all_outputs",
+        "test_generate_with_quant_cache",
     ),
     (
         "Texts packed into one row for flash-attention, or by a mask of four axes",
