@@ -132,3 +132,13 @@ def test_what_widens_a_window():
         assert (head_windows(layer, norm) > 1.9 * wider).all()
         layer.raw_coupling.fill_(torch.nan)
     assert head_windows(layer, norm).isinf().all()
+
+
+def test_a_head_without_numbers_has_no_window_and_leaves_the_others_theirs():
+    layer, norm = layer_of(0)
+    before = head_windows(layer, norm)
+    for number in (torch.nan, torch.inf):
+        with torch.no_grad():
+            layer.frequency.receive_proj.weight[0] = number  # of the first head
+        first, second = head_windows(layer, norm).tolist()
+        assert first == math.inf and second == float(before[1])
