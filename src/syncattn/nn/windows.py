@@ -5,6 +5,7 @@ where the contents c and s come from normalised inputs and are bounded: their di
 against u, and is no longer than R. So D >= (t - H)^2. In the absolute frame a pair locks only if
 D <= rho^2, hence t <= H + rho. In the nearest frame D is counted from the nearest allowed sender's, which is
 (R + slope g)^2 at most, g being the distance of the token before: t <= H + sqrt(rho^2 + (R + slope g)^2).
+Contents that are shortened to a radius r of their head have H, R <= 2 r, whatever the weights are.
 docs/generation.md has the argument whole.
 """
 
@@ -77,13 +78,18 @@ class _Layer:
         self.attention, size = attention, attention.embed_dim
         made: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
         exact = copy.deepcopy(attention.frequency).to(**made)
-        # A frequency is an affine map of the input, and what position adds to it: it is asked for columns.
+        # (H,) the longest contents that receivers and senders may have; None: as long as they come
+        self.radii = _radii(exact)
+        exact.log_radius = exact.log_sent_radius = None
+        # Unbounded, a frequency is an affine map of the input, and what position adds: asked for columns.
         columns = torch.cat((torch.zeros(1, size, **made), torch.eye(size, **made)))
         at_0 = torch.zeros(1, 1 + size, dtype=torch.int64, device="cpu")
         made_of = (exact.receive,) if exact.symmetric else (exact.receive, exact.emit)
         sides = [make(columns[None], at_0)[0] for make in made_of]  # (H, 1 + E, m), of symmetric heads one
         self.maps = [(x[:, 1:] - x[:, :1]).mT for x in sides]  # (H, m, E) each
         self.offsets = [x[:, 0] for x in sides]  # (H, m); a detuning is the receivers'
+        detuning = torch.zeros_like(self.offsets[0]) if exact.detuning is None else exact.detuning
+        self.detunings = [detuning, torch.zeros_like(detuning)][: len(sides)]
         places = torch.tensor([[0, 1, 2, 1000]], dtype=torch.int64, device="cpu")
         moved = exact.emit(torch.zeros(1, 4, size, **made), places)[0]
         moved = moved - moved[:, :1]  # (H, 4, m)
@@ -125,7 +131,7 @@ class _Layer:
         matrix, offset = self.maps[side], self.offsets[side]
         if before is None:
             rounded = _ROUNDED * offset.norm(dim=-1)
-            return _Contents(offset, rounded, rounded)
+            return self._bounded(side, unit, _Contents(offset, rounded, rounded))
         shares = torch.cat((torch.ones_like(self.scales)[None], self.shares[:before]))
         maps, root = matrix[:, None] * (shares * self.scales)[:, None], math.sqrt(matrix.shape[-1])
         free = maps - maps.mean(-1, keepdim=True)  # (H, n, m, E); z sums to 0
@@ -137,7 +143,39 @@ class _Layer:
         along = root * (unit[:, None, None] @ free).flatten(2).norm(dim=-1).sum(-1)
         summed = matrix.abs() @ (shares.abs().sum(0) * self.origin.abs()) + offset.abs()
         rounded = _ROUNDED * (root * maps.flatten(2).norm(dim=-1).sum(-1) + summed.norm(dim=-1))
-        return _Contents(matrix @ (shares.sum(0) * self.origin) + offset, radius + rounded, along + rounded)
+        centre = matrix @ (shares.sum(0) * self.origin) + offset
+        return self._bounded(side, unit, _Contents(centre, radius + rounded, along + rounded))
+
+    def _bounded(self, side: int, unit: Tensor, found: _Contents) -> _Contents:
+        """The same contents shortened to the head's radius. They shrink towards 0, so in no direction do they
+        come farther from there than they were, or than the radius; where none is long enough nothing changes.
+        """
+        if self.radii is None:
+            return found
+        most, detuning = self.radii[side], self.detunings[side]
+        content = found.centre - detuning
+        farthest = content.norm(dim=-1) + found.radius
+        along = torch.minimum((content * unit).sum(-1).abs() + found.along, most)
+        unchanged = farthest <= most
+        return _Contents(
+            torch.where(unchanged[:, None], found.centre, detuning),
+            torch.where(unchanged, found.radius, most),
+            torch.where(unchanged, found.along, along),
+        )
+
+
+def _radii(exact: Frequency) -> list[Tensor] | None:
+    """Of receivers and senders, as far as rounding goes; of symmetric heads once. None: they have none."""
+    if exact.log_radius is None:
+        return None
+    heard = exact.log_radius.exp() * (1 + _ROUNDED)
+    if exact.log_sent_radius is None:
+        return [heard, heard]
+    sent = exact.log_sent_radius.exp() * (1 + _ROUNDED)
+    return [
+        heard,
+        torch.cat([heard[run.heads] if run.sent is None else sent[run.sent] for run in exact._runs]),
+    ]
 
 
 def _largest(of_heads: list[Tensor]) -> Tensor:
