@@ -138,7 +138,7 @@ def test_generation_is_beside_the_transformer_and_llama(bench):
     assert all(result["errors"]["out"] < 1e-3 for result in entry["contenders"].values())
 
 
-@pytest.mark.parametrize("suite", ["block", "train", "decode"])
+@pytest.mark.parametrize("suite", ["block", "train", "prefill", "decode"])
 def test_a_wrong_backend_is_seen_in_models(suite, bench, monkeypatch):
     prefer(monkeypatch, "wrong", lambda call: 1.5 * TILED.run(call))
     status, out = bench(suite, decode_keys=())

@@ -42,6 +42,7 @@ def test_every_option_reaches_the_layer():
         "sharpness": 10.0,
         "parametrisation": "softplus",
         "freq_bias": True,
+        "bounded_content": True,
         "axes": 3,
         "helix_scales": (2.0, 5.0),
         "value_rotation": 100.0,
@@ -60,7 +61,7 @@ def test_every_option_reaches_the_layer():
     assert (frequency.position, frequency.window_range, frequency.delay) == ("rotary", (2.0, 9.0), 0.25)
     assert (frequency.axes, frequency.helix_scales, layer.value_rotation) == (3, (2.0, 5.0), 100.0)
     assert frequency.send_proj is not None and frequency.detuning is not None
-    assert frequency.receive_proj.bias is not None
+    assert frequency.receive_proj.bias is not None and frequency.log_sent_radius.shape == (4,)
 
 
 MIX = {

@@ -16,6 +16,7 @@ KINDS = {
     "absolute": {"frame": "absolute", "power": 1, "edge": 0.01, "self_coupling": True, "delay": 0.0},
     "token shift": {"token_shift": True},
     "token shift, directed": {"token_shift": True, "directed": True, "delay": 0.0},
+    "bounded": {"bounded_content": True, "directed": [False, True, True, False], "token_shift": True},
     "top k": {"top_k": 3, "delay": 0.25, "freq_dim": 2},
     "mix of forms": {"position": ["drift", "own_helix", "none", "rotary"], "helix_scales": (2.0, 9.0)},
     "mix of kinds": {

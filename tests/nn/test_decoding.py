@@ -22,6 +22,7 @@ FORMS = {
     "no order parameter": {"order_parameter": False},
     "directed": {"directed": True, "detuning": True},
     "one head directed": {"directed": [True, False]},
+    "bounded": {"bounded_content": True},
     "helix": {"position": "helix", "value_rotation": 100.0},
     "mixed": {"position": ["drift", "none"]},
     "published": {"frame": "absolute", "power": 1, "self_coupling": True, "parametrisation": "softplus"},

@@ -189,9 +189,62 @@ def frequency_of(heads, **options):
     return Frequency(E, heads, M, **options).double()
 
 
+@pytest.mark.parametrize("directed", [False, True, [True, False, True]], ids=str)
+def test_longer_contents_are_shortened_to_their_heads_radius(directed):
+    options = {"position": "none", "delay": 0.0, "directed": directed}
+    f, free = frequency(bounded_content=True, **options), frequency(**options)
+    free.load_state_dict(f.state_dict(), strict=False)
+    x = torch.randn(2, 40, E, dtype=torch.float64) * torch.linspace(0, 4, 40, dtype=torch.float64)[:, None]
+    at = torch.arange(40)[None]
+    with torch.no_grad():
+        f.log_radius.copy_(torch.tensor([1.0, 2.0, 3.0]).log())
+        radii = {"receive": f.log_radius.exp(), "emit": f.log_radius.exp().clone()}
+        if directed:
+            own = torch.tensor([3.0, 1.5, 0.7] if directed is True else [3.0, 0.7])
+            f.log_sent_radius.copy_(own.log())
+            radii["emit"][[0, 1, 2] if directed is True else [0, 2]] = own.double()
+    assert (f.log_sent_radius is None) == (directed is False)
+    for name, radius in radii.items():
+        short, long = (getattr(each, name)(x, at) for each in (f, free))
+        length, most = long.norm(dim=-1, keepdim=True), radius[:, None, None]
+        assert 0.2 < (length > most).double().mean() < 0.95
+        torch.testing.assert_close(
+            short,
+            torch.where(length > most, long / length * most, long),
+            check_dtype=False,
+            rtol=1e-6,
+            atol=0,
+        )
+        assert torch.equal(short[:, :, 0], torch.zeros_like(short[:, :, 0]))  # what has no content keeps none
+    both = f(None, x, at, at, None)
+    assert torch.equal(both.receive, f.receive(x, at)) and torch.equal(both.emitted, f.emit(x, at))
+    f.emit(x, at).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in f.parameters() if p.grad is not None)
+    assert (f.log_sent_radius if directed is True else f.log_radius).grad.abs().max() > 0
+
+
+def test_at_the_start_hardly_a_content_is_shortened():
+    torch.manual_seed(0)
+    f = Frequency(64, 4, 16, bounded_content=True)
+    x = torch.nn.functional.layer_norm(torch.randn(1, 4000, 64), (64,))
+    content = f.receive_proj(x).unflatten(-1, (4, 16))
+    assert 0 < (content.norm(dim=-1) > f.log_radius.exp()).float().mean() < 0.01
+
+
+def test_contents_of_any_size_stay_within_the_radius():
+    f = frequency(position="none", bounded_content=True).float()
+    x = torch.randn(1, 5, E) * torch.tensor([0.0, 1e-30, 1e-4, 1e4, 1e15])[:, None]
+    x.requires_grad_()
+    made = f.receive(x, torch.arange(5)[None])
+    assert (made.norm(dim=-1) <= f.log_radius.exp()[:, None] * (1 + 1e-6)).all()
+    made.sum().backward()
+    assert x.grad.isfinite().all() and f.log_radius.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"bounded_content": 1}, TypeError, "bounded_content must be True or False, got 1"),
         (
             {"position": ["drift"]},
             ValueError,

@@ -23,6 +23,7 @@ KINDS = [
     "top k",
     "mix of forms",
     "convolution",
+    "bounded",
 ]
 CUTS = ([70] + [1] * 30 + [49, 1], [33, 50, 5, 1, 1, 40, 20], [LENGTH - 1, 1])
 

@@ -26,6 +26,8 @@ def layer_of(seed, **options):
         for name, parameter in [*layer.named_parameters(), *norm.named_parameters()]:
             if name.endswith(("bias", "shift")):
                 parameter.normal_(std=0.3)
+            if name.endswith("radius"):  # from what shortens most contents to what shortens none
+                parameter.copy_(torch.randn(len(parameter)) - 0.5)
         norm.weight.add_(torch.randn(EMBED_DIM) * 0.3)
         layer.raw_coupling.add_(torch.randn(HEADS) * 0.3)
     return layer, norm
@@ -63,6 +65,7 @@ OPTIONS = {
     "directed": st.booleans(),
     "detuning": st.booleans(),
     "freq_bias": st.booleans(),
+    "bounded_content": st.booleans(),
     "short_convolution": st.sampled_from([None, 2, 3]),  # 2 is the token shift
     "self_coupling": st.booleans(),
 }
@@ -85,6 +88,39 @@ def test_the_window_is_no_wider_than_it_has_to_be(frame):
     share = {"absolute": 0.85, "nearest": 0.6}[frame]
     assert farther(layer, norm, 0, math.floor(share * window), steps=100) <= 0
     assert farther(layer, norm, 0, math.floor(window) + 1, steps=100) > 0
+
+
+@pytest.mark.parametrize("frame", ["absolute", "nearest"])
+def test_a_radius_narrows_the_window_and_no_more_than_it_may(frame):
+    """Contents that an optimiser finds reach beyond half of it, or .8 in the absolute frame."""
+    layer, norm = layer_of(3, frame=frame, delay=0.0, bounded_content=True)
+    windows = []
+    for radius in (1e3, 1.0, 0.5):
+        with torch.no_grad():
+            layer.frequency.log_radius.fill_(math.log(radius))
+        windows.append(float(head_windows(layer, norm)[0]))
+    free, _ = layer_of(3, frame=frame, delay=0.0)
+    with torch.no_grad():
+        free.load_state_dict(layer.state_dict(), strict=False)
+    assert windows[0] == float(head_windows(free, norm)[0])  # as wide as without one
+    assert windows[0] > 1.2 * windows[1] and windows[1] > windows[2]
+    share = {"absolute": 0.8, "nearest": 0.5}[frame]
+    assert farther(layer, norm, 0, math.floor(share * windows[2]), steps=100) <= 0
+    assert farther(layer, norm, 0, math.floor(windows[2]) + 1, steps=100) > 0
+
+
+@pytest.mark.parametrize("directed", [True, [True, False]], ids=str)
+def test_directed_heads_have_radii_of_their_own_in_their_windows(directed):
+    layer, norm = layer_of(5, directed=directed, bounded_content=True)
+    with torch.no_grad():
+        layer.frequency.log_radius.fill_(-1.0)
+        layer.frequency.log_sent_radius.fill_(-1.0)
+        before = head_windows(layer, norm)
+        layer.frequency.log_sent_radius[0] = 0.0
+        wider = head_windows(layer, norm)
+        assert wider[0] > before[0] and wider[1] == before[1]
+        layer.frequency.log_radius.fill_(torch.nan)
+    assert head_windows(layer, norm).isinf().all()
 
 
 def test_weights_beyond_the_window_are_zero():
@@ -132,3 +168,13 @@ def test_what_widens_a_window():
         assert (head_windows(layer, norm) > 1.9 * wider).all()
         layer.raw_coupling.fill_(torch.nan)
     assert head_windows(layer, norm).isinf().all()
+
+
+def test_a_head_without_numbers_has_no_window_and_leaves_the_others_theirs():
+    layer, norm = layer_of(0)
+    before = head_windows(layer, norm)
+    for number in (torch.nan, torch.inf):
+        with torch.no_grad():
+            layer.frequency.receive_proj.weight[0] = number  # of the first head
+        first, second = head_windows(layer, norm).tolist()
+        assert first == math.inf and second == float(before[1])

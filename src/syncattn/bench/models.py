@@ -73,6 +73,14 @@ def jobs(plan: BenchPlan) -> Iterator[tuple[str, list[Job]]]:
         ],
     )
     yield (
+        "prefill",
+        [
+            Job(f"prefill, N {n}", partial(run_prefill, size=_blocks_for(plan, n), tokens=n, threads=t))
+            for t in plan.threads
+            for n in plan.length_tokens
+        ],
+    )
+    yield (
         "decode",
         [
             Job(f"decoding step, {n} cached", partial(run_decode, size=size, tokens=n, threads=t))
@@ -165,7 +173,7 @@ def _ladder(tokens: int) -> tuple[float, float] | None:
 
 
 def _blocks_for(plan: BenchPlan, tokens: int) -> tuple[int, int, int]:
-    """The size of the models whose steps on so many tokens are timed: all of a model's blocks take alike."""
+    """The size of the models that are timed on so many tokens: all of a model's blocks take alike."""
     hidden, blocks, heads = plan.generation_size
     return hidden, max(1, min(blocks, blocks * _ALL_BLOCKS // tokens)), heads
 
@@ -215,6 +223,39 @@ def step_runner(model: nn.Module, ids: Tensor) -> Callable[[], object]:
         optimizer.step()
 
     return step
+
+
+def run_prefill(session: Session, size: tuple[int, int, int], tokens: int, threads: int) -> None:
+    """A prompt of `tokens` read into an empty cache, logits of its last token alone."""
+    set_threads(threads)
+    plan = session.plan
+    generator = torch.Generator().manual_seed(plan.seed)
+    ids = torch.randint(_VOCABULARY, (1, tokens), generator=generator).to(plan.device)
+    models = dict(zip((OSN, SDPA), build(size, tokens, plan.device)))
+    calibrated_quietly(models[OSN], ids[:, :_ALL_BLOCKS], partners_range=_ladder(tokens))
+    name = f"prefill, hidden {size[0]}, {size[1]} blocks, N {tokens}"
+    described = describe(session, "prefill", name, threads, tokens, 1, size) | {"passes": FORWARD}
+    described |= {
+        "counted": density_of(models[OSN], ids[:, :_ALL_BLOCKS]),
+        "backend": _backend(lambda: models[OSN](ids[:, :_PREFIX], use_cache=False)),
+    }
+
+    def filled(model: Any, given: Tensor) -> Tensor:
+        return model(given, past_key_values=DecoderCache(model.config)).logits
+
+    entrants = _field(*_check(models[OSN], ids[:, : 2 * _PREFIX], filled, backward=False))
+    for each, model in models.items():
+        if each not in entrants.wrong:
+            entrants.runners[each] = _prefill_runner(model.eval(), ids)
+    session.measure(described, entrants)
+
+
+def _prefill_runner(model: Any, ids: Tensor) -> Callable[[], object]:
+    def prefill() -> object:
+        with torch.no_grad():
+            return model(ids, past_key_values=DecoderCache(model.config), logits_to_keep=1)
+
+    return prefill
 
 
 def run_decode(session: Session, size: tuple[int, int, int], tokens: int, threads: int) -> None:

@@ -13,6 +13,7 @@ SUITES = {
     "table": "the operator at the targets' sizes",
     "decode": "one query and a cache",
     "generation": "a token for each of one and of many texts, beside the Transformer and Llama",
+    "prefill": "a prompt read into an empty cache, beside the Transformer",
     "train": "a whole training step",
     "lengths": "a whole training step over ever longer texts",
     "block": "one block of a model",
@@ -58,8 +59,8 @@ class BenchPlan:
         generation_keys, generation_batches: cache lengths, and numbers of texts, of suite "generation";
             together 131,072 tokens at most.
         generation_size: (hidden size, blocks, heads) of its models.
-        length_tokens: N of suite "lengths", whose models have `generation_size`; beyond 8,192 as many times
-            fewer blocks as the text is longer.
+        length_tokens: N of suites "prefill" and "lengths", whose models have `generation_size`; beyond 8,192
+            as many times fewer blocks as the text is longer.
         model_tokens: N of the blocks and training steps.
         counting_tokens: N of suite "counting".
         model_sizes: (hidden size, blocks, heads) of the models; the first is the block's.

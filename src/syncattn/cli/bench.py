@@ -22,8 +22,8 @@ class Task:
 
     suites: list[str] | None = argument(
         None,
-        "table, tokens, variants, frequencies (together: operator), decode, generation, train, lengths, "
-        "block, counting, scaling; "
+        "table, tokens, variants, frequencies (together: operator), decode, generation, prefill, train, "
+        "lengths, block, counting, scaling; "
         "gpu-64, gpu-128, gpu-decode, gpu-memory, gpu-anchors, gpu-flex (together: gpu).",
         metavar="SUITE...",
         shown="all; with --device cuda gpu",

@@ -38,9 +38,9 @@ class OSNConfig(DecoderConfig):
             couplings and slopes keep the layer's calibrated start.
         freq_dim, phase_dim, directed, position, window_range, windows, delay, detuning, token_shift,
             self_coupling, frame, power, edge, eps, top_k, order_parameter, density_range, sharpness,
-            parametrisation, freq_bias, axes, helix_scales, value_rotation, short_convolution, value_residual:
-            as in `syncattn.nn.SelectiveSynchronizationAttention`. `OSNConfig.preset` has mixes of heads by
-            name.
+            parametrisation, freq_bias, bounded_content, axes, helix_scales, value_rotation,
+            short_convolution, value_residual: as in `syncattn.nn.SelectiveSynchronizationAttention`.
+            `OSNConfig.preset` has mixes of heads by name.
 
     The defaults and what speaks for each: by how much the validation loss on WikiText-2 rises, in nats per
     byte, when it alone is changed (117,000 parameters, one seed, where seeds differ by .006;
@@ -87,6 +87,7 @@ class OSNConfig(DecoderConfig):
     sharpness: float = 100.0
     parametrisation: str = "log"
     freq_bias: bool = False
+    bounded_content: bool = False
     axes: int = 1
     helix_scales: Sequence[float] | Sequence[Sequence[float] | None] = (4.0, 16.0, 64.0)
     value_rotation: float | Sequence[float | bool | None] | None = None
@@ -130,7 +131,8 @@ class OSNConfig(DecoderConfig):
         for name in ("freq_dim", "top_k"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
-        for name in ("detuning", "self_coupling", "order_parameter", "freq_bias", "value_residual"):
+        flags = "detuning", "self_coupling", "order_parameter", "freq_bias", "bounded_content"
+        for name in (*flags, "value_residual"):
             check_flag(name, getattr(self, name))
         check_looking_back(self.token_shift, self.short_convolution)
         freq_dim = min(16, self.head_dim) if self.freq_dim is None else self.freq_dim

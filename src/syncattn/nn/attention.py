@@ -41,8 +41,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             `nn.MultiheadAttention`, where it is False.
         freq_dim: m, coordinates of a frequency; None for the smaller of 16 and E / H.
         phase_dim: phases per token and head, seen only by the order parameter.
-        directed, position, window_range, windows, delay, detuning, freq_bias, axes, helix_scales: see
-            `syncattn.nn.Frequency`. `syncattn.nn.preset` has mixes of heads by name.
+        directed, position, window_range, windows, delay, detuning, freq_bias, bounded_content, axes,
+            helix_scales: see `syncattn.nn.Frequency`. `syncattn.nn.preset` has mixes of heads by name.
         token_shift: frequencies are made of x_j + a * x_(j-1), values of x_j + b * x_(j-1), with learned a
             and b (E,) that start at 0: tokens mix with the ones before them (compare Peng et al. 2023). The
             models of `syncattn.models` have it by default, a layer, which may stand anywhere, does not.
@@ -99,6 +99,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         sharpness: float = 100.0,
         parametrisation: str = "log",
         freq_bias: bool = False,
+        bounded_content: bool = False,
         axes: int = 1,
         helix_scales: Sequence[float] | Sequence[Sequence[float] | None] = (4.0, 16.0, 64.0),
         value_rotation: float | Sequence[float | bool | None] | None = None,
@@ -122,6 +123,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         check_flag("self_coupling", self_coupling)
         check_flag("order_parameter", order_parameter)
         check_flag("freq_bias", freq_bias)
+        check_flag("bounded_content", bounded_content)
         check_count("axes", axes)
         check_value_rotation(value_rotation, num_heads, self.head_dim, axes)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -141,6 +143,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             delay=delay,
             detuning=detuning,
             bias=freq_bias,
+            bounded_content=bounded_content,
             axes=axes,
             helix_scales=helix_scales,
             **factory,

@@ -16,7 +16,7 @@ from torch import Tensor
 from syncattn.backends.backend import Decoding, DecodingLayer
 from syncattn.backends.call import STRONGEST, WEAKEST, check
 from syncattn.backends.select import asked_for, choose
-from syncattn.nn.frequency import Frequency, turn_values
+from syncattn.nn.frequency import Frequency, shortened, turn_values
 from syncattn.nn.groups import BLOCK, Heads, may_look, pick
 from syncattn.nn.hooks import applied, is_plain, nobody_listens
 from syncattn.nn.residual import mix_first_value
@@ -63,6 +63,8 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
         at = torch.full((1, 1, 1), state.length, dtype=torch.int64, device=x.device)
     if ready.drifts:
         content = applied(frequency.receive_proj, key, alone)
+        if frequency.log_radius is not None:
+            content = shortened(content.view(batch, heads, 1, -1), frequency.log_radius)
     else:
         content, sent, *_ = frequency(None, key, at, at, None)
         content, sent = content.contiguous(), sent.contiguous()

@@ -25,6 +25,11 @@ from syncattn.nn.mix import (
 )
 from syncattn.nn.tokens import delayed_heads, shift_by_one
 
+_RADIUS = 1.5
+"""Of bounded contents at the start, in their typical length: of Gaussian contents .003 are longer at 16
+coordinates."""
+_SHORTEST = 1e-12  # what a length is divided as, for contents that are 0
+
 
 class Frequencies(NamedTuple):
     """What a layer makes its receive and send frequencies of."""
@@ -88,6 +93,9 @@ class Frequency(nn.Module):
             stands one without content.
         detuning: a learned offset per head on the receive frequency; with drift it moves the window.
         bias: whether projections have a bias (the published form has; a symmetric D does not see it).
+        bounded_content: contents longer than a learned radius, one for each head (directed heads have another
+            for what they emit), are shortened to it. Nearly none are at the start. What a head can reach is
+            then proved from its radius and its slope, the tighter the wider E is.
         axes: A, how many coordinates a position has. Each axis has its slope and direction in each drifting
             head, and its own coordinates of "own_drift" and of a helix; "rotary" deals its pairs out to them.
         helix_scales: w, in tokens, or in the positions' unit. Or a list with one such list for each head, all
@@ -114,6 +122,7 @@ class Frequency(nn.Module):
         delay: float | Sequence[bool] = 0.5,
         detuning: bool = False,
         bias: bool = False,
+        bounded_content: bool = False,
         axes: int = 1,
         helix_scales: Sequence[float] | Sequence[Sequence[float] | None] = (4.0, 16.0, 64.0),
         device: torch.device | str | None = None,
@@ -124,7 +133,7 @@ class Frequency(nn.Module):
         check_frequency(
             freq_dim, position, window_range, delay, axes=axes, helix_scales=helix_scales, **heads
         )
-        for name, flag in (("detuning", detuning), ("bias", bias)):
+        for name, flag in (("detuning", detuning), ("bias", bias), ("bounded_content", bounded_content)):
             check_flag(name, flag)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embed_dim, self.num_heads, self.freq_dim = embed_dim, num_heads, freq_dim
@@ -143,6 +152,11 @@ class Frequency(nn.Module):
         self.receive_proj = nn.Linear(embed_dim, num_heads * self.content_dim, bias, **factory)
         sent = counts.sent * self.content_dim  # of directed heads alone
         self.send_proj = nn.Linear(embed_dim, sent, bias, **factory) if sent else None
+        # the logarithms of the longest contents heard, and of those that directed heads emit
+        bounded = num_heads * bounded_content, counts.sent * bounded_content
+        self.log_radius, self.log_sent_radius = (
+            nn.Parameter(torch.empty(of_heads, **factory)) if of_heads else None for of_heads in bounded
+        )
         first = () if axes == 1 else (axes,)
 
         def of_axes(*sizes: int) -> nn.Parameter | None:
@@ -164,6 +178,9 @@ class Frequency(nn.Module):
                 nn.init.normal_(projection.weight, std=self.embed_dim**-0.5)
                 if projection.bias is not None:
                     nn.init.zeros_(projection.bias)
+        for radius in (self.log_radius, self.log_sent_radius):
+            if radius is not None:
+                nn.init.constant_(radius, math.log(_RADIUS * self.content_dim**0.5))
         if self.log_slope is not None:
             windows = self._log_windows()
             drifting = [run.heads for run in self._runs if run.form in DRIFTS]
@@ -272,7 +289,9 @@ class Frequency(nn.Module):
 
     def _content(self, projection: nn.Linear, x: Tensor) -> Tensor:
         content = projection(x).unflatten(-1, (-1, self.content_dim)).transpose(1, 2)
-        return content.to(torch.promote_types(content.dtype, torch.float32))
+        content = content.to(torch.promote_types(content.dtype, torch.float32))
+        log_radius = self.log_radius if projection is self.receive_proj else self.log_sent_radius
+        return content if log_radius is None else shortened(content, log_radius)
 
     def _locate(self, content: Tensor, position: Tensor) -> Tensor:
         """Add the position's part to contents (B, H, N, m)."""
@@ -344,6 +363,12 @@ class Frequency(nn.Module):
             circles = torch.cat((angles.cos(), angles.sin()), dim=-1) * radius
             parts.append(circles * amplitudes[a, :, None, None])
         return torch.cat(parts, dim=-1)
+
+
+def shortened(content: Tensor, log_radius: Tensor) -> Tensor:
+    """Contents (B, H, N, c) no longer than their heads' radii, given as logarithms (H,)."""
+    length = torch.linalg.vector_norm(content, dim=-1, keepdim=True).clamp(min=_SHORTEST)
+    return content * (log_radius.to(content.dtype).exp()[:, None, None] / length).clamp(max=1)
 
 
 def _on_axes(position: Tensor) -> Tensor:

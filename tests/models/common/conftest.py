@@ -61,6 +61,7 @@ MIXED = OSNConfig(
     windows=[None, 5.0],
     detuning=True,
     freq_bias=True,
+    bounded_content=True,
     tie_word_embeddings=False,
 )
 ENCODER = OSNConfig(**SIZES, density_range=(0.2, 0.8), is_causal=False)

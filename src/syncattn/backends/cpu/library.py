@@ -41,6 +41,7 @@ class KernelProblem(ctypes.Structure):
         ("mask_strides", ctypes.c_int64 * 4),
         ("receive_index", _POINTERS),
         ("send_index", _POINTERS),
+        ("receive_place", _POINTERS),
         ("text", _POINTERS),
         ("text_stride", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("is_causal", "self_coupling", "nearest", "symmetric", "power")),

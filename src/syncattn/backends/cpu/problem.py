@@ -43,6 +43,7 @@ class Inputs(NamedTuple):
     mask: Tensor | None
     text: Tensor | None  # (B or 1, M) int32
     order: Order
+    own_place: Tensor | None  # (B, H, N) int32: where the senders, in their order, have each receiver's token
 
 
 def describe(call: Call, order: Order | None) -> Inputs:
@@ -67,6 +68,7 @@ def describe(call: Call, order: Order | None) -> Inputs:
         send = receive if same else arrange(send, order.send)
         if coupling.stride(2):
             coupling = coupling.gather(2, order.receive.long())
+    own_place = None if call.self_coupling else _own_places(order)
     bandwidth = bandwidth.float().contiguous()
     problem = library.KernelProblem(
         batch=batch,
@@ -87,6 +89,7 @@ def describe(call: Call, order: Order | None) -> Inputs:
         bandwidth=pointer(bandwidth),
         receive_index=pointer(order.receive, torch.int32),
         send_index=pointer(order.send, torch.int32),
+        receive_place=pointer(own_place, torch.int32),
         is_causal=call.is_causal,
         self_coupling=call.self_coupling,
         nearest=nearest,
@@ -113,7 +116,17 @@ def describe(call: Call, order: Order | None) -> Inputs:
     simple = mask is None and seed is None and not call.is_causal and not nearest
     alike = call.symmetric and simple and coupling.stride(2) == 0
     problem.symmetric = alike and batch * heads >= (os.cpu_count() or 1)  # to count takes time
-    return Inputs(problem, receive, send, plain_value, coupling, bandwidth, mask, text, order)
+    return Inputs(problem, receive, send, plain_value, coupling, bandwidth, mask, text, order, own_place)
+
+
+def _own_places(order: Order) -> Tensor | None:
+    """Where the senders, in their order, have the receivers' own tokens, (B, H, N); None without an order."""
+    if order.receive is None or order.send is None:
+        return None
+    standing = torch.arange(order.send.shape[-1], dtype=torch.int32, device="cpu").expand_as(order.send)
+    places = torch.empty_like(order.send).scatter_(2, order.send.long(), standing)
+    offset = order.send.shape[-1] - order.receive.shape[-1]  # receivers are the last of the tokens
+    return places.gather(2, order.receive.long() + offset)
 
 
 def may_be_ordered(call: Call) -> bool:

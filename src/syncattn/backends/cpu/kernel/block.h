@@ -148,23 +148,19 @@ static bool restricted(const SyncattnProblem& p, const Rows& rows, int64_t tile,
         return true;
     }
     const bool crosses_diagonal = p.is_causal && start + valid - 1 > first;
-    const bool sorted = p.send_index != nullptr;
-    const bool meets_itself = !p.self_coupling && (sorted || (start <= last && start + valid > first));
+    const int32_t* place = p.receive_place;  // of the rows, where tokens stand in an order
+    if (place) place += (rows.batch * p.heads + rows.head) * p.queries + rows.first;
+    bool meets_itself = !p.self_coupling && !place && start <= last && start + valid > first;
+    for (int64_t i = 0; place && i < rows.count; ++i) meets_itself |= place[i] >= start && place[i] < start + KEYS;
     if (!crosses_diagonal && !meets_itself && !p.mask && !several && valid == KEYS) return false;
 
     uint64_t common = bits_below(valid);
     if (p.mask && p.mask_strides[2] == 0) common &= mask_bits(p, rows.batch, rows.head, 0, tile);
     for (int64_t i = 0; i < rows.count; ++i) {
         uint64_t bits = common;
-        int64_t own = first + i;
+        const int64_t own = place ? place[i] : first + i;
         if (crosses_diagonal) bits &= bits_below(own - start + 1);
-        if (meets_itself && !sorted && own >= start && own < start + KEYS) bits &= ~(1ull << (own - start));
-        if (meets_itself && sorted) {
-            const int64_t at = rows.batch * p.heads + rows.head;
-            own = p.receive_index[at * p.queries + rows.first + i] + offset;
-            const int32_t* index = p.send_index + at * p.keys + start;
-            for (int64_t j = 0; j < valid; ++j) bits &= ~((uint64_t)(index[j] == own) << j);
-        }
+        if (meets_itself && own >= start && own < start + KEYS) bits &= ~(1ull << (own - start));
         if (p.mask && p.mask_strides[2] && bits)
             bits &= mask_bits(p, rows.batch, rows.head, rows.first + i, tile);
         allowed[i] = bits;

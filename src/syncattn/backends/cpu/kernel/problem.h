@@ -23,6 +23,8 @@ typedef struct {
     int64_t mask_strides[4];                        // of batch, head, query, key
     const int32_t* receive_index;                   // (B, H, N): where each row stood before it was sorted, or null
     const int32_t* send_index;                      // (B, H, M): the same of the senders (then Hs = Hv = H), or null
+    const int32_t* receive_place;                   // (B, H, N): where the senders have each receiver's own token, in
+                                                    // an order without self_coupling; else null
     const int32_t* text;                            // (B or 1, M): which text each sender is of, the receivers being
                                                     // the last; negative: none; null: there is one. Never with an order
     int64_t text_stride;                            // of batch

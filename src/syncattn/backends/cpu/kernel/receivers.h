@@ -70,22 +70,19 @@ static bool restricted_keys(const SyncattnProblem& p, int64_t batch, int64_t hea
     }
     const bool sorted = p.send_index != nullptr;
     const bool crosses_diagonal = p.is_causal && key + count - 1 > start + offset;
-    const bool meets_itself =
-        !p.self_coupling && (sorted || (key <= start + valid - 1 + offset && key + count > start + offset));
+    const int32_t* place = p.receive_place ? p.receive_place + head_number * p.queries + start : nullptr;
+    bool meets_itself = !p.self_coupling && !place && key <= start + valid - 1 + offset && key + count > start + offset;
+    for (int64_t i = 0; place && i < valid; ++i) meets_itself |= place[i] >= key && place[i] < key + count;
     if (!crosses_diagonal && !meets_itself && !p.mask && !several && valid == KEYS) return false;
     for (int64_t j = 0; j < count; ++j) {
         const int64_t own = key + j - offset - start;  // the lane of the receiver that this key is
         allowed[j] = bits_below(valid);
         if (crosses_diagonal) allowed[j] &= ~bits_below(own);
-        if (meets_itself && !sorted && own >= 0 && own < KEYS) allowed[j] &= ~(1ull << own);
+        if (meets_itself && !place && own >= 0 && own < KEYS) allowed[j] &= ~(1ull << own);
     }
     if (several) keep_own_text(text + key, count, text + offset + start, valid, allowed);
-    if (meets_itself && sorted)
-        for (int64_t i = 0; i < valid; ++i) {
-            const int64_t own = p.receive_index[head_number * p.queries + start + i] + offset;
-            for (int64_t j = 0; j < count; ++j)
-                if (p.send_index[head_number * p.keys + key + j] == own) allowed[j] &= ~(1ull << i);
-        }
+    for (int64_t i = 0; meets_itself && place && i < valid; ++i)
+        if (place[i] >= key && place[i] < key + count) allowed[place[i] - key] &= ~(1ull << i);
     if (!p.mask) return true;
     const int64_t* s = p.mask_strides;
     const uint8_t* mask = p.mask + batch * s[0] + head * s[1];
