@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="the page, a .md")
     parser.add_argument("--titles", nargs=2, default=["first", "second"])
     parser.add_argument("--context", type=int, help="tokens in a window; the first model's if not given")
-    parser.add_argument("--bytes", type=int, default=262_144, help="of the text, from its beginning")
+    parser.add_argument("--bytes", type=int, default=262_144, help="of the text, in windows evenly spaced")
     given = parser.parse_args()
     try:
         write(given)
@@ -69,10 +69,10 @@ def write(given: argparse.Namespace) -> None:
     training = read_text(given.training)
     if given.last_tenth_held_out:
         training, _ = split_last_tenth(training)
-    text = read_text(given.text).encode()[: given.bytes]
+    text = read_text(given.text).encode()
     length = given.context or models[0].config.max_position_embeddings
     torch.set_num_threads(1)
-    found = by_word.compare(models, text, training.encode(), length)
+    found = by_word.compare(models, text, training.encode(), length, given.bytes)
     picture = f"{given.out.stem}.png"
     folders = " ".join(folder.name for folder in given.models)
     extra = " --last-tenth-held-out" if given.last_tenth_held_out else ""
@@ -87,11 +87,11 @@ def write(given: argparse.Namespace) -> None:
         "",
         f"    {command}",
         "",
-        f"Windows of {length:,} bytes, {found[0][1][0].bytes:,} bytes predicted; nats per byte. A difference "
-        f"is “{given.titles[0]}” less “{given.titles[1]}”, positive where the second is better; its standard "
-        "error is over windows. A word is letters, digits and what is not ASCII; it is repeated if all of "
-        "its last occurrence is in the window. The last column is what a class adds to the difference of the "
-        "means, and its share of it.",
+        f"Windows of {length:,} bytes, evenly spaced, {found[0][1][0].bytes:,} predicted; nats per byte. "
+        f"A difference is “{given.titles[0]}” less “{given.titles[1]}”, positive where the second is better; "
+        "its standard error is over windows. A word is letters, digits and what is not ASCII; it is repeated "
+        "if all of its last occurrence is in the window. The last column is what a class adds to the "
+        "difference of the means, and its share of it.",
         "",
         f"![parts of the difference]({picture})",
         "",

@@ -19,8 +19,8 @@ from syncattn.training.windows import EvaluationWindows
 from syncattn_lab.study.tables import table
 from syncattn_lab.study.verdicts import number
 
-WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]+")
-"""Letters, digits and whatever is not ASCII; case counts."""
+WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
+"""Letters, digits and what is not ASCII; case counts. The parts of a_name are words: they come again."""
 SPACE = b" \n\t\r"
 POSITIONS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 PLACES = (0, 1, 2, 3, 4, 8)
@@ -159,9 +159,12 @@ def rows_of(sorting: Sorting, ours: NDArray[np.float64], theirs: NDArray[np.floa
 
 
 def compare(
-    models: Sequence[PreTrainedModel], text: bytes, training: bytes, length: int
+    models: Sequence[PreTrainedModel], text: bytes, training: bytes, length: int, most: int | None = None
 ) -> list[tuple[str, list[Row]]]:
     """Two models on a text: for each sorting its title and its rows, the first without any classes.
+
+    With `most`, windows of about so many bytes in all are read, evenly spaced, as a study's final evaluation
+    does.
 
     Raises:
         UserError: not two models, or a text shorter than one window.
@@ -171,7 +174,7 @@ def compare(
     if not 1 < length <= len(text):
         raise UserError(f"length must be from 2 to the text's {len(text):,} bytes, got {length}")
     tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    windows = EvaluationWindows(tokens, length)
+    windows = EvaluationWindows(tokens, length, most)
     ours, theirs = (losses_of(model, windows) for model in models)
     every = Sorting("all", ["all bytes"], np.zeros(ours.shape, dtype=np.int64))
     found = [every, *sortings(words_of(text, training), windows)]
@@ -181,6 +184,10 @@ def compare(
 def tables_of(found: Sequence[tuple[str, list[Row]]], titles: Sequence[str]) -> list[str]:
     """Markdown: a table for each sorting."""
     whole = found[0][1][0]
+
+    def share(part: float) -> str:
+        return f"{number(100 * part / whole.difference, 0)} %" if whole.difference else "–"
+
     lines: list[str] = []
     for title, rows in found:
         header = [title, "bytes", "share", *titles, "difference", "standard error", "of all the difference"]
@@ -192,7 +199,7 @@ def tables_of(found: Sequence[tuple[str, list[Row]]], titles: Sequence[str]) -> 
                 *map(number, row.losses),
                 number(row.difference, signed=True),
                 number(row.error, 4),
-                f"{number(row.part, 4, signed=True)} ({100 * row.part / whole.difference:.0f} %)",
+                f"{number(row.part, 4, signed=True)} ({share(row.part)})",
             ]
             for row in rows
         ]
@@ -208,7 +215,9 @@ def picture(found: Sequence[tuple[str, list[Row]]], titles: Sequence[str]) -> by
     with canvas("light", 9.6, 1.5 + 0.24 * tall, "constrained") as figure:
         ratios = [max(heights[0], heights[1]), max(heights[2], heights[3])]
         grid = figure.subplots(2, 2, sharex=True, height_ratios=ratios).ravel()
-        widest = max(abs(row.part) for _, rows in panels for row in rows) or 1.0
+        every = [0.0, *(row.part for _, rows in panels for row in rows)]
+        room = 0.3 * (max(every) - min(every) or 1.0)  # for the numbers beside the bars
+        low, high = min(every) - room * (min(every) < 0), max(every) + room * (max(every) > 0)
         for axes, (title, rows) in zip(grid, panels):
             parts = [row.part for row in rows]
             tints = ["#b5523b" if part > 0 else COLOURS["osn"] for part in parts]
@@ -226,7 +235,7 @@ def picture(found: Sequence[tuple[str, list[Row]]], titles: Sequence[str]) -> by
                 )
             axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8.5)
             axes.set_ylim(len(rows) - 0.4, -0.6)
-            axes.set_xlim(-1.35 * widest, 1.35 * widest)
+            axes.set_xlim(low, high)
             axes.set_title(title, loc="left")
             axes.grid(axis="x", lw=0.6)
             axes.set_axisbelow(True)

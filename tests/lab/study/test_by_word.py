@@ -13,7 +13,7 @@ from syncattn.training.errors import UserError
 from syncattn.training.windows import EvaluationWindows
 from syncattn_lab.study import by_word
 
-TEXT = b"a cat, a cat sat on the mat. A cat_2 sat\nthe end"
+TEXT = b"a cat, a cat sat on the mat. A cats sat\nthe end"
 SIZES = {"vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -23,11 +23,11 @@ def labels(sorting):
 
 
 def test_words_know_where_they_begin_and_came_before():
-    words = by_word.words_of(TEXT, b"cat cat the sat_ sat")
+    words = by_word.words_of(TEXT, b"cat cat the sat_ cats")
     at = TEXT.rindex(b"sat")
     assert words.start[at : at + 3].tolist() == [at] * 3 and words.start[at + 3] == -1
     assert words.before[at] == TEXT.index(b"sat") and words.before[TEXT.index(b"sat")] == -1
-    assert words.before[TEXT.index(b"cat_2")] == -1  # another word than "cat"
+    assert words.before[TEXT.index(b"cats")] == -1  # another word than "cat"
     assert [words.known[TEXT.index(word)] for word in (b"cat", b"the", b"sat", b"mat")] == [2, 1, 1, 0]
     assert words.known[1] == -1 and words.space[TEXT.index(b"\n")] and not words.space[5]
 
@@ -86,6 +86,8 @@ def test_two_models_are_compared_and_told_of():
         float(loss.mean()), models[0](input_ids=ids, labels=ids).loss.item(), rtol=1e-5, atol=0
     )
     assert row.bytes == 31 * (len(text) // 31) and row.losses[0] != row.losses[1]
+    fewer = by_word.compare(models, text, TEXT, 32, most=100)
+    assert fewer[0][1][0].bytes == 3 * 31
     page = "\n".join(by_word.tables_of(found, ["OSN", "Transformer"]))
     assert "| position in the window | bytes | share | OSN | Transformer |" in page and "(100 %)" in page
     assert by_word.picture(found, ["OSN", "Transformer"]).startswith(b"\x89PNG")
