@@ -1,5 +1,8 @@
 """Losses by position, place in the word, repetition and rarity, on texts small enough to count by hand."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ pytest.importorskip("transformers")
 
 from syncattn.models import OSNConfig, OSNForCausalLM, TransformerConfig, TransformerForCausalLM
 from syncattn.training.errors import UserError
+from syncattn.training.tokenizers import byte_tokenizer
 from syncattn.training.windows import EvaluationWindows
 from syncattn_lab.study import by_word
 
@@ -95,3 +99,39 @@ def test_two_models_are_compared_and_told_of():
         by_word.compare(models, text, TEXT, len(text) + 1)
     with pytest.raises(UserError, match="two models, got 1"):
         by_word.compare(models[:1], text, TEXT, 32)
+
+
+def test_the_script_writes_a_page_and_its_picture_or_nothing(tmp_path, monkeypatch, capsys):
+    script = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "scale" / "words.py"))
+    torch.manual_seed(0)
+    shared = {**SIZES, "max_position_embeddings": 32}
+    models = {
+        "a": OSNForCausalLM(OSNConfig(**shared)),
+        "b": TransformerForCausalLM(TransformerConfig(**shared)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        byte_tokenizer(32).save_pretrained(tmp_path / name)
+    (tmp_path / "text.txt").write_bytes(TEXT * 8)
+    folders = [str(tmp_path / name) for name in models]
+    given = [
+        "words.py",
+        *folders,
+        "--text",
+        str(tmp_path / "text.txt"),
+        "--training",
+        str(tmp_path / "text.txt"),
+    ]
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(
+        "sys.argv", [*given, "--out", str(tmp_path / "out" / "page.md"), "--titles", "A", "B"]
+    )
+    assert script["main"]() == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["page.md", "page.png"]
+    page = (tmp_path / "out" / "page.md").read_text()
+    assert "words.py a b --text text.txt" in page and "(page.png)" in page and str(tmp_path) not in page
+    monkeypatch.setattr("sys.argv", [*given, "--out", str(tmp_path / "out" / "page.txt")])
+    assert script["main"]() == 1 and "--out must be a .md" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*given, "--out", str(tmp_path / "out" / "new.md"), "--context", "9999"])
+    assert script["main"]() == 1 and "length must be from 2" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 2
