@@ -167,6 +167,8 @@ def make(sources: Path, wheels: Path, out: Path) -> dict[str, Any]:
         for name in PARTS:
             (folder / f"{NAME}.{name}.txt").write_bytes(text[name])
         write_json(folder / f"{NAME}.json", about)
+        # What was there describes another text as soon as the first part is replaced.
+        (out / f"{NAME}.json").unlink(missing_ok=True)
     return about
 
 

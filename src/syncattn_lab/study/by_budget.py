@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from syncattn.drawing import canvas, png
-from syncattn_lab.study.marks import FAINT, INK, colours, marker, ticks
+from syncattn_lab.study.marks import FAINT, INK, colours, difference_label, marker, ticks
 from syncattn_lab.study.records import DEFAULT
 from syncattn_lab.study.steps import Step
 from syncattn_lab.study.summary import Cell, Group
@@ -93,13 +95,12 @@ def seconds_of(cells: Sequence[Cell], steps: Mapping[str, Step]) -> tuple[list[f
 
     The clock of a machine that others use says little; a step's time, measured alone, times the steps does.
     """
-    counted = []
-    for cell in cells:
-        line = cell.runs[0]
-        if line["key"] in steps:
-            counted.append(steps[line["key"]].median * line["options"]["steps"])
-    if len(counted) == len(cells):
-        return counted, True
+    runs = [cell.runs[0] for cell in cells]
+    found = [steps[line["key"]].median for line in runs if line["key"] in steps]
+    if found:
+        usual = median(found)  # models of one size: who was not measured takes what the others do
+        each = [steps[line["key"]].median if line["key"] in steps else usual for line in runs]
+        return [second * line["options"]["steps"] for second, line in zip(each, runs)], True
     return [cell.mean("train_seconds") or math.nan for cell in cells], False
 
 
@@ -223,11 +224,16 @@ def picture(series: Series, steps: Mapping[str, Step]) -> bytes:
         for axes in (by_bytes, lead):
             ticks(axes, series.tokens, [_bytes(count) for count in series.tokens])
             axes.set_xlabel("bytes read")
+        low, high = by_time.get_xlim()
+        round_ones = [first * 10.0**power for power in range(-1, 8) for first in (1, 2, 5)]
+        shown = [place for place in round_ones if low <= place <= high]
+        ticks(by_time, shown, [f"{place:,g}" for place in shown])
+        lead.yaxis.set_major_formatter(FuncFormatter(difference_label))
         by_bytes.set_ylabel("test loss, nats per byte")
         by_time.set_xlabel("CPU seconds of training" if measured else "seconds of training, busy machine")
         lead.set_ylabel("lead of the OSN, nats per byte")
         lead.set_title("dashed: fits; dotted: by doublings", loc="left", fontsize=8.5)
-        figure.legend(loc="outside lower center", ncols=1, fontsize=8.5)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
         return png(figure)
 
 

@@ -235,7 +235,8 @@ def picture(found: Sequence[tuple[str, list[Row]]], titles: Sequence[str]) -> by
                 )
             axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8.5)
             axes.set_ylim(len(rows) - 0.4, -0.6)
-            axes.set_xlim(low, high)
+            if low < high:  # two models are hardly ever equal
+                axes.set_xlim(low, high)
             axes.set_title(title, loc="left")
             axes.grid(axis="x", lw=0.6)
             axes.set_axisbelow(True)
