@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import itertools
 import json
 import math
@@ -37,13 +36,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from syncattn_lab.study.held_out import PARTS, joined, split_files
+
 # Nothing here imports PyTorch before the processes do: text is read while they start.
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("train", "validation", "test")
-HELD_EVERY = 20  # of so many files one is for validation and one for test
-LONG_LINE = 30  # bytes; shorter lines, such as "return None", are everywhere
-MOST_SHARED = 0.25  # of a held-out file's long lines, those that the training text has too
 PROBE_STEPS = 40
 SHARE = 0.8  # of the time left that the steps are planned for: evaluations and logs come on top
 TAIL = 15.0  # seconds for the last evaluation and the files
@@ -136,9 +133,8 @@ def package_folders() -> list[Path]:
 def source_text(folders: Sequence[Path]) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The Python source below some folders in three parts, and what was read.
 
-    The same files give the same text on every machine: they are put in order by the hash of what they hold,
-    equal ones are read once, and every tenth is held out. Packages copy from each other, so a held-out file
-    with more than a quarter of its long lines in the training text is left out.
+    Equal files are read once, and held-out files that share lines with the training text are left out, by
+    `split_files`.
     """
     paths = [
         os.path.join(root, name)
@@ -149,54 +145,28 @@ def source_text(folders: Sequence[Path]) -> tuple[dict[str, bytes], dict[str, An
     ]
     with ThreadPoolExecutor(16) as pool:
         read = list(pool.map(_read, paths, chunksize=64))
-    usable = sorted((digest, data) for digest, data in read if data)
-    files = [data for _, data in dict(usable).items()]
-    parts: dict[str, list[bytes]] = {name: [] for name in PARTS}
-    held_at = {HELD_EVERY // 2 - 1: "validation", HELD_EVERY - 1: "test"}
-    for index, data in enumerate(files):
-        parts[held_at.get(index % HELD_EVERY, "train")].append(data)
-    held = set(itertools.chain.from_iterable(map(_long_lines, parts["validation"] + parts["test"])))
-    known: set[bytes] = set()
-    for data in parts["train"]:
-        known |= held.intersection(map(bytes.strip, data.split(b"\n")))
-    left_out = 0
-    for name in PARTS[1:]:
-        kept = [data for data in parts[name] if _share(_long_lines(data), known) <= MOST_SHARED]
-        left_out += len(parts[name]) - len(kept)
-        parts[name] = kept
-    text = {name: b"\n".join(data) for name, data in parts.items()}
+    files = [data for data in read if data]
+    parts, left_out = split_files(files)
+    text, digest = joined(parts)
     if not all(text.values()):
         raise ValueError(f"too little Python source in {', '.join(map(str, folders))}: {len(files)} files")
-    digest = hashlib.sha256(b"".join(part + b"\x00" for part in text.values())).hexdigest()
     return text, {
         "about": "Python source of the installed packages, bytes",
         "folders": len(folders),
         "files": {name: len(data) for name, data in parts.items()},
         "bytes": {name: len(part) for name, part in text.items()},
-        "left_out": {
-            "not readable, empty or not UTF-8": sum(not data for _, data in read),
-            "equal to another": len(usable) - len(files),
-            "held out, but mostly in the training text": left_out,
-        },
+        "left_out": {"not readable, empty or not UTF-8": len(read) - len(files), **left_out},
         "sha256": digest,
     }
 
 
-def _read(path: str) -> tuple[bytes, bytes]:
+def _read(path: str) -> bytes:
     try:
         data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
         data.decode("utf-8")
     except (OSError, UnicodeDecodeError):
-        return b"", b""
-    return hashlib.sha256(data).digest(), b"" if b"\x00" in data else data
-
-
-def _long_lines(data: bytes) -> list[bytes]:
-    return [line for line in map(bytes.strip, data.split(b"\n")) if len(line) >= LONG_LINE]
-
-
-def _share(lines: list[bytes], known: set[bytes]) -> float:
-    return sum(line in known for line in lines) / len(lines) if lines else 0.0
+        return b""
+    return b"" if b"\x00" in data else data
 
 
 def jobs_of(

@@ -25,7 +25,7 @@ from typing import Any
 from syncattn.training.errors import UserError
 from syncattn.training.figures import densities
 from syncattn.training.files import disk_errors, read_json, remove_staging, staged
-from syncattn_lab.study import by_length, by_position, figures, steps, tables
+from syncattn_lab.study import by_budget, by_length, by_position, figures, steps, tables
 from syncattn_lab.study.lines import LINES_FILE
 from syncattn_lab.study.records import DEFAULT, PLAN_FILE, Line, read_runs, thin
 from syncattn_lab.study.report import write_report
@@ -120,6 +120,7 @@ def page(
     groups = as_groups(lines)
     pictures: Pictures = {}
     parts = [f"# {title}", "", *head(lines, groups, keys, name, title), "", *targets(groups)]
+    parts += budgets(groups, costs or {}, pictures)
     for kind in ORDER:
         found = [group for group in groups if group.kind == kind]
         # Each group about size is one size: they are one section.
@@ -208,6 +209,15 @@ def targets(groups: list[Group]) -> list[str]:
         "",
         _JUDGED,
     ]
+
+
+def budgets(groups: list[Group], costs: dict[str, steps.Step], pictures: Pictures) -> list[str]:
+    """Where the lead goes with more text, if comparisons differ in that alone."""
+    parts: list[str] = []
+    for number, series in enumerate(by_budget.series_of(groups), 1):
+        drawn = picture(pictures, f"budgets-{number}", by_budget.picture(series, costs))
+        parts += [f"### {series.title}", "", *by_budget.page(series, costs), *drawn]
+    return ["", "## More text", "", *parts] if parts else []
 
 
 def comparison(groups: Sequence[Group], pictures: Pictures) -> list[str]:

@@ -24,12 +24,12 @@ import torch
 
 from syncattn.nn import SelectiveSynchronizationAttention, count_locked
 from syncattn.training.checkpoints import load_model
-from syncattn.training.data import load_corpus
 from syncattn.training.environment import machine
 from syncattn.training.tokenizers import byte_tokenizer, encode
 from syncattn.training.windows import EvaluationWindows
 from syncattn_lab.study.lines import LINES_FILE
 from syncattn_lab.study.records import Line, read_runs
+from syncattn_lab.study.run import corpus_of
 from syncattn_lab.study.steps import STEPS_FILE
 
 
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="all models in turn, so many times")
     parser.add_argument("--steps", type=int, default=3, help="timed in a process, after one that is not")
     parser.add_argument("--group", action="append", help="only this group")
+    parser.add_argument("--data", type=Path, help="folder with the texts that the study read")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     lines = [
@@ -50,7 +51,7 @@ def main() -> None:
     ]
     if arguments.only is not None:
         (line,) = (line for line in lines if line["key"] == arguments.only)
-        print(json.dumps(measure(line, arguments.runs, arguments.steps)))
+        print(json.dumps(measure(line, arguments.runs, arguments.steps, arguments.data)))
         return
     firsts = [line for line in lines if line["seed"] == min(x["seed"] for x in lines)]
     for _ in range(arguments.rounds):
@@ -62,12 +63,14 @@ def main() -> None:
             print(found, flush=True)
 
 
-def measure(line: Line, runs: Path, steps: int) -> dict[str, Any]:
+def measure(line: Line, runs: Path, steps: int, data: Path | None = None) -> dict[str, Any]:
     """The times and the memory of one model's steps."""
     torch.set_num_threads(1)
     options = line["options"]
     model: Any = load_model(runs / "runs" / line["key"].replace("/", "--"))[0]
-    tokens = encode(byte_tokenizer(options["context"]), load_corpus(line["task_options"]["text"]).test)
+    tokens = encode(
+        byte_tokenizer(options["context"]), corpus_of(line["task"], line["task_options"], data).test
+    )
     windows = EvaluationWindows(tokens, options["context"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     before, times = peak(), []

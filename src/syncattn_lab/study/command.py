@@ -161,13 +161,13 @@ def prepare(plan: Plan, out: Path, data: Path | None) -> None:
     from syncattn_lab.study.plan import TEXT, build_config
     from syncattn_lab.study.queue import open_runs
     from syncattn_lab.study.records import PLAN_FILE
-    from syncattn_lab.study.run import text_of
+    from syncattn_lab.study.run import corpus_of
     from syncattn_lab.study.varied import task_of
 
     sizes: dict[str, tuple[int, int | None]] = {}
     for name, options in plan.tasks.items():
         if options.get("kind") == TEXT:
-            text_of(name, tuple(options["text"]), options.get("test"), data or Path())
+            corpus_of(name, options, data)
             sizes[name] = (256, None)
         else:
             task, _ = task_of(options)

@@ -89,22 +89,39 @@ def portable(given: str) -> str:
 
 
 @cache
-def text_of(task: str, texts: tuple[str, ...], test: str | None, folder: Path) -> Corpus:
+def text_of(
+    task: str, texts: tuple[str, ...], test: str | None, folder: Path, validation: str | None = None
+) -> Corpus:
     """A text task's corpus, its sources named as in the plan, whatever folder they are in.
 
-    With a `test` of its own, the last tenth of the others is for validation.
+    With a `test` of its own, the last tenth of the others is for validation, unless there is a text for that.
 
     Raises:
-        UserError: what `load_corpus` and `read_text` raise.
+        UserError: a text for validation alone; what `load_corpus` and `read_text` raise.
     """
+    if test is None and validation is not None:
+        raise UserError(f"task {task!r}: a text for validation needs one for test, too")
     named = [name if name in BUILT_IN else str(folder / name) for name in texts]
     if test is None:
         corpus = load_corpus(named)
         notes = tuple(note.replace(f"{folder}/", "") for note in corpus.notes)
         return replace(corpus, sources=texts, notes=notes)
     text = "\n".join(read_text(Path(name)) for name in named)
-    train, validation = split_last_tenth(text)
-    return Corpus(train, validation, read_text(folder / test), (*texts, test))
+    if validation is not None:
+        held = read_text(folder / validation)
+        return Corpus(text, held, read_text(folder / test), (*texts, validation, test))
+    train, held = split_last_tenth(text)
+    return Corpus(train, held, read_text(folder / test), (*texts, test))
+
+
+def corpus_of(task: str, options: dict[str, Any], data: Path | None) -> Corpus:
+    """The corpus of a text task by its options in the plan.
+
+    Raises:
+        UserError: what `text_of` raises.
+    """
+    texts = tuple(options["text"])
+    return text_of(task, texts, options.get("test"), data or Path(), options.get("validation"))
 
 
 def _is_text(run: Run) -> bool:
@@ -112,8 +129,7 @@ def _is_text(run: Run) -> bool:
 
 
 def _text(run: Run, folder: Path, data: Path | None, console: Console | None) -> dict[str, Any]:
-    options = run.task_options
-    corpus = text_of(run.task, tuple(options["text"]), options.get("test"), data or Path())
+    corpus = corpus_of(run.task, run.task_options, data)
     tokenizer = byte_tokenizer(run.options.context)
     config = build_config(run, len(tokenizer), run.options.context)
     record = train_once(config, corpus, tokenizer, folder, run.options, console=console, label=run.key)

@@ -29,7 +29,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     words = ["oscillators", "that", "lock", "exchange", "what", "they", "know", "and", "others", "stay"]
-    for name, shift in (("some.txt", 0), ("other.txt", 3)):
+    for name, shift in (("some.txt", 0), ("other.txt", 3), ("third.txt", 5)):
         lines = [
             " ".join(words[(i * 7 + j * (shift + 1)) % len(words)] for j in range(8)) for i in range(200)
         ]
@@ -91,6 +91,11 @@ def test_the_test_text_is_not_trained_on(folder):
     text = (folder / "some.txt").read_text()
     assert corpus.train + corpus.validation == text and len(corpus.validation) < 0.12 * len(text)
     assert corpus.test == (folder / "other.txt").read_text()
+    whole = text_of("words", ("some.txt",), "other.txt", folder, "third.txt")
+    assert whole.train == text and whole.validation == (folder / "third.txt").read_text()
+    assert whole.sources == ("some.txt", "third.txt", "other.txt")
+    with pytest.raises(UserError, match="needs one for test"):
+        text_of("words", ("some.txt",), None, folder, "third.txt")
 
 
 def test_lines_do_not_name_this_machines_folders(tmp_path, folder):
