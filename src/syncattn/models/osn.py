@@ -38,9 +38,9 @@ class OSNConfig(DecoderConfig):
             couplings and slopes keep the layer's calibrated start.
         freq_dim, phase_dim, directed, position, window_range, windows, delay, detuning, token_shift,
             self_coupling, frame, power, edge, eps, top_k, order_parameter, density_range, sharpness,
-            parametrisation, freq_bias, axes, helix_scales, value_rotation, short_convolution, value_residual:
-            as in `syncattn.nn.SelectiveSynchronizationAttention`. `OSNConfig.preset` has mixes of heads by
-            name.
+            parametrisation, freq_bias, axes, helix_scales, value_rotation, short_convolution, value_residual,
+            nearest_gate: as in `syncattn.nn.SelectiveSynchronizationAttention`. `OSNConfig.preset` has mixes
+            of heads by name.
 
     The defaults and what speaks for each: by how much the validation loss on WikiText-2 rises, in nats per
     byte, when it alone is changed (117,000 parameters, one seed, where seeds differ by .006;
@@ -92,6 +92,7 @@ class OSNConfig(DecoderConfig):
     value_rotation: float | Sequence[float | bool | None] | None = None
     short_convolution: int | None = None
     value_residual: bool = False
+    nearest_gate: bool = False
 
     @classmethod
     def paper(cls, **overrides: Any) -> OSNConfig:
@@ -130,7 +131,15 @@ class OSNConfig(DecoderConfig):
         for name in ("freq_dim", "top_k"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
-        for name in ("detuning", "self_coupling", "order_parameter", "freq_bias", "value_residual"):
+        flags = (
+            "detuning",
+            "self_coupling",
+            "order_parameter",
+            "freq_bias",
+            "value_residual",
+            "nearest_gate",
+        )
+        for name in flags:
             check_flag(name, getattr(self, name))
         check_looking_back(self.token_shift, self.short_convolution)
         freq_dim = min(16, self.head_dim) if self.freq_dim is None else self.freq_dim
