@@ -33,9 +33,12 @@ def call(queries=7, keys=7, heads=4, senders=4, dtype=torch.float64, **options):
     ],
     ids=str,
 )
-def test_it_is_the_least_of_all_allowed_pairs(given, rows_at_a_time, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # the native kernel is of float32 alone
+def test_it_is_the_least_of_all_allowed_pairs(given, rows_at_a_time, dtype, monkeypatch):
     monkeypatch.setattr(nearest, "_MAX_PAIRS", rows_at_a_time)
-    asked = call(**given)
+    if rows_at_a_time == 1:
+        monkeypatch.setattr(nearest, "seeker", lambda asked: None)
+    asked = call(**given, dtype=dtype)
     found = nearest.nearest_detuning(asked)
     send = asked.send.repeat_interleave(4 // asked.send.shape[1], 1)
     detuning = (asked.receive[:, :, :, None] - send[:, :, None]).square().sum(-1)
@@ -56,3 +59,12 @@ def test_far_from_the_origin_the_nearest_is_found_all_the_same():
     moved = asked._replace(receive=asked.receive.detach() + 5000, send=asked.send.detach() + 5000)
     exact = moved._replace(receive=moved.receive.double(), send=moved.send.double())
     assert torch.equal(nearest.nearest_senders(moved), nearest.nearest_senders(exact))
+
+
+@pytest.mark.parametrize("self_coupling", [True, False])
+def test_the_kernel_finds_the_same_in_an_order_of_its_own(self_coupling):
+    """Where it sorts tokens, which it does in long calls without causality."""
+    receive = torch.randn(1, 2, 2100, 8, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(2)
+    asked = prepare(receive, receive, receive, ones, ones, self_coupling=self_coupling)
+    assert torch.equal(nearest.nearest_senders(asked), nearest._by_pairs(asked))

@@ -54,8 +54,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             tokens (Zhou et al. 2024), given as `first_value`; c and c1 are learned and start at 1/2.
         nearest_gate: each head's result is multiplied by 2 sigmoid(a - b D / m), D the squared detuning of
             the receiver's nearest sender, with a learned a and b per head that start at 0: a head that finds
-            no match can be silent, which the nearest frame alone does not let it be. All allowed pairs are
-            compared for it, by PyTorch, whatever backend computes the rest.
+            no match can be silent, which the nearest frame alone does not let it be. The nearest sender is
+            looked for once more for it: where no backend but `cpu` does that, among all allowed pairs.
         self_coupling: whether a token may listen to itself. In the Kuramoto sum the self term is sin 0 = 0.
         value_rotation: None, or the base of co-rotating values: v_j is turned by R(x_j), pairs of coordinates
             by angles proportional to its position, as "rotary" turns frequencies, with this number in place
