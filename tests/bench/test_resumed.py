@@ -39,7 +39,7 @@ def test_other_seeds_run_at_the_first_ones_best_rate(resumed, tmp_path, best, ra
     [
         (["--steps", "1"], "--steps must be at least 2, got 1"),
         (["--seeds", "1", "2"], "--seeds must have 0, whose runs choose the rate, got [1, 2]"),
-        (["--steps", "9"], "--steps must be 7, which the runs in"),
+        (["--steps", "9"], "--steps must be 7, as "),
     ],
 )
 def test_bad_command_lines(resumed, tmp_path, monkeypatch, capsys, given, told):

@@ -48,6 +48,7 @@ def test_every_option_reaches_the_layer():
         "value_rotation": 100.0,
         "short_convolution": 3,
         "value_residual": True,
+        "nearest_gate": True,
     }
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
     config = OSNConfig(**sizes, attention_dropout=0.1, **options)

@@ -18,6 +18,7 @@ KINDS = {
     "token shift, directed": {"token_shift": True, "directed": True, "delay": 0.0},
     "bounded": {"bounded_content": True, "directed": [False, True, True, False], "token_shift": True},
     "top k": {"top_k": 3, "delay": 0.25, "freq_dim": 2},
+    "nearest gate": {"nearest_gate": True, "token_shift": True},
     "mix of forms": {"position": ["drift", "own_helix", "none", "rotary"], "helix_scales": (2.0, 9.0)},
     "mix of kinds": {
         "position": ["drift", "own_screw", "none", "own_drift"],
@@ -37,7 +38,7 @@ def build(kind="default", dtype=torch.float64, seed=0, **options):
     layer = SelectiveSynchronizationAttention(EMBED_DIM, HEADS, **options).double().eval()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            if name.endswith("bias") or name == "shift":
+            if name.endswith("bias") or name in ("shift", "gate"):
                 parameter.normal_(std=0.3)
         if layer.parametrisation == "softplus":
             layer.raw_coupling.fill_(2.0)

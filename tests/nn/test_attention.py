@@ -59,6 +59,7 @@ def told(layer, x):
 
 def test_weights(layer, tokens):
     """Rows sum to 1 where something locks; they mix the values; asking for them changes nothing."""
+    layer.gate = None  # which they do not hold
     x = tokens(B, N)
     out, weights = layer(x, need_weights=True, average_attn_weights=False)
     torch.testing.assert_close(layer(x)[0], out, rtol=0, atol=1e-9)
@@ -120,6 +121,7 @@ def test_causal_cross_attention_is_the_end_of_the_sequence(build, tokens):
 
 
 def test_value_may_differ_from_key(layer, tokens):
+    layer.gate = None  # which the weights do not hold
     x, key, value = tokens(B, N), tokens(B, M, seed=2), tokens(B, M, seed=3)
     _, weights = layer(x, key, need_weights=True, average_attn_weights=False)
     out, same = layer(x, key, value, need_weights=True, average_attn_weights=False)

@@ -108,6 +108,9 @@ def by_definition(layer, query, key, value, hidden, padding, is_causal, itself):
                 )
             )
             weights[b, h, i, columns] = row
+            if layer.gate is not None:
+                nearest = (receive - torch.stack(send)).square().sum(-1).min() / layer.freq_dim
+                heads[b, i, h] *= 2 * torch.sigmoid(layer.gate[0, h] - layer.gate[1, h] * nearest)
     return layer.out_proj(heads.flatten(-2)), weights
 
 

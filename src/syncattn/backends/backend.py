@@ -119,6 +119,8 @@ class Backend(NamedTuple):
         only_by_name: why it does not take a call that asks for no backend, though it could, or None.
         locked_counts: the call, whatever its top_k, to how many senders each receiver locks with, (B, H, N)
             int64, without gradients; None if it has no such pass.
+        nearest: the call, whatever its frame, to each receiver's nearest allowed sender, (B, H, N) int64,
+            without gradients, at a cost that follows what locks; None if it has no such pass.
         keeps_bounds: whether it does itself what `call.within_bounds` does.
         decoding: of a layer that generates, the calls of its groups of heads, each of one causal receiver, to
             what computes its later tokens where nothing has to be checked anew, or to None; None if it has no
@@ -131,6 +133,7 @@ class Backend(NamedTuple):
     refuses: Callable[[Call], str | None] = _nothing
     only_by_name: Callable[[Call], str | None] = _nothing
     locked_counts: Callable[[Call], Tensor] | None = None
+    nearest: Callable[[Call], Tensor] | None = None
     keeps_bounds: bool = False
     decoding: Callable[[Sequence[Call], DecodingLayer], Decoding | None] | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -157,6 +157,16 @@ def locked_counts(call: Call) -> Tensor:
             # S falls with D: those that lock are the nearest ones
             return counts if call.top_k is None else counts.clamp(max=call.top_k)
     raise BackendError(select(alike).reasons.get("tiled", "no backend counts this call"))
+
+
+def seeker(call: Call) -> Callable[[Call], Tensor] | None:
+    """What finds each receiver's nearest sender without a look at every pair, on the call's device; None: no
+    backend does."""
+    alike = for_counting(call)
+    for candidate in BACKENDS.values():
+        if candidate.nearest is not None and _reason(candidate, alike, None) is None:
+            return candidate.nearest
+    return None
 
 
 def explain(*args: Any, backend: str | None = None, **kwargs: Any) -> Explanation:

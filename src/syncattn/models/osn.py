@@ -39,8 +39,8 @@ class OSNConfig(DecoderConfig):
         freq_dim, phase_dim, directed, position, window_range, windows, delay, detuning, token_shift,
             self_coupling, frame, power, edge, eps, top_k, order_parameter, density_range, sharpness,
             parametrisation, freq_bias, bounded_content, axes, helix_scales, value_rotation,
-            short_convolution, value_residual: as in `syncattn.nn.SelectiveSynchronizationAttention`.
-            `OSNConfig.preset` has mixes of heads by name.
+            short_convolution, value_residual, nearest_gate: as in
+            `syncattn.nn.SelectiveSynchronizationAttention`. `OSNConfig.preset` has mixes of heads by name.
 
     The defaults and what speaks for each: by how much the validation loss on WikiText-2 rises, in nats per
     byte, when it alone is changed (117,000 parameters, one seed, where seeds differ by .006;
@@ -93,6 +93,7 @@ class OSNConfig(DecoderConfig):
     value_rotation: float | Sequence[float | bool | None] | None = None
     short_convolution: int | None = None
     value_residual: bool = False
+    nearest_gate: bool = False
 
     @classmethod
     def paper(cls, **overrides: Any) -> OSNConfig:
@@ -132,7 +133,7 @@ class OSNConfig(DecoderConfig):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
         flags = "detuning", "self_coupling", "order_parameter", "freq_bias", "bounded_content"
-        for name in (*flags, "value_residual"):
+        for name in (*flags, "value_residual", "nearest_gate"):
             check_flag(name, getattr(self, name))
         check_looking_back(self.token_shift, self.short_convolution)
         freq_dim = min(16, self.head_dim) if self.freq_dim is None else self.freq_dim

@@ -15,6 +15,7 @@ from syncattn.nn.coupled_heads import CoupledHeads
 from syncattn.nn.coupling import coherence_of_seen, effective_coupling, running_coherence
 from syncattn.nn.decoding import next_token
 from syncattn.nn.frequency import Frequency, turn_values
+from syncattn.nn.gate import new_gate, openness
 from syncattn.nn.hosts import NeverFused
 from syncattn.nn.inputs import Inputs, batch_first, checked_inputs, go_on_from, with_texts
 from syncattn.nn.operands import as_they_are, by_groups, in_every_form, remember_
@@ -51,6 +52,10 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             a and b (L, E) that start at 0. Width 2 is the token shift.
         value_residual: values are c * v + c1 * v1, with v1 what the network's first layer made of the same
             tokens (Zhou et al. 2024), given as `first_value`; c and c1 are learned and start at 1/2.
+        nearest_gate: each head's result is multiplied by 2 sigmoid(a - b D / m), D the squared detuning of
+            the receiver's nearest sender, with a learned a and b per head that start at 0: a head that finds
+            no match can be silent, which the nearest frame alone does not let it be. The nearest sender is
+            looked for once more for it: where no backend but `cpu` does that, among all allowed pairs.
         self_coupling: whether a token may listen to itself. In the Kuramoto sum the self term is sin 0 = 0.
         value_rotation: None, or the base of co-rotating values: v_j is turned by R(x_j), pairs of coordinates
             by angles proportional to its position, as "rotary" turns frequencies, with this number in place
@@ -105,6 +110,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         value_rotation: float | Sequence[float | bool | None] | None = None,
         short_convolution: int | None = None,
         value_residual: bool = False,
+        nearest_gate: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -120,6 +126,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         check_synchronization(frame, power, edge, eps, top_k)
         check_looking_back(token_shift, short_convolution)
         check_flag("value_residual", value_residual)
+        check_flag("nearest_gate", nearest_gate)
         check_flag("self_coupling", self_coupling)
         check_flag("order_parameter", order_parameter)
         check_flag("freq_bias", freq_bias)
@@ -158,6 +165,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             shape = (2, embed_dim) if token_shift else (2, self.looks_back, embed_dim)
             self.shift = nn.Parameter(torch.empty(shape, **factory))
         self.value_mix = new_value_mix(**factory) if value_residual else None
+        self.gate = new_gate(num_heads, **factory) if nearest_gate else None
         self._add_coupling(**factory)
         self.reset_parameters()
 
@@ -172,6 +180,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             nn.init.zeros_(self.shift)
         if self.value_mix is not None:
             nn.init.constant_(self.value_mix, 0.5)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate)
         self._reset_coupling(self.freq_dim)
         if self.parametrisation == "softplus":
             for module in self.modules():
@@ -275,6 +285,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             given = go_on_from(state, given)
         check_first_value(first_value, given.key, self.value_mix is not None)
         arguments, after, own = self._operator_arguments(given, state, first_value)
+        opened = None if self.gate is None else openness(self.gate, arguments, after)
         dropout_p, weights = self.dropout if self.training else 0.0, None
         arguments |= {"dropout_p": dropout_p, "return_weights": need_weights}
         if after is not None and not after.reads_all:
@@ -291,6 +302,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             weights = weights.mean(1) if average_attn_weights else weights
         if self.value_rotation is not None:
             out = turn_values(out, -own, self.value_rotation)
+        if opened is not None:
+            out = out * opened.to(out.dtype)
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
         if state is not None and after is not None:
             after.was_checked_()
@@ -481,6 +494,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             f"token_shift={self.shift is not None and convolution is None}, "
             f"short_convolution={convolution}, "
             f"value_residual={self.value_mix is not None}, "
+            f"nearest_gate={self.gate is not None}, "
             f"self_coupling={self.self_coupling}, "
             f"frame={self.frame!r}, power={self.power}, edge={self.edge}, eps={self.eps}, "
             f"top_k={self.top_k}, parametrisation={self.parametrisation!r}"

@@ -127,7 +127,7 @@ def _is_usual(layer: Any, x: Tensor, state: IncrementalState, first_value: Tenso
         return False
     if (layer.shift is not None) != (layer.looks_back == 1 and state.last_input is not None):
         return False
-    if (first_value is None) != (layer.value_mix is None):
+    if (first_value is None) != (layer.value_mix is None) or layer.gate is not None:
         return False
     if first_value is not None and (first_value.shape != x.shape or first_value.dtype != x.dtype):
         return False

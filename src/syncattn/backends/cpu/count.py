@@ -1,4 +1,5 @@
-"""Counting locked pairs by the native kernel: the walk of its forward pass, without weighing and mixing."""
+"""Counting locked pairs, and finding nearest senders, by the native kernel: the walk of its forward pass,
+without weighing and mixing."""
 
 from __future__ import annotations
 
@@ -17,9 +18,34 @@ _ROOM = 2**14
 
 def count(call: Call) -> Tensor:
     """How many senders each receiver locks with, (B, H, N) int64; top_k is not considered. Eager's counts."""
+    if _is_empty(call):
+        return torch.zeros(call.receive.shape[:3], dtype=torch.int64, device="cpu")
+    call, inputs, counts, doubtful, sender = _walked(call)
+    pairs = _in_callers_order(doubtful, inputs, sender)
+    counts = put_back(counts, inputs.order.receive)
+    if len(doubtful):
+        add_settled(counts, call, pairs)
+    return counts
+
+
+def nearest(call: Call) -> Tensor:
+    """Each receiver's nearest allowed sender, (B, H, N) int64; any number where it has none."""
+    if _is_empty(call):
+        return torch.zeros(call.receive.shape[:3], dtype=torch.int64, device="cpu")
+    _, inputs, _, _, sender = _walked(call._replace(frame="nearest"))
+    if inputs.order.send is not None:
+        sender = inputs.order.send.gather(2, sender.long())
+    return put_back(sender, inputs.order.receive).long()
+
+
+def _is_empty(call: Call) -> bool:
+    return call.receive.shape[0] * call.receive.shape[2] * call.send.shape[2] == 0
+
+
+def _walked(call: Call) -> tuple[Call, Inputs, Tensor, Tensor, Tensor]:
+    """(the call for counting, what the kernel is given, what `_counted` gives, and each row's nearest sender
+    as the kernel orders, (B, H, N) int32, or (0,) in the absolute frame)."""
     batch, heads, queries, _ = call.receive.shape
-    if batch * queries * call.send.shape[2] == 0:
-        return torch.zeros(batch, heads, queries, dtype=torch.int64, device="cpu")
     call = for_counting(call)
     # The kernel wants columns, and reads none of them.
     unread = call.send.new_zeros(1, 1, 1, COLUMNS).expand(batch, 1, call.send.shape[2], COLUMNS)
@@ -29,12 +55,7 @@ def count(call: Call) -> Tensor:
     framed = (batch, heads, queries) if problem.nearest else (0,)
     base, sender = buffer(*framed), buffer(*framed, dtype=torch.int32)
     problem.base, problem.nearest_sender = pointer(base), pointer(sender, torch.int32)
-    counts, doubtful = _counted(call, inputs)
-    pairs = _in_callers_order(doubtful, inputs, sender)
-    counts = put_back(counts, inputs.order.receive)
-    if len(doubtful):
-        add_settled(counts, call, pairs)
-    return counts
+    return call, inputs, *_counted(call, inputs), sender
 
 
 def _counted(call: Call, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from syncattn.backends.backend import Backend, Capabilities
 from syncattn.backends.call import Call, constant_when_compiled
 from syncattn.backends.cpu import library
-from syncattn.backends.cpu.count import count
+from syncattn.backends.cpu.count import count, nearest
 from syncattn.backends.cpu.decode import decoding
 from syncattn.backends.cpu.library import buffer, pointer
 from syncattn.backends.cpu.problem import (
@@ -122,6 +122,7 @@ BACKEND = Backend(
     run=run,
     unavailable=unavailable,
     locked_counts=count,
+    nearest=nearest,
     decoding=decoding,
     capabilities=Capabilities(
         device="cpu",
