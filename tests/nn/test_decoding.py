@@ -220,6 +220,7 @@ def test_a_layer_that_fails_at_its_end_leaves_the_past(ways):
         {"top_k": 3},
         {"power": 3},
         {"short_convolution": 3, "token_shift": False},
+        {"nearest_gate": True},
     ),
 )
 def test_other_layers_are_left_to_the_long_way(other, ways):

@@ -28,7 +28,11 @@ def test_the_mixes():
     assert text["delay"] == [False, True, False, True]
     assert preset("text", 8)["position"] == ["drift"] * 6 + ["own_helix"] * 2
     assert preset("text", 3)["delay"] == [True, False, True]  # the one that looks far is delayed
-    assert preset("images", 4)["position"] == ["drift", "drift", "drift", "none"]
+    assert (
+        preset("recall", 4)["position"]
+        == preset("images", 4)["position"]
+        == ["drift", "drift", "drift", "none"]
+    )
     assert series["position"] == ["own_drift"] * 3 + ["own_helix"] * 2
     assert preset("points", 1)["position"] == "own_drift"
     assert (text | {"value_rotation": 50.0})["value_rotation"] == 50.0  # a part of it changed
@@ -59,9 +63,10 @@ def test_points_have_no_order_and_nobody_hears_beyond_the_radius():
     assert beyond.any((1, 2)).all() and not (weights[0] * beyond).any()
 
 
-def test_a_cache_of_the_text_mix():
+@pytest.mark.parametrize("name", ["text", "recall"])
+def test_a_cache_of_the_mixes_for_texts(name):
     torch.manual_seed(0)
-    layer = SelectiveSynchronizationAttention(32, 4, **preset("text", 4)).eval()
+    layer = SelectiveSynchronizationAttention(32, 4, **preset(name, 4)).eval()
     x, state = torch.randn(2, 30, 32), IncrementalState()
     want, _ = layer(x, is_causal=True)
     with torch.no_grad():
@@ -72,7 +77,12 @@ def test_a_cache_of_the_text_mix():
 @pytest.mark.parametrize(
     ("name", "heads", "error", "message"),
     [
-        ("texts", 4, ValueError, "preset must be one of 'text', 'images', 'series', 'points', got 'texts'"),
+        (
+            "texts",
+            4,
+            ValueError,
+            "preset must be one of 'text', 'recall', .* 'points', got 'texts'",
+        ),
         (None, 4, ValueError, "preset must be one of .* got None"),
         ("text", 1, ValueError, "num_heads must be at least 2 for preset='text', .* got 1"),
         ("series", 0, ValueError, "num_heads must be at least 1, got 0"),

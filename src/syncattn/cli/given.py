@@ -56,7 +56,7 @@ class ModelOptions:
     heads: int = option(4, "Attention heads per block.")
     freq_dim: int | None = option(None, "Coordinates of a frequency.", shown="16, at most a head's width")
     paper: bool = option(False, "The published formulation.")
-    preset: str | None = option(None, "A mix of heads: text (docs/positions.md).", metavar="NAME")
+    preset: str | None = option(None, "A mix of heads: text or recall (docs/positions.md).", metavar="NAME")
     settings: list[str] | None = option(
         None,
         "Any other field of OSNConfig, its value as JSON: --set delay=0.25 --set 'window_range=[2,32]'.",

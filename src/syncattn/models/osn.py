@@ -22,6 +22,7 @@ from syncattn.nn.options import (
     check_synchronization,
     check_value_rotation,
 )
+from syncattn.nn.presets import CAUSAL
 from syncattn.nn.published import published
 
 
@@ -122,7 +123,7 @@ class OSNConfig(DecoderConfig):
         """
         heads = overrides.get("num_attention_heads", cls.num_attention_heads)
         check_heads(overrides.get("hidden_size", cls.hidden_size), heads)
-        return cls(**{**preset(name, heads), "is_causal": name == "text", **overrides})
+        return cls(**{**preset(name, heads), "is_causal": name in CAUSAL, **overrides})
 
     def check(self) -> None:
         """As `DecoderConfig.check`, and the options of synchronization, as the layer asks of them."""

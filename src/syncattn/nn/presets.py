@@ -6,7 +6,9 @@ from typing import Any
 
 from syncattn.checks import check_choice, check_count
 
-PRESETS = ("text", "images", "series", "points")
+CAUSAL = ("text", "recall")
+"""Those for texts, which are read in order."""
+PRESETS = (*CAUSAL, "images", "series", "points")
 
 
 def preset(name: str, num_heads: int) -> dict[str, Any]:
@@ -18,6 +20,9 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
 
     "text": windows; in a quarter of the heads, the widest, a helix in coordinates of its own, which finds
         what is alike at any distance; every second head delayed, the last one always; token shift.
+    "recall": windows; a quarter of the heads, the widest, without position; a convolution of four tokens in
+        place of the token shift, so that four tokens name a place; delays as in "text". What it has learned
+        to recall or to copy it does in texts many times longer.
     "images": two axes, rows and columns; windows of 1.5 to 6 patches; a quarter of the heads without
         position; co-rotating values; a dense start, since a pair that does not lock has no gradient: limit
         the density while it trains. Nobody has a token before.
@@ -42,22 +47,24 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
     few, half = max(1, num_heads // 4), num_heads // 2
     last_delayed = [(num_heads - h) % 2 == 1 for h in range(num_heads)]
     ordered: dict[str, Any] = {"delay": last_delayed, "token_shift": True}
+    far = ["drift"] * (num_heads - few) + ["none"] * few
     unordered: dict[str, Any] = {"delay": 0.0, "token_shift": False, "value_rotation": 100.0}
     if name == "text":
         return ordered | {
             "position": ["drift"] * (num_heads - few) + ["own_helix"] * few,
             "value_rotation": None,
         }
+    if name == "recall":
+        return ordered | {"position": far, "token_shift": False, "short_convolution": 4}
     if name == "series":
         return ordered | {
             "position": ["own_drift"] * (num_heads - half) + ["own_helix"] * half,
             "value_rotation": 100.0,
         }
     if name == "images":
-        near = ["drift"] * (num_heads - few)
         return unordered | {
             "axes": 2,
-            "position": [*near, *["none"] * few],
+            "position": far,
             "window_range": (1.5, 6.0),
             "density_range": (0.3, 0.95),
         }

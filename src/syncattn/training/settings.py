@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from syncattn.backends.select import BackendError, use_backend
 from syncattn.models import DecoderConfig, OSNConfig
+from syncattn.nn.presets import CAUSAL
 from syncattn.training.checkpoints import WEIGHTS, load_weights
 from syncattn.training.errors import UserError
 from syncattn.training.options import TrainingOptions
@@ -61,10 +62,10 @@ def make_config(
     if freq_dim is not None:
         fields["freq_dim"] = freq_dim
     fields |= fields_of(OSNConfig, settings or [], "--set")
-    if preset is not None and (preset != "text" or paper):
+    if preset is not None and (preset not in CAUSAL or paper):
         raise UserError(
-            f"--preset must be text, the mix of heads for texts, and without --paper, got {preset}"
-            + (" and --paper" if paper else "")
+            f"--preset must be {' or '.join(CAUSAL)}, a mix of heads for texts, and without --paper, got "
+            f"{preset}{' and --paper' if paper else ''}"
         )
     with config_errors():
         if preset is not None:
