@@ -69,7 +69,7 @@ def picture(group: Group, task: str) -> bytes | None:
     place = {name: x for x, name in enumerate(names)}
     lengths = {name: found[name]["length"] for _, found in cells for name in found}
     paint = colours(group.cells.values())
-    with canvas("light", 8.2, 4.1, "constrained") as figure:
+    with canvas("light", 8.2, 3.1 + 0.2 * len(cells), "constrained") as figure:
         axes = figure.subplots()
         for cell, found in cells:
             style: dict[str, Any] = {"color": paint[cell.variant], "marker": marker(cell)}
