@@ -23,15 +23,16 @@ def call(queries=7, keys=7, heads=4, senders=4, dtype=torch.float64, **options):
 @pytest.mark.parametrize(
     "given",
     [
-        {},
-        {"is_causal": True, "self_coupling": False},
-        {"keys": 12, "is_causal": True},
-        {"senders": 2},
-        {"attn_mask": torch.randn(2, 4, 7, 7).gt(0.5)},
-        {"sequence_ids": torch.tensor([[0, 0, 0, 1, 1, -1, -1]]), "is_causal": True},
-        {"keys": 0},
+        pytest.param({}, id="all"),
+        pytest.param({"is_causal": True, "self_coupling": False}, id="causal"),
+        pytest.param({"keys": 12, "is_causal": True}, id="after a past"),
+        pytest.param({"senders": 2}, id="grouped"),
+        pytest.param({"attn_mask": torch.arange(2 * 4 * 7 * 7).view(2, 4, 7, 7) * 37 % 101 < 40}, id="mask"),
+        pytest.param(
+            {"sequence_ids": torch.tensor([[0, 0, 0, 1, 1, -1, -1]]), "is_causal": True}, id="packed"
+        ),
+        pytest.param({"keys": 0}, id="no senders"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # the native kernel is of float32 alone
 def test_it_is_the_least_of_all_allowed_pairs(given, rows_at_a_time, dtype, monkeypatch):
