@@ -89,7 +89,7 @@ def test_settings_reach_the_config():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "points"}, "--preset must be text, .* got points"),
+        ({"preset": "points"}, "--preset must be text or recall, .* got points"),
         ({"preset": "text", "paper": True}, "without --paper, got text and --paper"),
         ({"preset": "text", "freq_dim": 4}, "position='own_helix' needs freq_dim of at least 7"),
     ],
