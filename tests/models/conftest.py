@@ -60,6 +60,7 @@ TRANSFORMERS = {
     "rotary modern": TransformerConfig(
         **SIZES, **CAPPED, short_convolution=4, qk_norm=True, value_residual=True, delay=0.5
     ),
+    "rotary gate": TransformerConfig(**SIZES, score_gate=True, qk_norm=True, delay=0.5),
     "alibi": TransformerConfig(**SIZES, position="alibi"),
     "alibi delay": TransformerConfig(**SIZES, position="alibi", delay=0.5),
 }

@@ -8,6 +8,7 @@ import torch
 
 from syncattn.models import SoftmaxAttention
 from syncattn.nn import Frequency, IncrementalState
+from syncattn.nn.frequency import rotate
 
 
 def formula(layer, x, causal):
@@ -104,6 +105,43 @@ def test_convolution_norm_and_first_values_by_hand():
         out[b, i, h] = torch.stack(scores).softmax(0) @ v[b, : i + 1, h]
     found = layer(x, is_causal=True, first_value=first)[0]
     torch.testing.assert_close(found, layer.out_proj(out.flatten(2)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("position", ["rotary", "alibi"])
+@pytest.mark.parametrize(
+    "given", [{"is_causal": True}, {}, {"is_causal": True, "key_padding_mask": 2}], ids=str
+)
+def test_the_gate_of_the_highest_score(position, given):
+    """Several stretches of queries, with a mask of N x N and without; gradients as by autograd."""
+    torch.manual_seed(0)
+    x = torch.randn(2, tokens := 300, 8, dtype=torch.float64)
+    real = torch.ones(2, tokens, dtype=torch.bool)
+    if "key_padding_mask" in given:
+        real[1, : given["key_padding_mask"]] = False
+        given = given | {"key_padding_mask": ~real}
+    plain = SoftmaxAttention(8, 2, position=position, dtype=torch.float64)
+    plain.out_proj = torch.nn.Identity()
+    layer = SoftmaxAttention(8, 2, position=position, score_gate=True, dtype=torch.float64)
+    layer.in_proj, layer.out_proj = plain.in_proj, plain.out_proj
+    heard, weights = plain(x, need_weights=True, average_attn_weights=False, **given)
+    torch.testing.assert_close(layer(x, **given)[0][real], heard[real])  # it starts open
+    gate = torch.tensor([[0.5, -1.0], [0.8, 0.3]], dtype=torch.float64)
+    with torch.no_grad():
+        layer.gate.copy_(gate)
+
+    q, k, _ = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in layer.in_proj(x).split(8, -1))
+    if position == "rotary":
+        count = real.cumsum(-1)[..., None].double()
+        q, k = rotate(q, count), rotate(k, count)
+    highest = (q @ k.mT / 2).gather(-1, weights.argmax(-1, keepdim=True))
+    opened = 2 * torch.sigmoid(gate[0, :, None, None] + gate[1, :, None, None] * highest)
+    expected = (heard.unflatten(-1, (2, 4)) * opened.transpose(1, 2)).flatten(2)
+    (wanted,) = torch.autograd.grad(expected[real].square().sum(), plain.in_proj.weight, retain_graph=True)
+    for need_weights in (False, True):
+        found = layer(x, need_weights=need_weights, **given)[0]
+        torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-6)
+        (gradient,) = torch.autograd.grad(found[real].square().sum(), plain.in_proj.weight, retain_graph=True)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

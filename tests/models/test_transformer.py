@@ -30,6 +30,7 @@ def test_only_the_attention_differs():
         ({"short_convolution": 4, "token_shift": True}, "token_shift must be False with it, got True"),
         ({"qk_norm": 1}, "qk_norm must be"),
         ({"value_residual": "yes"}, "value_residual must be"),
+        ({"score_gate": 1}, "score_gate must be"),
         ({"zero_outputs": None}, "zero_outputs must be"),
         ({"logit_softcap": 0.0}, "logit_softcap must be positive and finite, or None, got 0.0"),
         ({"logit_softcap": float("inf")}, "logit_softcap must be positive and finite"),

@@ -32,6 +32,8 @@ from syncattn.nn.tokens import positions as count_positions
 
 POSITIONS = ("rotary", "alibi")
 
+_STRETCH = 256  # queries whose scores are looked at at a time
+
 
 class SoftmaxAttention(nn.Module):
     """Multi-head softmax self-attention with the interface of `SelectiveSynchronizationAttention`.
@@ -52,6 +54,10 @@ class SoftmaxAttention(nn.Module):
         qk_norm: queries and keys of each head are divided by their root mean square and multiplied by
             learned gains (E / H,) of their own, before they turn with position (Henry et al. 2020).
         value_residual: as in `SelectiveSynchronizationAttention`; a short convolution comes after it.
+        score_gate: each head's result is multiplied by 2 sigmoid(a + b s), s = q k / sqrt(d) of the key that
+            gets the most weight, with a learned a and b per head that start at 0: the counterpart of
+            `SelectiveSynchronizationAttention`'s nearest_gate. Fused attention does not name that key, so a
+            second product of queries and keys finds it; the gradients of s are those of this one pair.
 
     Raises:
         ValueError: an argument is out of range.
@@ -73,6 +79,7 @@ class SoftmaxAttention(nn.Module):
         short_convolution: int | None = None,
         qk_norm: bool = False,
         value_residual: bool = False,
+        score_gate: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -83,7 +90,8 @@ class SoftmaxAttention(nn.Module):
             )
         check_real("dropout", dropout, "in [0, 1)", lambda x: 0 <= x < 1)
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
-        check_options(self.head_dim, position, delay, token_shift, short_convolution, qk_norm, value_residual)
+        options = (position, delay, token_shift, short_convolution, qk_norm, value_residual, score_gate)
+        check_options(self.head_dim, *options)
         self.dropout, self.batch_first, self.position, self.delay = dropout, batch_first, position, delay
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
@@ -100,6 +108,7 @@ class SoftmaxAttention(nn.Module):
         if value_residual:
             self.value_mix = new_value_mix(**factory)
             nn.init.constant_(self.value_mix, 0.5)
+        self.gate = nn.Parameter(torch.zeros(2, num_heads, **factory)) if score_gate else None
         # The heads that an OSN with this delay would delay.
         self.register_buffer("delayed", delayed_heads(num_heads, delay, device))
 
@@ -217,7 +226,7 @@ class SoftmaxAttention(nn.Module):
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, position={self.position!r}, "
             f"delay={self.delay}, token_shift={self.shift is not None}, "
             f"short_convolution={convolution}, qk_norm={self.gains is not None}, "
-            f"value_residual={self.value_mix is not None}"
+            f"value_residual={self.value_mix is not None}, score_gate={self.gate is not None}"
         )
 
     def _check(
@@ -348,12 +357,18 @@ class SoftmaxAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Values (B, H, N, d), and the weights (B, H, N, M) if they are wanted; rows not `seen` are 0."""
         dropout_p = self.dropout if self.training else 0.0
+        gate = None
+        if self.gate is not None:
+            shift, slope = self.gate.to(torch.promote_types(q.dtype, torch.float32))[:, :, None, None]
+            gate = 2 * torch.sigmoid(shift + slope * _highest_score(q, k, mask, is_causal))
         if need_weights:
             weights = _softmax_weights(q, k, mask)
             # What is returned is what the values are summed with, so that it gets the loss's gradient.
             weights = weights if seen is None else weights * seen
-            return F.dropout(weights, dropout_p).to(v.dtype) @ v, weights
+            out = F.dropout(weights, dropout_p).to(v.dtype) @ v
+            return (out if gate is None else (out * gate).to(out.dtype)), weights
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=is_causal)
+        out = out if gate is None else (out * gate).to(out.dtype)
         return (out if seen is None else out * seen), None
 
 
@@ -378,6 +393,44 @@ def _visible(
     return mask
 
 
+def _highest_score(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """q k / sqrt(d) of each query and the key that gets the most weight, (B, H, N, 1), float32 at least.
+
+    `mask` is boolean (True = may attend) or additive; with `is_causal` there is none, and N = M.
+    """
+    if k.shape[2] == 0:
+        return q.new_zeros(*q.shape[:3], 1)
+    dtype, root = torch.promote_types(q.dtype, torch.float32), math.sqrt(q.shape[-1])
+    with torch.no_grad():
+        best = torch.cat([_best_keys(q, k, mask, is_causal, rows) for rows in _stretches(q.shape[2])], 2)
+    found = k.gather(2, best.expand(-1, -1, -1, k.shape[-1]))
+    return (q.to(dtype) * found.to(dtype)).sum(-1, keepdim=True) / root
+
+
+def _stretches(queries: int) -> list[slice]:
+    """The queries, some at a time; in a compiled program, whose length may be any, all at once."""
+    if torch.compiler.is_compiling():
+        return [slice(0, queries)]
+    return [slice(first, min(first + _STRETCH, queries)) for first in range(0, queries, _STRETCH)] or [
+        slice(0)
+    ]
+
+
+def _best_keys(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool, rows: slice) -> Tensor:
+    """The key of the highest score of these queries, (B, H, rows, 1)."""
+    k = k[:, :, : rows.stop] if is_causal else k
+    scores = q[:, :, rows] @ k.mT
+    if is_causal:
+        number = torch.arange(rows.stop, device=q.device)
+        return scores.masked_fill(number > number[rows, None], -torch.inf).argmax(-1, keepdim=True)
+    if mask is not None:
+        mask = mask if mask.shape[2] == 1 else mask[:, :, rows]
+        additive = mask.dtype != torch.bool
+        # the scores here are not divided by sqrt(d)
+        scores = scores + mask * math.sqrt(q.shape[-1]) if additive else scores.masked_fill(~mask, -torch.inf)
+    return scores.argmax(-1, keepdim=True)
+
+
 def _softmax_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(d)) under a boolean (True = may attend) or additive mask; float32 at least."""
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -395,6 +448,7 @@ def check_options(
     short_convolution: Any = None,
     qk_norm: Any = False,
     value_residual: Any = False,
+    score_gate: Any = False,
 ) -> None:
     """Make sure that the options of the layer, or of a configuration, are in range.
 
@@ -408,3 +462,4 @@ def check_options(
     check_looking_back(token_shift, short_convolution)
     check_flag("qk_norm", qk_norm)
     check_flag("value_residual", value_residual)
+    check_flag("score_gate", score_gate)

@@ -29,7 +29,8 @@ class TransformerConfig(DecoderConfig):
             token shift; None for none.
         qk_norm: queries and keys are divided by their root mean square.
         value_residual: values are mixtures with what the first layer's would be.
-            These three as in `syncattn.models.SoftmaxAttention`.
+        score_gate: each head's result is multiplied by a gate of the receiver's highest score.
+            These four as in `syncattn.models.SoftmaxAttention`.
 
     Raises:
         TypeError, ValueError: as `DecoderConfig`.
@@ -43,6 +44,7 @@ class TransformerConfig(DecoderConfig):
     short_convolution: int | None = None
     qk_norm: bool = False
     value_residual: bool = False
+    score_gate: bool = False
 
     def check(self) -> None:
         """As `DecoderConfig.check`, and the options of softmax attention."""
@@ -61,7 +63,7 @@ class TransformerPreTrainedModel(DecoderPreTrainedModel):
         """Initialise one submodule, and what an attention layer holds besides its linear layers."""
         super()._init_weights(module)
         if isinstance(module, SoftmaxAttention):
-            for zeros in (module.shift, module.convolution):
+            for zeros in (module.shift, module.convolution, module.gate):
                 if zeros is not None:
                     init.zeros_(zeros)
             if module.gains is not None:

@@ -103,7 +103,7 @@ def contenders(
     shift = config.token_shift if baseline_token_shift is None else baseline_token_shift
     convolution = config.short_convolution if baseline_token_shift is None else None
     own = {"delay": delay, "token_shift": shift, "short_convolution": convolution}
-    own |= {"value_residual": config.value_residual}
+    own |= {"value_residual": config.value_residual, "score_gate": config.nearest_gate}
     own |= fields_of(TransformerConfig, baseline_settings, "--baseline-set")
     found: list[Contender] = []
     for name in dict.fromkeys(baselines):
@@ -129,6 +129,7 @@ def _extras(config: TransformerConfig) -> str:
         "short convolution": config.short_convolution,
         "QK-norm": config.qk_norm,
         "value residual": config.value_residual,
+        "gate": config.score_gate,
     }
     return "".join(f", {word}" for word, has in words.items() if has)
 

@@ -54,6 +54,10 @@ class PeerConfig(TransformerConfig):
                 f"them, got delay={self.delay}, token_shift={self.token_shift}, "
                 f"value_residual={self.value_residual}"
             )
+        if self.score_gate and self.attention != "window":
+            raise ValueError(
+                f"score_gate must be off with attention={self.attention!r}, which has no such gate, got True"
+            )
 
 
 class EntmaxAttention(SoftmaxAttention):
