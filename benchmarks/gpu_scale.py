@@ -9,7 +9,8 @@ first seed at the other rates. They compile together, then measure together how 
 other, then train with as many steps as leave all of them finished in time: models of a size read the same
 windows in the same order, equally many. FOLDER/scale.json is renewed after every reply. A run that fails is
 told there, and the others go on; Ctrl-C, and the end of the seconds, leave what is done, and of each run
-that was stopped its losses so far. --dry-run does it at toy sizes on the CPU. Not yet measured on a GPU.
+that was stopped its losses so far. --dry-run does it at toy sizes on the CPU. On an H200 it
+has run without the gates.
 """
 
 from __future__ import annotations
@@ -84,14 +85,14 @@ MODELS = {
     ),
     # all that is said to help: benchmarks/options/plan.toml
     "osn-strong": Model(
-        "OSN, convolution, value residual, zero-initialised outputs, bounded logits, Muon",
-        {"token_shift": False, **_STRONG},
+        "OSN, convolution, value residual, zero-initialised outputs, bounded logits, gate, Muon",
+        {"token_shift": False, "nearest_gate": True, **_STRONG},
         "muon",
         2.0,
     ),
     "transformer-strong": Model(
         "Transformer, the same and QK-norm, Muon",
-        {"position": "rotary", "delay": 0.5, "qk_norm": True, **_STRONG},
+        {"position": "rotary", "delay": 0.5, "qk_norm": True, "score_gate": True, **_STRONG},
         "muon",
         2.0,
     ),
