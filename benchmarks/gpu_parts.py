@@ -12,7 +12,7 @@ from rich.console import Console
 
 from syncattn.bench.plan import BenchPlan, quick
 from syncattn.bench.run import run
-from syncattn.training.compare import contenders
+from syncattn.training.contenders import contenders
 from syncattn.training.data import load_corpus
 from syncattn.training.environment import machine, versions
 from syncattn.training.files import write_json

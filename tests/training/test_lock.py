@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from syncattn.training import lock
-from syncattn.training.compare import compare, contenders
+from syncattn.training.compare import compare
+from syncattn.training.contenders import contenders
 from syncattn.training.errors import UserError
 from syncattn.training.lock import locked
 from syncattn.training.once import train_once

@@ -9,7 +9,8 @@ import pytest
 
 from syncattn.models import OSNConfig
 from syncattn.training import report as report_module
-from syncattn.training.compare import compare, contenders
+from syncattn.training.compare import compare
+from syncattn.training.contenders import contenders
 from syncattn.training.options import Sampling, TrainingOptions
 from syncattn.training.report import loss_chart, render, short_sentences, table_rows, write_report
 

@@ -96,7 +96,8 @@ def compare_command(
     options = training_options(training, budget, written, learning_rate=rates[0], seed=seeds[0])
     with loading("the text and PyTorch", quiet=manners.quiet):
         corpus = read_corpus(text, console)
-        from syncattn.training.compare import REPORT_FILE, compare, contenders
+        from syncattn.training.compare import REPORT_FILE, compare
+        from syncattn.training.contenders import contenders
         from syncattn.training.report import write_report
     tokenizer = tokenizer_of(text, corpus, options.context)
     names = ("alibi", "rotary") if comparison.baseline == "both" else (comparison.baseline,)
