@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -31,7 +32,7 @@ def frontier(panels: Sequence[Panel], kinds: Sequence[str] = ("forward", "traini
     timed = [panel for panel in panels if any(point.seconds for point in panel.points)]
     if not timed:
         return None
-    with canvas("light", 1.2 + 2.9 * len(timed), 0.9 + 2.5 * len(kinds), "constrained") as figure:
+    with canvas("light", _width(timed), 1.1 + 2.5 * len(kinds), "constrained") as figure:
         grid = figure.subplots(len(kinds), len(timed), sharey=True, sharex="row", squeeze=False)
         for row, kind in zip(grid, kinds):
             for axes, panel in zip(row, timed):
@@ -45,8 +46,8 @@ def frontier(panels: Sequence[Panel], kinds: Sequence[str] = ("forward", "traini
                 _log_ticks(axes)
         for axes, panel in zip(grid[0], timed):
             axes.set_title(f"{panel.context:,} tokens", loc="left")
-        figure.supxlabel("microseconds a token, one thread", fontsize=9.5)
-        figure.legend(handles=_key(timed), loc="outside lower center", ncols=4, fontsize=8.5)
+        grid[-1][len(timed) // 2].set_xlabel("microseconds a token, one thread")
+        figure.legend(handles=_key(timed), loc="outside lower center", ncols=3, fontsize=8.5)
         return png(figure)
 
 
@@ -55,7 +56,7 @@ def progress(panels: Sequence[Panel]) -> bytes | None:
     timed = [panel for panel in panels if any(point.seconds for point in panel.points)]
     if not timed:
         return None
-    with canvas("light", 1.2 + 2.9 * len(timed), 3.4, "constrained") as figure:
+    with canvas("light", _width(timed), 3.9, "constrained") as figure:
         row = figure.subplots(1, len(timed), sharey=True, squeeze=False)[0]
         ends, tops = [], []
         for axes, panel in zip(row, timed):
@@ -78,8 +79,8 @@ def progress(panels: Sequence[Panel]) -> bytes | None:
             axes.grid(axis="y", lw=0.6)
         row[0].set_ylim(min(ends) - 0.05, min(max(tops), min(ends) + 1.4))
         row[0].set_ylabel("validation loss, nats per byte")
-        figure.supxlabel("training seconds, one thread: a step's times the steps", fontsize=9.5)
-        figure.legend(handles=_key(timed), loc="outside lower center", ncols=4, fontsize=8.5)
+        row[len(timed) // 2].set_xlabel("training seconds, one thread: a step's times the steps")
+        figure.legend(handles=_key(timed), loc="outside lower center", ncols=3, fontsize=8.5)
         return png(figure)
 
 
@@ -87,7 +88,7 @@ def costs(panel: Panel) -> list[str]:
     """A row a model: losses, what a token costs, and that as a multiple of the full Transformer's."""
     base = panel.transformer
     header = ["model", "partners by layer", "parameters", "validation", "test", "forward, µs", "training, µs"]
-    header += ["generated, µs", "of the Transformer's", "training by the clock, µs"]
+    header += ["generated, µs", "the three as multiples of the Transformer's", "training by the clock, µs"]
     rows = []
     for point in [*panel.osns, *(p for p in panel.points if p.cell.model != "osn")]:
         seconds = point.seconds
@@ -144,42 +145,50 @@ def advice(panel: Panel) -> str:
     if osn is None or base is None:
         return f"**{where}**: no word on it, for the two models to compare were not both trained."
     lead = base.loss - osn.loss
-    kinds = ("training", "forward", "generation")
-    ratios = [ratio(osn, base, kind) for kind in kinds]
-    if lead > ALIKE:
-        better = f"{number(lead)} nats below the full Transformer"
-    elif lead < -ALIKE:
-        better = f"{number(-lead)} nats above the full Transformer"
-    else:
-        better = f"as good as the full Transformer (within {number(ALIKE, 2)} nats)"
-    said = f"with {JUDGED} partners the OSN is {better}"
+    said = f"with {JUDGED} partners the OSN ends {_beside(lead)} the full Transformer"
+    ratios = [ratio(osn, base, kind) for kind in ("training", "forward", "generation")]
     if None in ratios:
         return f"**{where}**: {said}; its time was not measured."
     train, forward, token = (each or 0.0 for each in ratios)
+    soon = catches_up(osn, base)[0]
+    if soon is not None:
+        said += f", whose last loss it has after {number(soon, 2)} of that one's seconds"
     said += (
-        f", in {number(train, 2)} of its time a token in training, {number(forward, 2)} forward and "
-        f"{number(token, 2)} for a generated one"
+        f"; a token takes {number(train, 2)} of the Transformer's time in training, "
+        f"{number(forward, 2)} forward, {number(token, 2)} generated"
     )
-    if window is not None and (share := ratio(window, base, "training")) is not None:
-        side = "above" if window.loss > osn.loss else "below"
-        said += f"; the Transformer that reads the last tokens alone takes {number(share, 2)}"
-        said += f", {number(abs(window.loss - osn.loss))} nats {side} the OSN"
-    return f"**{where}: {_choice(lead, train, forward, token)}.** " + said[0].upper() + said[1:] + "."
+    share = ratio(window, base, "training")
+    if window is not None and share is not None:
+        said += f". The Transformer that reads the last {window.label.removeprefix('last ')} tokens takes "
+        said += (
+            f"{number(share, 2)} in training and ends {_beside(window.loss - osn.loss, above=True)} the OSN"
+        )
+    choice = _choice(lead, train if soon is None else soon, forward, token)
+    return f"**{where}: {choice}.** {said[0].upper()}{said[1:]}."
 
 
-def _choice(lead: float, *ratios: float) -> str:
-    """Whom to choose for a lead in nats and the seconds of training, forward and generation as multiples."""
+def _beside(lead: float, above: bool = False) -> str:
+    """How far one loss is below another, or above it."""
+    first, second = ("above", "below") if above else ("below", "above")
+    return f"{number(abs(lead))} nats {first if lead >= 0 else second}"
+
+
+def _choice(lead: float, *times: float) -> str:
+    """Whom to choose.
+
+    Args:
+        lead: nats by which the OSN is below.
+        times: of training, reading and generating, as multiples of the Transformer's.
+    """
     names = ("training", "reading", "generating")
-    slow = [name for name, each in zip(names, ratios) if each > AS_FAST]
-    but = f", unless {' or '.join(slow)} has to be fast" if slow else ""
+    slow = [name for name, each in zip(names, times) if each > AS_FAST]
+    quick = [name for name, each in zip(names, times) if each < 1 / AS_FAST]
     if lead > ALIKE:
-        return f"the OSN{but}"
+        return "the OSN" + (f", unless time counts in {' or '.join(slow)}" if slow else ", by loss and time")
     if lead < -ALIKE:
-        fast = [name for name, each in zip(names, ratios) if each < 1 / AS_FAST]
-        return "the Transformer" + (f", unless {' or '.join(fast)} has to be fast" if fast else "")
-    quick = [name for name, each in zip(names, ratios) if each < 1 / AS_FAST]
+        return "the Transformer" + (f", unless time counts in {' or '.join(quick)}" if quick else "")
     if slow and quick:
-        return f"the OSN for {' and '.join(quick)}, the Transformer for {' and '.join(slow)}"
+        return f"alike; the OSN for {' and '.join(quick)}, the Transformer for {' and '.join(slow)}"
     return "the OSN, for its time" if quick else "the Transformer, for its time" if slow else "either"
 
 
@@ -209,7 +218,7 @@ def _costs(axes: Axes, panel: Panel, kind: str) -> None:
     bound = [point for point in panel.osns if point.seconds is not None and point.partners is not None]
     line = [(1e6 * p.seconds.cost(kind), p.loss) for p in bound if p.seconds is not None]
     axes.plot([x for x, _ in line], [y for _, y in line], color=FAINT, lw=1.4, zorder=1)
-    for point, colour in _painted(panel):
+    for place, (point, colour) in enumerate(_painted(panel)):
         if point.seconds is None:
             continue
         x = 1e6 * point.seconds.cost(kind)
@@ -217,7 +226,7 @@ def _costs(axes: Axes, panel: Panel, kind: str) -> None:
         axes.annotate(
             point.label,
             (x, point.loss),
-            xytext=(5, 4),
+            xytext=(5, 4) if place % 2 == 0 else (5, -11),
             textcoords="offset points",
             fontsize=8,
             color=INK,
@@ -245,6 +254,11 @@ def _shade(partners: float) -> str:
     return _OSNS[sum(partners > bound for bound in (4, 8, 16, 32))]
 
 
+def _width(panels: Sequence[Panel]) -> float:
+    """Inches; the legend needs some."""
+    return max(8.2, 1.2 + 2.9 * len(panels))
+
+
 def _marker(point: Point) -> str:
     return {"transformer": "s", "osn": "o"}.get(point.cell.model, "D")
 
@@ -259,15 +273,22 @@ def _key(panels: Sequence[Panel]) -> list[Line2D]:
     ordered = [each for panel in panels for each in _painted(panel)]
     ordered.sort(key=lambda each: (each[0].cell.model != "osn", each[0].partners or 99))
     for point, colour in ordered:
-        style = {"color": colour, "marker": _marker(point), "ms": 5, "lw": 1.4, "ls": _dashes(point)}
+        style: dict[str, Any] = {
+            "color": colour,
+            "marker": _marker(point),
+            "ms": 5,
+            "lw": 1.4,
+            "ls": _dashes(point),
+        }
         found.setdefault(point.cell.title, Line2D([], [], label=point.cell.title, **style))
     return list(found.values())
 
 
 def _log_ticks(axes: Axes) -> None:
-    """1, 2 and 5 of each power of ten that the axis has."""
+    """1, 2 and 5 of each power of ten that the axis has; more of them where it has less than one power."""
     low, high = axes.get_xlim()
-    places = [base * 10.0**power for power in range(-1, 6) for base in (1, 2, 5)]
+    bases = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    places = [base * 10.0**power for power in range(-1, 6) for base in bases]
     axes.xaxis.set_major_locator(FixedLocator([place for place in places if low <= place <= high]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.xaxis.set_minor_locator(NullLocator())
