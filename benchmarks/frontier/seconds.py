@@ -30,6 +30,7 @@ from torch import Tensor
 from syncattn.nn import SelectiveSynchronizationAttention, count_locked
 from syncattn.training.checkpoints import load_model
 from syncattn.training.environment import machine
+from syncattn.training.errors import UserError
 from syncattn.training.optimizers import MuonWithAdamW, inner_matrices
 from syncattn.training.settings import quiet
 from syncattn.training.texts import read_text
@@ -53,23 +54,38 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="timed in a round, after one that is not")
     parser.add_argument("--seconds", type=float, default=220.0, help="after which no round begins")
     arguments = parser.parse_args()
+    for name in ("rounds", "repeats"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    try:
+        measure_all(arguments.runs, arguments.data, arguments.rounds, arguments.repeats, arguments.seconds)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def measure_all(runs: Path, data: Path | None, count: int, repeats: int, limit: float) -> None:
+    """Add to `runs`/seconds.jsonl what it lacks of `count` rounds; no round begins after `limit` seconds.
+
+    Raises:
+        UserError: lines, models or texts that cannot be read.
+    """
     begun = time.perf_counter()
     torch.set_num_threads(1)
-    path = arguments.runs / SECONDS_FILE
-    finished = [line for line in read_runs(arguments.runs / LINES_FILE) if line["outcome"] == "finished"]
+    path = runs / SECONDS_FILE
+    finished = [line for line in read_runs(runs / LINES_FILE) if line["outcome"] == "finished"]
     there = {(each.key, number) for each in read_seconds(path) for number in each.rounds}
-    rounds = range(arguments.rounds)
+    rounds = range(count)
     wanted = [line for line in finished if any((line["key"], number) not in there for number in rounds)]
     with quiet():
-        models = {line["key"]: Timed(line, arguments.runs, arguments.data) for line in wanted}
+        models = {line["key"]: Timed(line, runs, data) for line in wanted}
     for number in rounds:
-        if time.perf_counter() - begun > arguments.seconds:
-            print(f"stopped before round {number}: {arguments.seconds:g} s are over; start again to go on")
+        if time.perf_counter() - begun > limit:
+            print(f"stopped before round {number}: {limit:g} s are over; start again to go on")
             return
         for key, model in models.items():
             if (key, number) in there:
                 continue
-            line = {"key": key, "round": number, **model.measure(arguments.repeats)}
+            line = {"key": key, "round": number, **model.measure(repeats)}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"round {number}, {key}: {told(line)}", flush=True)

@@ -182,3 +182,6 @@ def test_finished_models_are_timed_once(tmp_path, monkeypatch, capsys):
     assert all(each.rounds == {0, 1} and len(each.cpu["training"]) == 2 for each in found)
     assert len(found[0].partners) == 1 and found[1].partners is None
     assert capsys.readouterr().out.count("µs a token") == 12
+    monkeypatch.setattr(sys, "argv", ["seconds.py", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match=r"error: .*has no runs"):
+        runpy.run_path(str(BENCHMARKS / "seconds.py"), run_name="__main__")
