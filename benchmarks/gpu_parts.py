@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ def bench_part(suites: list[str], out: Path, warm: bool, dry: bool, tokens: list
     )
     if dry:
         toy = {"gpu_tokens": (64,), "gpu_cache": (64,), "gpu_heads": 1, "gpu_window": 16, "check_rows": 4}
+        toy |= {"gpu_generation_keys": (24,), "gpu_generation_batches": (2,)}
+        toy |= {"gpu_generation_size": (32, 1, 2)}
         plan = replace(plan, rounds=2, budget=0.01, **toy)
     elif "gpu-anchors" in suites:  # many cases, some of a rival that is slow where it is dense
         plan = replace(plan, rounds=3, budget=2.0)
@@ -117,10 +121,65 @@ def train_part(out: Path, seconds: float, warm: bool, dry: bool) -> int:
     return int(not all(done))
 
 
+# Settings of the OSN whose steps are timed beside the default's; the Transformer gets what both have.
+FORMS = {
+    "preset text": {"preset": "text"},
+    "preset recall: no position, convolution": {"preset": "recall"},
+    "gate": {"settings": ["nearest_gate=true"]},
+}
+
+
 def steps_part(out: Path, seconds: float, dry: bool) -> int:
-    """A whole training step of an OSN and of a Transformer of its size, 30M parameters, on as many tokens at
-    several lengths: forward, backward and AdamW under bf16 autocast, medians, in turn; at the first two also
-    with their blocks compiled (`layer.compile()`). steps.json is renewed after each length."""
+    """What the host takes for a pass; then a whole training step of an OSN and of a Transformer of its size,
+    30M parameters, on as many tokens at several lengths and in several forms: forward, backward and AdamW
+    under bf16 autocast, medians, in turn; at the first two lengths also with their blocks compiled
+    (`layer.compile()`). steps.json is renewed after each."""
+    import time
+
+    import torch
+
+    begun, failed = time.monotonic(), False
+    record: dict[str, Any] = {"machine": machine(), "versions": versions(), "lengths": []}
+    hidden, layers, heads, lengths, tokens = (32, 1, 2, (16, 32), 64)
+    if not dry:
+        hidden, layers, heads, lengths, tokens = 576, 8, 9, (1024, 8192, 2048, 32768), 65_536
+    record["about"] = (
+        f"hidden {hidden}, {layers} blocks, {heads} heads, {tokens:,} tokens a step, bf16 autocast"
+    )
+    record["host"] = []
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        for found in host_times(dry):
+            record["host"].append(found)
+            print(found, flush=True)
+            write_json(out / "steps.json", record)
+    except Exception as error:  # the steps are more wanted
+        record["host_failed"] = f"{type(error).__name__}: {error}"[:300]
+    corpus = load_corpus(["stdlib"], 60_000 if dry else 1_000_000)
+    tokenizer = make_tokenizer("byte", corpus.train[:1000], max(lengths))
+    device = torch.device("cpu" if dry else "cuda")
+    text = torch.tensor(list(corpus.train.encode()[:tokens]), device=device)
+    plan = [(length, "") for length in lengths[:2]] + [(lengths[1], form) for form in FORMS]
+    for length, form in plan + [(length, "") for length in lengths[2:]]:
+        if not dry and time.monotonic() - begun > seconds:
+            break
+        shown = {"tokens": length, "form": form or "default", "models": []}
+        try:
+            config = make_config(tokenizer, length, hidden, layers, heads, **FORMS.get(form, {}))
+            shown |= timed_steps(config, text.view(-1, length), not form and length in lengths[:2], dry)
+        except Exception as error:  # the others are still wanted
+            shown["failed"], failed = f"{type(error).__name__}: {error}"[:300], True
+        record["lengths"].append(shown)
+        write_json(out / "steps.json", record)
+        print({k: v for k, v in shown.items() if k != "models"}, flush=True)
+        for into in shown["models"]:
+            print({k: v for k, v in into.items() if k != "seconds"}, flush=True)
+    return int(failed)
+
+
+def timed_steps(config: Any, ids: Any, compiled: bool, dry: bool) -> dict[str, Any]:
+    """Medians of a training step of the OSN and of a Transformer like it, and their ratio; `compiled`: also
+    with their blocks compiled."""
     import statistics
     import time
 
@@ -130,31 +189,12 @@ def steps_part(out: Path, seconds: float, dry: bool) -> int:
     import syncattn
     from syncattn.training.loop import head_densities
 
-    device = torch.device("cpu" if dry else "cuda")
-    hidden, layers, heads, lengths, tokens = (16, 1, 2, (16, 32), 64)
-    if not dry:
-        hidden, layers, heads, lengths, tokens = 576, 8, 9, (1024, 8192, 2048, 32768), 65_536
-    corpus = load_corpus(["stdlib"], 60_000 if dry else 1_000_000)
-    tokenizer = make_tokenizer("byte", corpus.train[:1000], max(lengths))
-    text = torch.tensor(list(corpus.train.encode()[:tokens]), device=device)
-    begun, record = time.monotonic(), {"machine": machine(), "versions": versions(), "lengths": []}
-    record["about"] = (
-        f"hidden {hidden}, {layers} blocks, {heads} heads, {tokens:,} tokens a step, bf16 autocast"
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    for length in lengths:
-        if time.monotonic() - begun > seconds:
-            break
-        config = make_config(tokenizer, length, hidden, layers, heads)
-        ids, runs = text.view(-1, length), []
-        shown: dict[str, Any] = {"tokens": length, "batch": len(ids), "models": []}
-        entrants = contenders(config, ("rotary",), (1e-3,))
-        kinds = [(entrant, False) for entrant in entrants]
-        if not dry and length in lengths[:2]:
-            kinds += [(entrant, True) for entrant in entrants]
-        for entrant, is_compiled in kinds:
+    entrants, runs = contenders(config, ("rotary",), (1e-3,)), []
+    shown: dict[str, Any] = {"batch": len(ids), "models": []}
+    for is_compiled in (False, True) if compiled and not dry else (False,):
+        for entrant in entrants:
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(entrant.config).to(device)
+            model = AutoModelForCausalLM.from_config(entrant.config).to(ids.device)
             told = {"name": entrant.name, "title": entrant.title + ", compiled" * is_compiled}
             told["parameters"] = sum(p.numel() for p in model.parameters())
             if entrant.name == "osn":
@@ -166,31 +206,64 @@ def steps_part(out: Path, seconds: float, dry: bool) -> int:
                     layer.compile(dynamic=False)
             runs.append((model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=not dry)))
             shown["models"].append(told | {"seconds": [], "bytes": None})
+    for repeat in range(2 if dry else 7):
+        for (model, optimizer), into in zip(runs, shown["models"], strict=True):
+            if not dry:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                held = torch.cuda.memory_allocated()
+            first = time.perf_counter()
+            _train_step(model, optimizer, ids, "tiled" if dry else "triton")
+            if not dry:
+                torch.cuda.synchronize()
+                into["bytes"] = torch.cuda.max_memory_allocated() - held
+            if repeat > 1 or dry:  # the first compile and warm up
+                into["seconds"].append(time.perf_counter() - first)
+    medians = []
+    for into in shown["models"]:
+        medians.append(statistics.median(into["seconds"]))
+        into["median"] = medians[-1]
+    # of the OSN over the Transformer: eager, compiled
+    shown["ratios"] = [a / b for a, b in zip(medians[::2], medians[1::2], strict=True)]
+    return shown
 
-        for repeat in range(2 if dry else 7):
-            for (model, optimizer), into in zip(runs, shown["models"], strict=True):
-                if not dry:
-                    torch.cuda.synchronize()
-                    torch.cuda.reset_peak_memory_stats()
-                    held = torch.cuda.memory_allocated()
-                first = time.perf_counter()
-                _train_step(model, optimizer, ids, "tiled" if dry else "triton")
-                if not dry:
-                    torch.cuda.synchronize()
-                    into["bytes"] = torch.cuda.max_memory_allocated() - held
-                if repeat > 1 or dry:  # the first compile and warm up
-                    into["seconds"].append(time.perf_counter() - first)
-        for into in shown["models"]:
-            into["median"] = statistics.median(into["seconds"])
-        medians = [into["median"] for into in shown["models"]]
-        shown["ratios"] = [a / b for a, b in zip(medians[::2], medians[1::2], strict=True)]  # eager, compiled
-        record["lengths"].append(shown)
-        write_json(out / "steps.json", record)
-        print({k: v for k, v in shown.items() if k != "models"}, flush=True)
-        for into in shown["models"]:
-            print({k: v for k, v in into.items() if k != "seconds"}, flush=True)
-        del runs, model
-    return 0
+
+def host_times(dry: bool) -> Iterator[dict[str, Any]]:
+    """Microseconds that the host takes to start a pass of some forms of call: from a plan, as calls of a form
+    seen before are, and without (backends/triton/plan.py); and one of a new form each time."""
+    import gpu_tune
+
+    from syncattn.backends.call import prepare
+    from syncattn.backends.triton import passes, plan, start
+
+    device = "cpu" if dry else "cuda"
+    planned = passes.planned
+
+    def unplanned(run: Any, call: Any, given: Any, results: Any) -> Any:
+        return run(start.Host(call.receive.device), call, *given, *results)
+
+    def forgotten(*arguments: Any) -> Any:
+        plan._plans.clear()
+        return planned(*arguments)
+
+    ways = {"planned": planned, "without plans": unplanned, "new forms": forgotten}
+    for form in ("layer",) if dry else ("layer", "dense"):
+        for tokens in (24,) if dry else (512, 2048, 8192):
+            case = gpu_tune.case_of(form, 16 if dry else 64, tokens, heads=1 if dry else 16)
+            inputs = gpu_tune.make_inputs(case, device)
+            call = prepare(*inputs, **case.options())
+            saved = passes.forward(call)
+            told: dict[str, Any] = {"form": form, "tokens": tokens, "forward": {}, "backward": {}}
+            for way, chosen in ways.items():
+                passes.planned = chosen
+                try:
+                    forward = gpu_tune.host_time(partial(passes.forward, call), device)
+                    again = partial(passes.backward, call, saved[0], *saved)
+                    backward = gpu_tune.host_time(again, device)
+                finally:
+                    passes.planned = planned
+                told["forward"][way], told["backward"][way] = round(forward, 1), round(backward, 1)
+            yield told
 
 
 def _train_step(model: Any, optimizer: Any, ids: Any, backend: str) -> None:
@@ -257,7 +330,9 @@ if __name__ == "__main__":
     parser.add_argument("--bench", help="suites of `syncattn bench`, as a list")
     parser.add_argument("--tokens", default="", help="with --bench: these N alone, as a list")
     parser.add_argument("--small-calls", help="forms of call, and blocks-0 to blocks-4, as a list")
-    parser.add_argument("--steps", type=float, help="seconds of timing whole training steps")
+    parser.add_argument(
+        "--steps", type=float, help="seconds of timing whole training steps, and of the host's time"
+    )
     parser.add_argument("--train", type=float, help="seconds of training for each model")
     parser.add_argument("--warm", action="store_true", help="only what compiles the kernels")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU")

@@ -1,27 +1,33 @@
 """One command of under ten minutes on a machine with one GPU: everything that only a GPU can show.
 
-    python benchmarks/gpu_session.py --out FOLDER [--minutes 9] [--steps check,gpu-64] [--dry-run]
+    python benchmarks/gpu_session.py --out FOLDER [--minutes 9] [--steps check,steps] [--dry-run]
 
 Steps, in this order, each in processes of its own with a time limit; none needs another to have worked:
 
     versions    nvidia-smi, `syncattn doctor`
     check       the tests marked gpu; beside them, small calls of every form under compute-sanitizer
     warm        short runs that compile what the next steps need
-    gpu-decode  decoding, CUDA graphs, peak memory
-    steps       a training step of 30M parameters at several lengths, also compiled, beside a Transformer
+    gpu-decode  the operator decoding, CUDA graphs, peak memory
+    gpu-generation
+                a token for each text by whole models beside the Transformer: growing cache, cache of fixed
+                size, its step in a CUDA graph and compiled; tokens a second, memory
+    steps       the host's time for a pass; a training step of 30M parameters at several lengths and in
+                several forms, also compiled, beside a Transformer
     gpu-anchors beside SSA through FlexAttention, and AdaSplash if PYTHONPATH has it
-    gpu-64      `syncattn bench gpu-64`: values 64 wide, beside SDPA and FlashAttention
-    gpu-128     the same, 128 wide
+    gpu-widths  `syncattn bench gpu-64 gpu-128`: beside SDPA and FlashAttention
     tests       the rest of the Triton backend's tests, for as long as there is time
     training    an OSN and a Transformer of its size: tokens per second and losses: only if --steps names it
     tune        benchmarks/gpu_tune.py, each kernel's time in many block sizes: likewise
     scale       benchmarks/gpu_scale.py, the quality study at 1M and 5M parameters: likewise, in a call of its
                 own, since it takes three minutes
 
-FOLDER gets eight files at most, renewed after every step: summary.md and summary.json (what passed, how long
-it took, the targets), log.txt (all that was printed), and the records gpu-64.json, gpu-128.json,
-gpu-decode.json, gpu-anchors.json (as `syncattn bench` writes them) and steps.json, besides those of the steps
-that have to be named. `scale` renews scale.json while it runs. Nothing has to be installed but what
+The limits of all these are longer than nine minutes together, what they take is not known: what no session
+has reached comes first, and what is left is for a second call (--steps gpu-anchors,gpu-widths).
+
+FOLDER gets eight files at most: summary.md and summary.json (what passed, how long it took, the targets),
+log.txt (all that was printed), and the records gpu-decode.json, gpu-generation.json, gpu-anchors.json,
+gpu-widths.json (as `syncattn bench` writes them) and steps.json, besides those of the steps that have to be
+named. They are renewed after every step, the records while it runs, too. Nothing has to be installed but what
 syncattn imports. --dry-run does it all at toy sizes on the CPU, in the interpreter of Triton 3.7 or later.
 """
 
@@ -33,19 +39,22 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from gpu_summary import summary_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = "tests/backends/triton"
 GRACE = 8.0  # seconds from the polite end of a process to its hard one
+RENEWED = 3.0  # seconds from one copy of a record that is being written to the next
 LOG_BYTES = 12 * 2**20
 
 
@@ -79,7 +88,7 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
     def part(name: str, *options: str) -> list[str]:
         return [python, str(ROOT / "benchmarks" / "gpu_parts.py"), "--out", str(work / name), *toy, *options]
 
-    suites = ("gpu-64", "gpu-128", "gpu-decode", "gpu-anchors")
+    suites = ("gpu-64", "gpu-128", "gpu-decode", "gpu-generation", "gpu-anchors")
     warm = {} if dry else {f"warm-{x}": part(f"warm-{x}", "--bench", x, "--warm") for x in suites}
     if not dry:
         warm["warm-steps"] = part("warm-steps", "--steps", "1")
@@ -117,15 +126,25 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
             45,
             "gpu-decode/bench.json",
         ),
-        Step("steps", {"steps": part("steps", "--steps", str(60 * scale))}, 90, "steps/steps.json"),
+        Step(
+            "gpu-generation",
+            {"gpu-generation": part("gpu-generation", "--bench", "gpu-generation")},
+            110,
+            "gpu-generation/bench.json",
+        ),
+        Step("steps", {"steps": part("steps", "--steps", str(80 * scale))}, 110, "steps/steps.json"),
         Step(
             "gpu-anchors",
             {"gpu-anchors": part("gpu-anchors", "--bench", "gpu-anchors,gpu-flex")},
             170,
             "gpu-anchors/bench.json",
         ),
-        Step("gpu-64", {"gpu-64": part("gpu-64", "--bench", "gpu-64")}, 80, "gpu-64/bench.json"),
-        Step("gpu-128", {"gpu-128": part("gpu-128", "--bench", "gpu-128")}, 90, "gpu-128/bench.json"),
+        Step(
+            "gpu-widths",
+            {"gpu-widths": part("gpu-widths", "--bench", "gpu-64,gpu-128")},
+            170,
+            "gpu-widths/bench.json",
+        ),
         Step("tests", {"other tests": [*pytest, *others]}, 540),
         Step(
             "training",
@@ -147,8 +166,17 @@ def steps(work: Path, out: Path, minutes: float, dry: bool) -> list[Step]:
     return [step._replace(seconds=step.seconds * scale) for step in plan]
 
 
-def run_step(step: Step, seconds: float, work: Path, env: dict[str, str]) -> dict[str, Any]:
+def run_step(
+    step: Step,
+    seconds: float,
+    work: Path,
+    env: dict[str, str],
+    renew: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Run a step's commands at the same time, and end them when its seconds are over.
+
+    Args:
+        renew: called every few seconds meanwhile: to keep what there is, if all of this should be killed.
 
     Returns:
         name, limit, seconds, and for each command its status ("passed", "failed", "out of time"), exit status
@@ -173,10 +201,13 @@ def run_step(step: Step, seconds: float, work: Path, env: dict[str, str]) -> dic
         except OSError as error:
             log.write_text(f"{error}\n")
             results[label] = {"status": "failed", "exit": None}
-    deadline, ended, late = begun + seconds, {}, set()
+    deadline, ended, late, renewed = begun + seconds, {}, set(), begun
     try:
         while len(ended) < len(running):
             now = time.monotonic()
+            if now > renewed + RENEWED:
+                renewed = now
+                renew()
             for label, process in running.items():
                 if label not in ended and process.poll() is not None:
                     ended[label] = now - begun
@@ -219,137 +250,41 @@ def count_tests(text: str) -> dict[str, Any] | None:
     return {k.lower(): len(found.get(k, ())) for k in ("PASSED", "SKIPPED")} | {"failed": failed}
 
 
-def summary_lines(session: dict[str, Any], records: dict[str, Any]) -> Iterator[str]:
-    """summary.md: first what is wrong, then the steps, the targets, the training."""
-    yield "# GPU session" + (" (dry run: toy sizes on a CPU, no number counts)" if session["dry_run"] else "")
-    yield ""
-    yield from _alarms(session, records)
-    yield f"\n{session['begun']}, {session['seconds']:.0f} s, state: {session['state']}.\n"
-    yield "| step | part | result | seconds | limit |\n| --- | --- | --- | ---: | ---: |"
-    for step in session["steps"]:
-        for label, part in step["commands"].items():
-            tests = part["tests"]
-            told = "" if tests is None else f": {tests['passed']} tests passed, {len(tests['failed'])} failed"
-            told += "" if tests is None or not tests["skipped"] else f", {tests['skipped']} skipped"
-            row = (step["name"], label, part["status"] + told, part.get("seconds", ""), step["limit"])
-            yield "| " + " | ".join(map(str, row)) + " |"
-    for name, record in records.items():
-        if name not in ("steps", "training", "scale", "tune"):
-            rows = _target_rows(record)
-            if rows:
-                yield f"\n## {name}: targets\n\n| target | wanted | measured, × the faster rival's | met |"
-                yield "| --- | ---: | ---: | ---: |"
-                yield from (f"| {title} | {wanted} | {got} | {met} |" for title, _, wanted, got, met in rows)
-    if timed := records.get("steps"):
-        yield f"\n## steps\n\n{timed['about']}\n"
-        yield (
-            "| tokens | model | parameters | seconds a step | MiB | density |\n| ---: | --- |" + " ---: |" * 4
-        )
-        for length in timed["lengths"]:
-            for model in length["models"]:
-                memory = "" if model["bytes"] is None else f"{model['bytes'] / 2**20:,.0f}"
-                row = f"| {length['tokens']:,} | {model['title']} | {model['parameters']:,} "
-                yield row + f"| {model['median']:.4f} | {memory} | {_digits(model.get('density'))} |"
-    if training := records.get("training"):
-        yield f"\n## training\n\n{training['about']}\n"
-        yield "| model | parameters | steps | tokens/s | validation | test | density |"
-        yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-        for model in training["models"]:
-            if "failed" in model:
-                yield f"| {model['title']} | failed: {model['failed']} | | | | | |"
-                continue
-            row = f"| {model['title']} | {model['parameters']:,} | {model['steps']} "
-            row += f"| {model['tokens_per_second']:,.0f} | {_digits(model['validation_loss'])} "
-            yield row + f"| {_digits(model['test_loss'])} | {_digits(model['density'])} |"
-    if scale := records.get("scale"):
-        yield from _scale_lines(scale)
-    for step in session["steps"]:
-        for label, part in step["commands"].items():
-            if part["status"] != "passed":
-                yield f"\n## {step['name']}, {label}: {part['status']}, its end\n\n```\n{part['end']}\n```"
+def keep_record(step: Step, work: Path, out: Path) -> None:
+    """Renew NAME.json in `out` from what the step has written so far, which is whole at any time."""
+    source = work / (step.record or "none")
+    if step.record is not None and source.is_file() and source.parent != out.absolute():
+        _write(out / f"{step.name}.json", source.read_bytes())
 
 
-def _scale_lines(record: dict[str, Any]) -> Iterator[str]:
-    yield f"\n## scale: {record['state']}\n\n{record['about']}. Text: {record.get('text')}\n"
-    heads = "size | model | parameters | learning rate | tokens | seeds | test, bits per byte | validation"
-    yield f"| {heads} | tokens/s | density |\n| --- | --- |" + " ---: |" * 8
-    for model in record["models"]:
-        shown = [
-            f"{model['parameters']:,}",
-            f"{model['rate']:g}",
-            f"{model['tokens']:,}",
-            str(model["seeds"]),
-        ]
-        for name in ("test_bits_per_byte", "validation_bits_per_byte", "tokens_per_second", "density"):
-            form = ",.0f" if name == "tokens_per_second" else ".4f"
-            numbers = [model[name], model[f"{name}_spread"]]
-            shown.append(" ± ".join(format(number, form) for number in numbers if number is not None))
-        yield "| " + " | ".join([model["size"], model["title"], *shown]) + " |"
-    for run in record["runs"]:
-        if run.get("status") != "finished":
-            what = f"{run.get('status', 'not done')}: {run.get('message', '')}"
-            yield f"\n{run['size']}, {run['title']}, {run['rate']:g}, seed {run['seed']}: {what}"
-
-
-def _alarms(session: dict[str, Any], records: dict[str, Any]) -> Iterator[str]:
-    bad = [
-        f"**TESTS FAILED** ({label}): {', '.join(part['tests']['failed'])}"
-        for step in session["steps"]
-        for label, part in step["commands"].items()
-        if part["tests"] is not None and part["tests"]["failed"]
-    ]
-    bad += [
-        f"**{part['status'].upper()}**: {step['name']}, {label}"
-        for step in session["steps"]
-        for label, part in step["commands"].items()
-        if part["status"] != "passed"
-    ]
-    for name, record in records.items():
-        for entry in record.get("entries", ()):
-            bad += [
-                f"**WRONG RESULT** ({name}): {entry['name']}, "
-                f"d {entry['case']['head_dim']}, N {entry['case']['tokens']}, {entry['passes']}: "
-                f"{who}: {result['reason']}"
-                for who, result in entry["contenders"].items()
-                if result["status"] == "wrong"
-            ]
-    yield from (f"- {line}" for line in bad or ["nothing failed so far"])
-
-
-def _target_rows(record: dict[str, Any]) -> list[list[str]]:
-    try:
-        from syncattn_lab.targets import gpu
-
-        return gpu.rows(record)
-    except Exception as error:  # the summary has to be written, whatever else is broken
-        return [["no table", "", "", f"{type(error).__name__}: {error}", ""]]
-
-
-def _digits(number: float | None) -> str:
-    return "" if number is None else f"{number:.3f}"
+def _write(path: Path, data: bytes) -> None:
+    """The file, or the one before it, whole: this may be killed at any time."""
+    draft = path.with_name(path.name + ".part")
+    draft.write_bytes(data)
+    draft.replace(path)
 
 
 def write_results(out: Path, work: Path, session: dict[str, Any], plan: list[Step]) -> None:
     """Renew the files in `out` from what is in the work folder."""
     records = {}
     for step in plan:
+        keep_record(step, work, out)
         source = work / (step.record or "none")
         if step.record is not None and source.is_file():
-            if source.parent != out.absolute():
-                shutil.copyfile(source, out / f"{step.name}.json")
             with contextlib.suppress(ValueError):  # ended while it wrote
                 records[step.name] = json.loads(source.read_text())
-    (out / "summary.json").write_text(json.dumps(session, indent=1))
+    _write(out / "summary.json", json.dumps(session, indent=1).encode())
     try:
         page = "\n".join(summary_lines(session, records)) + "\n"
     except Exception as error:  # the steps that are still to come matter more than this page
         page = f"no summary: {error!r}; see summary.json\n"
-    (out / "summary.md").write_text(page)
-    with (out / "log.txt").open("wb") as log:
-        for step in session["steps"]:
-            for label in step["commands"]:
-                data = (work / f"{label}.log").read_bytes()
-                log.write(f"\n===== {step['name']}, {label}\n".encode() + data[-LOG_BYTES // 16 :])
+    _write(out / "summary.md", page.encode())
+    log = b""
+    for step in session["steps"]:
+        for label in step["commands"]:
+            data = (work / f"{label}.log").read_bytes()
+            log += f"\n===== {step['name']}, {label}\n".encode() + data[-LOG_BYTES // 16 :]
+    _write(out / "log.txt", log)
 
 
 def main(out: Path, minutes: float, chosen: list[str], dry: bool) -> int:
@@ -382,7 +317,8 @@ def main(out: Path, minutes: float, chosen: list[str], dry: bool) -> int:
                 f"{time.monotonic() - begun:5.0f} s  {step.name}: up to {min(step.seconds, left):.0f} s",
                 flush=True,
             )
-            session["steps"].append(run_step(step, min(step.seconds, left), work, env))
+            renew = partial(keep_record, step, work, out)
+            session["steps"].append(run_step(step, min(step.seconds, left), work, env, renew))
             session["seconds"] = round(time.monotonic() - begun, 1)
             write_results(out, work, session, plan)
         if session["state"] == "running":

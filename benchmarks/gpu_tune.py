@@ -26,6 +26,7 @@ from syncattn.backends.call import prepare
 from syncattn.backends.triton import launch, passes
 from syncattn.backends.triton.blocks import BLOCKS, Blocks, Kernels
 from syncattn.bench.inputs import Case, make_inputs
+from syncattn.training.files import write_text
 
 # queries, keys, walk, warps, stages, registers.
 SIZES = {
@@ -79,17 +80,19 @@ def kernel_times(run: Any, repeats: int) -> dict[str, float]:
     return {name: median(times) * len(times) / repeats for name, times in spent.items()}
 
 
-def host_time(run: Any) -> float:
-    """Microseconds that the host takes to launch one `run`: the device is kept busy meanwhile."""
+def host_time(run: Any, device: str = "cuda") -> float:
+    """Microseconds that the host takes to launch one `run`: a GPU is kept busy meanwhile."""
     times = []
-    for _ in range(5):
-        torch.cuda.synchronize()
-        torch.cuda._sleep(20_000_000)
+    for _ in range(6 if device == "cuda" else 1):
+        if device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda._sleep(20_000_000)
         begun = time.perf_counter()
         run()
         times.append(time.perf_counter() - begun)
-    torch.cuda.synchronize()
-    return 1e6 * median(times)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e6 * median(times[1:] or times)  # the first may be noted, or compile
 
 
 def measure(form: str, width: int, tokens: int, chosen: list[tuple[str, int]], repeats: int) -> Any:
@@ -204,7 +207,8 @@ def main() -> None:
                 print(table([record]), flush=True)
                 if given.out:
                     given.out.mkdir(parents=True, exist_ok=True)
-                    (given.out / "tune.json").write_text(json.dumps({"variants": records}, indent=1))
+                    text = json.dumps({"variants": records}, indent=1)  # what is wrong may be NaN
+                    write_text(given.out / "tune.json", text)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,9 @@ def test_all_suites(bench):
             if name.endswith("+graph") and not torch.cuda.is_available():
                 assert result == {"status": "left out", "reason": "graphs are timed on GPUs only, forward"}
                 continue
+            if entry["name"].endswith("compiled") and not torch.cuda.is_available():
+                assert result == {"status": "left out", "reason": "compiled steps are timed on GPUs only"}
+                continue
             assert result["status"] == "measured", (entry["name"], name, result)
             assert len(result["seconds"]) == 2 and result["time"]["median"] > 0
             assert "ratio" in result

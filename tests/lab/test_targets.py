@@ -67,6 +67,20 @@ def test_the_targets_of_the_gpu_are_of_the_faster_rival(suite, name, head_dim, t
     assert measured.startswith("WRONG, ") and met == "no"
 
 
+def test_the_bytes_that_decoding_reads():
+    contenders = {"sdpa": timed(2.0), "ours": timed(1.0)}
+    for m, density, share, met in (
+        (8, 1.0, "0.625", "yes"),
+        (16, 1.0, "0.75", "no"),
+        (16, 0.05, "0.275", "yes"),
+    ):
+        one = entry("gpu-decode", "x", FORWARD, contenders, tokens=32768, head_dim=64, freq_dim=m)
+        one["counted"] = {"density": density}
+        assert gpu.rows(record(one))[1] == [
+            "x: bytes read of the cache", "GPU", "<= 0.65", f"{share} (counted, not timed)", met,
+        ]  # fmt: skip
+
+
 def test_memory_is_held_to_linear_growth():
     points = [
         {"suite": "gpu-memory", "name": name, "contender": "ours", "tokens": n, "bytes": bytes_}

@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 from transformers import StaticCache
 from transformers.generation import CompileConfig
 
+import syncattn
 from syncattn.models import (
     DecoderCache,
     OSNConfig,
@@ -310,6 +311,22 @@ def test_in_inference_mode_and_out_of_it(typical, ids):
     with torch.inference_mode():
         last = typical(ids[:, 9:], past_key_values=cache).logits
         torch.testing.assert_close(torch.cat((first, then, last), 1), expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_step_waits_for_no_device(build_model):
+    """A CUDA graph can hold it then. On the meta device to read any number is an error."""
+    for name in ("osn token shift", "osn modern", "rotary gate"):
+        model = build_model(name).to("meta")
+        ids = torch.zeros(3, 13, dtype=torch.int64, device="meta")
+        cache = StaticDecoderCache(model.config, PLACES)
+        with syncattn.use_backend("eager"):
+            model(ids, past_key_values=cache)
+            before = {name: held for state in cache.fixed for name, held in state.memory.items()}
+            for _ in range(3):
+                model(ids[:, :1].contiguous(), past_key_values=cache)
+        after = {name: held for state in cache.fixed for name, held in state.memory.items()}
+        assert all(after[name] is held for name, held in before.items())  # and it stays where it was
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from syncattn.bench import generating
 from syncattn.bench.contenders import ADASPLASH, FLASH, FLEX, GRAPH, SDPA, SSA_FLEX
 from syncattn.bench.inputs import Case
 from syncattn.bench.operators import job, memory_job, percent
@@ -91,6 +92,7 @@ def jobs(plan: BenchPlan, backends: list[str]) -> Iterator[tuple[str, list[Job]]
         dense, *_, layer = cases(plan, tokens, HEAD_DIMS[0])
         growing += [memory_job("gpu-memory", case, [SDPA, *ours]) for case in (dense, layer)]
     yield "gpu-memory", growing
+    yield generating.SUITE, list(generating.jobs(plan))
 
     anchors = [*names, SSA_FLEX, ADASPLASH]
     yield "gpu-anchors", [job("gpu-anchors", c, anchors, threads, both) for c in anchor_cases(plan)]

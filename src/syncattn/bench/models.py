@@ -133,7 +133,7 @@ def run_block(session: Session, size: tuple[int, int, int], tokens: int, threads
     batch = max(1, plan.step_tokens // tokens)
     x = torch.randn(batch, tokens, size[0], generator=generator).to(plan.device)
     with _quiet():
-        osn.calibrate(blocks[OSN], x, is_causal=True, partners_range=_ladder(tokens))
+        osn.calibrate(blocks[OSN], x, is_causal=True, partners_range=ladder(tokens))
 
     def output(block: nn.Module, given: Tensor) -> Tensor:
         return block(given, is_causal=True)
@@ -166,7 +166,7 @@ def _block_runner(block: nn.Module, x: Tensor, passes: str) -> Callable[[], obje
     return lambda: torch.autograd.grad(block(given, is_causal=True), leaves, cotangent, allow_unused=True)
 
 
-def _ladder(tokens: int) -> tuple[float, float] | None:
+def ladder(tokens: int) -> tuple[float, float] | None:
     """What training holds a model's heads to by default: in windows of more than 320 tokens 16 partners, the
     mean of this ladder; None: the densities that they are made with."""
     return (4.0, 40.0) if tokens > 320 else None
@@ -188,7 +188,7 @@ def run_step(
     generator = torch.Generator().manual_seed(plan.seed)
     ids = torch.randint(_VOCABULARY, (batch, tokens), generator=generator).to(plan.device)
     models = dict(zip((OSN, SDPA), build(size, tokens, plan.device)))
-    calibrated_quietly(models[OSN], ids[:, :_ALL_BLOCKS], partners_range=_ladder(tokens))
+    calibrated_quietly(models[OSN], ids[:, :_ALL_BLOCKS], partners_range=ladder(tokens))
 
     def logits(model: nn.Module, given: Tensor) -> Tensor:
         return model(given, use_cache=False).logits
@@ -232,7 +232,7 @@ def run_prefill(session: Session, size: tuple[int, int, int], tokens: int, threa
     generator = torch.Generator().manual_seed(plan.seed)
     ids = torch.randint(_VOCABULARY, (1, tokens), generator=generator).to(plan.device)
     models = dict(zip((OSN, SDPA), build(size, tokens, plan.device)))
-    calibrated_quietly(models[OSN], ids[:, :_ALL_BLOCKS], partners_range=_ladder(tokens))
+    calibrated_quietly(models[OSN], ids[:, :_ALL_BLOCKS], partners_range=ladder(tokens))
     name = f"prefill, hidden {size[0]}, {size[1]} blocks, N {tokens}"
     described = describe(session, "prefill", name, threads, tokens, 1, size) | {"passes": FORWARD}
     described |= {

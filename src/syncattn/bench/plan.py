@@ -26,6 +26,7 @@ SUITES = {
     "gpu-128": "the same, 128 columns",
     "gpu-decode": "on a GPU: one query and a cache, also as CUDA graphs",
     "gpu-memory": "on a GPU: peak memory over N",
+    "gpu-generation": "on a GPU: a token for each text with both kinds of cache, beside the Transformer",
     "gpu-anchors": "on a GPU: beside SSA through FlexAttention, and AdaSplash at equal density",
     "gpu-flex": "on a GPU: beside FlexAttention with the same mask",
 }
@@ -54,6 +55,8 @@ class BenchPlan:
         gpu_tokens: N of the suites of the GPU, in running order: the most wanted first. Suite "gpu-flex" has
             the first alone, suite "gpu-anchors" the first two.
         gpu_cache: M that suite "gpu-decode" decodes from.
+        gpu_generation_keys, gpu_generation_batches, gpu_generation_size: of suite "gpu-generation" what those
+            of "generation" are; compiled are steps of the first length and number of texts alone.
         gpu_heads, gpu_window: H and the drifting heads' window of these suites.
         gpu_tiles: shares of the tiles that lock, in their sparse cases.
         generation_keys, generation_batches: cache lengths, and numbers of texts, of suite "generation";
@@ -95,6 +98,9 @@ class BenchPlan:
     generation_size: tuple[int, int, int] = (256, 4, 8)
     gpu_tokens: tuple[int, ...] = (32768, 8192, 65536, 2048)
     gpu_cache: tuple[int, ...] = (32768,)
+    gpu_generation_keys: tuple[int, ...] = (2048, 32768)
+    gpu_generation_batches: tuple[int, ...] = (1, 16)
+    gpu_generation_size: tuple[int, int, int] = (1024, 4, 16)
     gpu_heads: int = 16
     gpu_window: int = 512
     gpu_tiles: tuple[float, ...] = (0.25, 0.05)
@@ -158,6 +164,7 @@ def quick(plan: BenchPlan) -> BenchPlan:
         generation_keys=(64, 512),
         gpu_tokens=(8192, 2048),
         gpu_cache=(8192,),
+        gpu_generation_keys=(2048,),
         length_tokens=(256, 512),
         model_tokens=(512,),
         counting_tokens=(2048,),

@@ -11,7 +11,7 @@ import torch
 
 Runner = Callable[[], object]
 _SHORTEST = 2e-3  # seconds: a shorter call is repeated inside one measurement
-_MOST_REPEATS = 200
+MOST_REPEATS = 200
 _SHORTEST_QUEUE = 2e-2  # the same on a GPU, where calls queue: so long that launching the first is no part
 _LONG = 0.5  # seconds: after a call so long nothing is left to warm up
 
@@ -72,7 +72,7 @@ def interleave(
         once = known if known > _LONG else clock.seconds(run)
         if once < shortest or clock.cuda:  # the first call of all may be slow for reasons of its own
             once = min(once, clock.seconds(run))
-        repeats[name] = min(_MOST_REPEATS, max(1, round(shortest / max(once, 1e-9))))
+        repeats[name] = min(MOST_REPEATS, max(1, round(shortest / max(once, 1e-9))))
     found: dict[str, list[float | None]] = {name: [] for name in runners}
     names = list(runners)
     for number in range(rounds if names else 0):

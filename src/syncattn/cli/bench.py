@@ -24,7 +24,7 @@ class Task:
         None,
         "table, tokens, variants, frequencies (together: operator), decode, generation, prefill, train, "
         "lengths, block, counting, scaling; "
-        "gpu-64, gpu-128, gpu-decode, gpu-memory, gpu-anchors, gpu-flex (together: gpu).",
+        "gpu-64, gpu-128, gpu-decode, gpu-memory, gpu-generation, gpu-anchors, gpu-flex (together: gpu).",
         metavar="SUITE...",
         shown="all; with --device cuda gpu",
     )

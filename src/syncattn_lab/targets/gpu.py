@@ -11,7 +11,7 @@ from syncattn.bench.timing import ratios, spread
 # Time over that of the faster of SDPA and FlashAttention, by the beginning of the case's name.
 TIMES = (("dense", 1.0), ("25 %", 0.40), ("5 %", 0.15))
 WINDOW, WINDOW_TOKENS, WINDOW_TIME = "window 512", 32768, 0.08
-CACHE, CACHE_TIME = 32768, 0.65
+CACHE, CACHE_TIME, CACHE_BYTES = 32768, 0.65, 0.65
 GROWTH = 1.1
 
 
@@ -21,7 +21,7 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
     for entry in record["entries"]:
         bound = _bound(entry)
         if bound is not None:
-            found += _row(entry, ours, bound)
+            found += _row(entry, ours, bound) + _bytes_rows(entry, ours)
     return found + _memory_rows(record, ours)
 
 
@@ -58,6 +58,18 @@ def _row(entry: dict[str, Any], ours: str, bound: float) -> list[list[str]]:
     if result["status"] == "wrong":  # timed all the same, by --time-wrong: no target is met
         return [[title, "GPU", f"<= {bound:g}", f"WRONG, {measured}", "no"]]
     return [[title, "GPU", f"<= {bound:g}", measured, "yes" if ratio["median"] <= bound else "no"]]
+
+
+def _bytes_rows(entry: dict[str, Any], ours: str) -> list[list[str]]:
+    """What decoding reads of the cache over what SDPA reads, by the arithmetic of the pairs that were counted:
+    frequencies in float32 of all senders, values of 2 bytes of those that lock."""
+    case, counted = entry["case"], entry.get("counted") or {}
+    if entry["suite"] != "gpu-decode" or ours not in entry["contenders"] or "density" not in counted:
+        return []
+    read = 4 * case["freq_dim"] + 2 * case["head_dim"] * counted["density"]
+    share = read / (4 * case["head_dim"])
+    title, text = f"{entry['name']}: bytes read of the cache", f"{share:.3g} (counted, not timed)"
+    return [[title, "GPU", f"<= {CACHE_BYTES:g}", text, "yes" if share <= CACHE_BYTES else "no"]]
 
 
 def _memory_rows(record: dict[str, Any], ours: str) -> list[list[str]]:

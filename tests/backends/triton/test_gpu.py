@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import syncattn
+from syncattn.models import OSNConfig, OSNForCausalLM
+from syncattn.nn import SelectiveSynchronizationAttention
 
 attention = syncattn.selective_synchronization_attention
 pytestmark = [
@@ -66,6 +68,58 @@ def test_several_texts_in_one_row(call):
         results.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
     for a, b in zip(*results, strict=True):
         assert (a.double() - b.double()).norm() <= 3e-2 * b.double().norm()
+
+
+def gated_layer(tokens):
+    """A layer with a gate of its nearest senders, what it is given, and what a gradient is taken of."""
+    layer = SelectiveSynchronizationAttention(256, 4, token_shift=True, nearest_gate=True)
+    x = torch.randn(2, tokens, 256)
+    return layer, x, lambda layer, x: layer(x, is_causal=True)[0]
+
+
+def gated_model(tokens):
+    """The same of a model in a form of the preset "recall": no position, a convolution."""
+    sizes = {"vocab_size": 64, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = OSNForCausalLM(OSNConfig.preset("recall", **sizes, nearest_gate=True, value_residual=True))
+    x = model.get_input_embeddings()(torch.randint(64, (2, tokens))).detach()
+    return model, x, lambda model, x: model(inputs_embeds=x, use_cache=False).logits
+
+
+def results_of(make, tokens, narrow, device):
+    """Of triton and of eager: the result, and the gradients of the input and of each parameter, by name."""
+    torch.manual_seed(0)
+    module, x, compute = make(tokens)
+    module, x = module.to(device), x.to(device).requires_grad_()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("gate"):
+                parameter.normal_()
+    leaves = {"input": x, **dict(module.named_parameters())}
+    found = []
+    for backend in ("triton", "eager"):
+        with syncattn.use_backend(backend), torch.autocast(device, torch.bfloat16, enabled=narrow):
+            out = compute(module, x)
+        gradients = torch.autograd.grad(out.float().square().sum(), list(leaves.values()), allow_unused=True)
+        found.append({"out": out.detach(), **dict(zip(leaves, gradients, strict=True))})
+    return found
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("make", [gated_layer, gated_model])
+def test_the_gate_of_the_nearest_sender_in_a_layer_and_in_a_model(make, narrow, device):
+    """The kernels and eager see the same frequencies: who is nearest, and how near, is the same of both."""
+    got, want = results_of(make, 300, narrow, device)
+    of_gates = [x for name, x in want.items() if name.endswith("gate")]
+    assert of_gates and all(bool(x.any()) for x in of_gates)
+    largest = max(float(x.norm()) for x in want.values() if x is not None)
+    for name, a in got.items():
+        b = want[name]
+        assert (a is None) == (b is None), name
+        if narrow and not name.endswith(("out", "input", "gate")):
+            continue  # numbers of a head, in which much cancels
+        if b is not None:  # one that is 0 but for rounding is held to the others' size
+            off = float((a.double() - b.double()).norm()) / max(float(b.norm()), 1e-3 * largest)
+            assert off <= (5e-2 if narrow else 5e-3), name
 
 
 def test_it_takes_calls_by_name(call):
