@@ -61,8 +61,8 @@ def _row(entry: dict[str, Any], ours: str, bound: float) -> list[list[str]]:
 
 
 def _bytes_rows(entry: dict[str, Any], ours: str) -> list[list[str]]:
-    """What decoding reads of the cache over what SDPA reads, by the arithmetic of the pairs that were counted:
-    frequencies in float32 of all senders, values of 2 bytes of those that lock."""
+    """What decoding reads of the cache over what SDPA reads, by the pairs that were counted: frequencies in
+    float32 of all senders, values of 2 bytes of those that lock."""
     case, counted = entry["case"], entry.get("counted") or {}
     if entry["suite"] != "gpu-decode" or ours not in entry["contenders"] or "density" not in counted:
         return []

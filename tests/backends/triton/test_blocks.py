@@ -91,6 +91,12 @@ def small_gpu(monkeypatch):
             torch.float32,
             "m 8 and d 200 in float32 need up to 160 KiB of shared memory, gradients inc",
         ),
+        (
+            128,
+            256,
+            torch.float32,
+            "m 128 and d 256 in float32 need up to 144 KiB of shared memory, gradients inc",
+        ),
     ],
     ids=str,
 )

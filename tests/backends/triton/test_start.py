@@ -66,6 +66,26 @@ def test_a_profiler_is_told_of_each_start(begin, monkeypatch):
     assert begin(x, None, 7) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "need", "there", "said"),
+    [
+        ("shared memory", 73728, 65536, "needs 72 KiB of shared memory, this GPU has 64 for a program"),
+        ("tensor memory", 640, 512, "needs 640 tensor memory, this GPU has 512 for a program"),
+    ],
+)
+def test_a_gpu_that_lacks_what_a_kernel_takes(begin, monkeypatch, name, need, there, said):
+    """Where no shapes told it before, as on AMD's: the error is ours, with a way out."""
+    from triton.runtime.errors import OutOfResources
+
+    def lacks(kernel, grid):
+        raise OutOfResources(need, there, name)
+
+    monkeypatch.setattr(type(begin.kernel), "__getitem__", lacks)
+    monkeypatch.setattr(begin.kernel, "fn", lacks)
+    with pytest.raises(RuntimeError, match=f"lacks {said}. Take backend='tiled'"):
+        begin(torch.zeros(64), None, 7)
+
+
 def test_the_order_of_lists_is_that_of_a_stable_sort(kernels, device):
     from syncattn.backends.triton.lists import order_kernel
 

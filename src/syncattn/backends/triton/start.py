@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 from triton.runtime.driver import driver
+from triton.runtime.errors import OutOfResources
 
 # The kernels as compiled. Callers may have ever new keys: then what is kept is dropped and found again.
 _found: dict[tuple[Any, ...], Any] = {}
@@ -90,7 +91,10 @@ def _start_here(
         found = _found.get(whole := (*key, *constants.values()))
         if found is None or is_watched():
             assert [*constants] == kernel.arg_names[len(arguments) :], (kernel, constants)
-            found = kernel[grid](*arguments, **constants, **options)
+            try:
+                found = kernel[grid](*arguments, **constants, **options)
+            except OutOfResources as error:
+                raise RuntimeError(_too_large(kernel, error)) from error
             if not (_DIRECT and hasattr(found, "packed_metadata")):
                 started.append(None)
                 continue
@@ -105,6 +109,17 @@ def _start_here(
             found.run(*grid_of_three, stream, *what, *passed, *constants.values())
         started.append(Started(found.run, grid_of_three, what, (*arguments, *constants.values())))
     return started
+
+
+def _too_large(kernel: Any, error: OutOfResources) -> str:
+    """What to say where a GPU lacks what a kernel takes, and nobody knew from the call's shapes."""
+    what, need, there = error.name, error.required, error.limit
+    if "shared memory" in what:
+        what, need, there = "KiB of shared memory", f"{need / 1024:.0f}", f"{there / 1024:.0f}"
+    return (
+        f"backend 'triton' cannot take this call here: {kernel.fn.__name__} needs {need} {what}, this GPU "
+        f"has {there} for a program. Take backend='tiled', or fewer coordinates (m) or columns of values (d)"
+    )
 
 
 def _described(arguments: tuple[Any, ...], key: list[Any]) -> tuple[Any, ...]:
