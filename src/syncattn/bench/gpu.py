@@ -37,6 +37,20 @@ def cases(plan: BenchPlan, tokens: int, head_dim: int) -> list[Case]:
     return found
 
 
+def other_cases(plan: BenchPlan) -> list[Case]:
+    """What `cases` leaves out, at the first N alone: more coordinates, half of the tiles, float32 values."""
+    dense, quarter, *_, layer = cases(plan, plan.gpu_tokens[0], HEAD_DIMS[0])
+    more = {"freq_dim": 2 * plan.freq_dim}
+    named = [
+        (dense, f"dense, m {more['freq_dim']}", more),
+        (layer, f"{layer.name}, m {more['freq_dim']}", more),
+        (quarter, "50 % of the tiles", {"tiles": 0.5}),
+        (dense, "dense, float32", {"dtype": "fp32"}),
+        (quarter, f"{quarter.name}, float32", {"dtype": "fp32"}),
+    ]
+    return [replace(case, name=name, **changed) for case, name, changed in named]  # type: ignore[arg-type]
+
+
 def decode_cases(plan: BenchPlan, keys: int, head_dim: int) -> list[Case]:
     """One query of each sequence: every key in reach, 5 % of them, and the layer's form in its window."""
     dense, *_, layer = cases(plan, keys, head_dim)
@@ -78,6 +92,7 @@ def jobs(plan: BenchPlan, backends: list[str]) -> Iterator[tuple[str, list[Job]]
     for head_dim in HEAD_DIMS:
         suite = f"gpu-{head_dim}"
         over_tokens = [case for tokens in plan.gpu_tokens for case in cases(plan, tokens, head_dim)]
+        over_tokens += other_cases(plan) if head_dim == HEAD_DIMS[0] else []
         yield suite, [job(suite, case, names, threads, both) for case in over_tokens]
 
     cached = [c for keys in plan.gpu_cache for width in HEAD_DIMS for c in decode_cases(plan, keys, width)]
