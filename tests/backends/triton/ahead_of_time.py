@@ -56,6 +56,8 @@ CASES = {
     "sorted": (1, 8, 20000, 30000, 16, 64, HALF, HALF, {"frame": "nearest", "power": 2, "dropout_p": 0.1}),
     "long": (1, 8, 100000, 100000, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True}),
     "decode": (4, 8, 1, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest"}),
+    # a model's step with a cache of fixed size: the mask says which places are filled
+    "fixed": (4, 8, 1, 4096, 16, 64, torch.float32, HALF, {"frame": "nearest", "power": 2, "masked": True}),
 }
 
 
