@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from torch.nn.functional import pad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import StaticCache
 from transformers.generation import CompileConfig
 
@@ -313,8 +315,18 @@ def test_in_inference_mode_and_out_of_it(typical, ids):
         torch.testing.assert_close(torch.cat((first, then, last), 1), expected, **CLOSE)
 
 
+class OnMeta(TorchDispatchMode):
+    """Where everything computed with is on the meta device, nothing comes from the host."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+        assert all(x.is_meta for x in tensors), function
+        return out
+
+
 @torch.no_grad()
-def test_a_step_waits_for_no_device(build_model):
+def test_a_step_waits_for_no_device_and_brings_nothing_to_it(build_model):
     """A CUDA graph can hold it then. On the meta device to read any number is an error."""
     for name in ("osn token shift", "osn modern", "rotary gate"):
         model = build_model(name).to("meta")
@@ -323,8 +335,9 @@ def test_a_step_waits_for_no_device(build_model):
         with syncattn.use_backend("eager"):
             model(ids, past_key_values=cache)
             before = {name: held for state in cache.fixed for name, held in state.memory.items()}
-            for _ in range(3):
-                model(ids[:, :1].contiguous(), past_key_values=cache)
+            with OnMeta():
+                for _ in range(3):
+                    model(ids[:, :1].contiguous(), past_key_values=cache)
         after = {name: held for state in cache.fixed for name, held in state.memory.items()}
         assert all(after[name] is held for name, held in before.items())  # and it stays where it was
 
