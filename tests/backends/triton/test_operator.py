@@ -273,7 +273,7 @@ def test_custom_operators_keep_their_contracts(draw, device):
         detached = [x.detach() if torch.is_tensor(x) else x for x in arguments]
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(
-            OPERATOR.backward, (torch.randn_like(out), out, *saved, *detached), test_utils=tests
+            OPERATOR.backward, (torch.randn_like(out), None, out, *saved, *detached), test_utils=tests
         )
 
 

@@ -137,8 +137,8 @@ def only_by_name(call: Call) -> str | None:
     return None
 
 
-def run(call: Call) -> Tensor:
-    """The operator: out (B, H, N, d)."""
+def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
+    """The operator: out (B, H, N, d), and with `return_nearest` also the nearest senders' D (B, H, N)."""
     return OPERATOR(call)
 
 
@@ -159,7 +159,13 @@ def _saved(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(
-    call: Call, grad: Tensor, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor
+    call: Call,
+    grad: Tensor,
+    grad_nearest: Tensor | None,
+    out: Tensor,
+    row_sum: Tensor,
+    base: Tensor,
+    sender: Tensor,
 ) -> tuple[Tensor, ...]:
     """The gradients of receive, send, value, coupling and bandwidth."""
     from syncattn.backends.triton import passes
