@@ -272,9 +272,10 @@ def test_custom_operators_keep_their_contracts(draw, device):
         out, *saved = OPERATOR.forward(*arguments)
         detached = [x.detach() if torch.is_tensor(x) else x for x in arguments]
         tests = ("test_schema", "test_faketensor")
-        torch.library.opcheck(
-            OPERATOR.backward, (torch.randn_like(out), None, out, *saved, *detached), test_utils=tests
-        )
+        for asked in (None, torch.ones_like(saved[OPERATOR.nearest - 1])):
+            torch.library.opcheck(
+                OPERATOR.backward, (torch.randn_like(out), asked, out, *saved, *detached), test_utils=tests
+            )
 
 
 def test_compiled_equals_not_compiled(draw, fresh_compiler, device):

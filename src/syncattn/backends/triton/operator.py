@@ -17,7 +17,7 @@ from torch import Tensor
 
 from syncattn.backends.backend import Backend, Capabilities
 from syncattn.backends.call import Call, constant_when_compiled
-from syncattn.backends.operator import register
+from syncattn.backends.operator import gives_nearest, register
 from syncattn.backends.triton.blocks import ENOUGH, shared_memory
 
 _OLDEST = (3, 4)
@@ -170,7 +170,7 @@ def _backward(
     """The gradients of receive, send, value, coupling and bandwidth."""
     from syncattn.backends.triton import passes
 
-    return passes.backward(call, grad, out, row_sum, base, sender)
+    return passes.backward(call, grad, out, row_sum, base, sender, grad_nearest)
 
 
 OPERATOR = register("triton", _forward, _backward, _saved, ("row_sum", "base", "sender"), ("cpu", "cuda"))
@@ -180,6 +180,7 @@ BACKEND = Backend(
     unavailable=unavailable,
     refuses=refuses,
     only_by_name=only_by_name,
+    gives_nearest=gives_nearest,
     keeps_bounds=True,
     capabilities=Capabilities(
         compute_dtypes=(torch.float32,),
