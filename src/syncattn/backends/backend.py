@@ -104,6 +104,7 @@ class Decoding(Protocol):
         value: Tensor,
         coherence: Tensor | None,
         count: Tensor,
+        nearest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | None:
         """The next token's result, and what it emits; None: it has to be computed the long way."""
 
