@@ -9,7 +9,7 @@ from torch import Tensor
 
 from syncattn.backends.call import check, require_dense, within_bounds, without_autocast
 from syncattn.backends.nearest import nearest_detuning
-from syncattn.backends.select import choose
+from syncattn.backends.select import asked_for, choose
 
 
 def selective_synchronization_attention(
@@ -128,7 +128,7 @@ def go_on(
     if not chosen.keeps_bounds:
         call = within_bounds(call)
     with without_autocast(call.receive.device):  # D and F are float32 at least
-        if not call.return_nearest or chosen.gives_nearest(call):
+        if not call.return_nearest or chosen.gives_nearest(call, (backend or asked_for()) is not None):
             return chosen.run(call)
         found = chosen.run(call._replace(return_nearest=False))
         return *(found if isinstance(found, tuple) else (found,)), nearest_detuning(call)

@@ -123,7 +123,8 @@ class Backend(NamedTuple):
             int64, without gradients; None if it has no such pass.
         nearest: the call, whatever its frame, to each receiver's nearest allowed sender, (B, H, N) int64,
             without gradients, at a cost that follows what locks; None if it has no such pass.
-        gives_nearest: whether it gives what `return_nearest` asks for with the result of this call.
+        gives_nearest: (the call, whether it asks for this backend by name) to whether what `return_nearest`
+            asks for comes with the result.
         keeps_bounds: whether it does itself what `call.within_bounds` does.
         decoding: of a layer that generates, the calls of its groups of heads, each of one causal receiver, to
             what computes its later tokens where nothing has to be checked anew, or to None; None if it has no
@@ -137,7 +138,7 @@ class Backend(NamedTuple):
     only_by_name: Callable[[Call], str | None] = _nothing
     locked_counts: Callable[[Call], Tensor] | None = None
     nearest: Callable[[Call], Tensor] | None = None
-    gives_nearest: Callable[[Call], bool] = lambda call: False
+    gives_nearest: Callable[[Call, bool], bool] = lambda call, by_name: False
     keeps_bounds: bool = False
     decoding: Callable[[Sequence[Call], DecodingLayer], Decoding | None] | None = None
 

@@ -37,7 +37,7 @@ def unpack(*arguments: Any) -> Call:
     return Call._make((*arguments, False, False))
 
 
-def gives_nearest(call: Call) -> bool:
+def gives_nearest(call: Call, by_name: bool) -> bool:
     """Whether an operator finds the nearest senders of this call anyway: not where no frame counts from them,
     nor where values have no columns, which backends may take for nothing to do."""
     return call.frame == "nearest" and call.value.shape[-1] > 0

@@ -25,5 +25,5 @@ def openness(gate: Tensor, nearest: Tensor, freq_dim: int) -> Tensor:
         nearest: D, (B, H, N), as the operator gives it out.
         freq_dim: m.
     """
-    shift, slope = gate.to(nearest.dtype)[:, :, None, None]
-    return 2 * torch.sigmoid(shift - slope * (nearest[..., None] / freq_dim))
+    shift, slope = gate.to(nearest.dtype)[:, :, None]
+    return (2 * torch.sigmoid(torch.addcmul(shift, slope, nearest, value=-1 / freq_dim)))[..., None]

@@ -137,6 +137,13 @@ def only_by_name(call: Call) -> str | None:
     return None
 
 
+def gives_nearest_here(call: Call, by_name: bool) -> bool:
+    """Whether the nearest senders' D comes with the result. Its gradient was not checked on a GPU: where one
+    is recorded, only with a call that asks for this backend by name, as all calls of CPU tensors do."""
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in call[:5])
+    return gives_nearest(call, by_name) and (by_name or not recorded)
+
+
 def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
     """The operator: out (B, H, N, d), and with `return_nearest` also the nearest senders' D (B, H, N)."""
     return OPERATOR(call)
@@ -180,7 +187,7 @@ BACKEND = Backend(
     unavailable=unavailable,
     refuses=refuses,
     only_by_name=only_by_name,
-    gives_nearest=gives_nearest,
+    gives_nearest=gives_nearest_here,
     keeps_bounds=True,
     capabilities=Capabilities(
         compute_dtypes=(torch.float32,),
