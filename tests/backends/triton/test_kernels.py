@@ -209,8 +209,8 @@ ROW_ALONE = (torch.arange(40 * 50).view(40, 50) * 37 % 101 < 40) & (torch.arange
 NEAREST_GIVEN = {  # options, sizes
     "layer": (LAYER, (2, 2, 40, 40, 3, 5), {"same": True}),
     "directed": (LAYER, (1, 2, 40, 50, 3, 5), {}),
-    "as products": (LAYER, (1, 2, 40, 50, 40, 5), {}),
-    "as products, alike": (NEAREST, (1, 2, 40, 40, 40, 5), {"same": True}),
+    "many coordinates": (LAYER, (1, 2, 40, 50, 40, 5), {}),
+    "many coordinates, alike": (NEAREST, (1, 2, 40, 40, 40, 5), {"same": True}),
     "mask": (NEAREST | {"attn_mask": ROW_ALONE}, (1, 2, 40, 50, 20, 5), {}),
     "padding": (LAYER | {"attn_mask": (torch.arange(50) > 6)[None]}, (1, 2, 40, 50, 3, 5), {}),
     "packed": (LAYER | {"sequence_ids": torch.arange(50)[None] // 9 - 1}, (2, 1, 40, 50, 3, 5), {}),
@@ -264,3 +264,25 @@ def test_it_is_given_out_of_heads_in_groups_and_sorted_tokens(draw, kernels, mon
         want = given_out([wide[id(x)] for x in inputs], NEAREST, "eager", device)
         for one, expected in zip(given_out(inputs, NEAREST, "triton", device), want, strict=True):
             torch.testing.assert_close(one, expected, rtol=2e-4, atol=1e-3, check_dtype=False)
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("options", [LAYER, NEAREST], ids=str)
+def test_its_gradient_beside_values_of_two_bytes(options, far, draw, device):
+    """Where D is a product of matrices in the head's unit, but for tiles that are too far for that."""
+    inputs = draw(1, 2, 70, 100, 20, 4, structure="drift")
+    inputs[2] = inputs[2].bfloat16()
+    if far:
+        inputs[0][:, :, 40, 3] += 3000.0
+    leaves = [x.to(device).requires_grad_() for x in inputs]
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    generator, found = torch.Generator().manual_seed(1), []
+    weight = torch.randn(1, 2, 70, generator=generator).to(device)
+    for tensors, backend in ((leaves, "triton"), (wide, "eager")):
+        out, least = attention(*tensors, **options, backend=backend, return_nearest=True)
+        nothing = torch.zeros_like(out)
+        found.append((least, *torch.autograd.grad((out, least), tensors[:2], (nothing, weight.to(least)))))
+    for (one, expected), near in zip(zip(*found, strict=True), (1e-5, 1e-3, 1e-2), strict=True):
+        usual = expected.abs().quantile(0.9).item()
+        apart = (one.double() - expected).abs() / (expected.abs() + usual)
+        assert apart.max() <= near
