@@ -94,6 +94,7 @@ def test_the_operator_is_called_as_documented():
         "eps": 1e-8,
         "backend": None,
         "return_weights": False,
+        "return_nearest": False,
     }
     signature = inspect.signature(syncattn.order_parameter)
     assert str(signature.replace(return_annotation=inspect.Signature.empty)).startswith("(phase")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from syncattn.backends.call import check, require_dense, within_bounds, without_autocast
-from syncattn.backends.select import choose
+from syncattn.backends.nearest import nearest_detuning
+from syncattn.backends.select import asked_for, choose
 
 
 def selective_synchronization_attention(
@@ -30,7 +31,8 @@ def selective_synchronization_attention(
     eps: float = 1e-8,
     backend: str | None = None,
     return_weights: bool = False,
-) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    return_nearest: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
     r"""Selective Synchronization Attention (Hays 2026, arXiv 2602.14445).
 
     Receiver i and sender j with squared detuning :math:`D_{ij} = |w^r_i - w^s_j|^2` lock when
@@ -69,11 +71,15 @@ def selective_synchronization_attention(
         eps: added to the row sum.
         backend: None for the best that can take the call, or a name; see `syncattn.backends.explain`.
         return_weights: also return S and P.
+        return_nearest: also return how far each receiver's nearest allowed sender is, its D. In the nearest
+            frame it is at hand (but for values of no columns); in the absolute one it is looked for.
 
     Returns:
         out (B, H, N, d) in value's dtype. With `return_weights`: (out, S, P), S the synchronization before
         `power` and P the normalised weights before dropout, both (B, H, N, M) in the compute dtype, which is
-        float32, or float64 if receive or value is.
+        float32, or float64 if receive or value is. With `return_nearest` one more at the end: the smallest D
+        of the allowed senders, whatever the frame (B, H, N), in the compute dtype, 0 where there is none. Its
+        gradient is that of this one pair; of senders equally near, the earliest.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it, what was given and what is
@@ -105,12 +111,13 @@ def selective_synchronization_attention(
         edge=edge,
         eps=eps,
         return_weights=return_weights,
+        return_nearest=return_nearest,
     )
 
 
 def go_on(
     checked_senders: int, *tensors: Tensor, backend: str | None = None, **options: Any
-) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     """`selective_synchronization_attention` of the other arguments, where the first so many senders are known
     to be finite: those of a cache, whose values were looked at when they came."""
     call = check(*tensors, checked_senders=checked_senders, **options)
@@ -121,7 +128,10 @@ def go_on(
     if not chosen.keeps_bounds:
         call = within_bounds(call)
     with without_autocast(call.receive.device):  # D and F are float32 at least
-        return chosen.run(call)
+        if not call.return_nearest or chosen.gives_nearest(call, (backend or asked_for()) is not None):
+            return chosen.run(call)
+        found = chosen.run(call._replace(return_nearest=False))
+        return *(found if isinstance(found, tuple) else (found,)), nearest_detuning(call)
 
 
 def order_parameter(phase: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -25,6 +25,8 @@ FORMS = {
     "bounded": {"bounded_content": True},
     "helix": {"position": "helix", "value_rotation": 100.0},
     "mixed": {"position": ["drift", "none"]},
+    "gate": {"nearest_gate": True, "token_shift": True},
+    "gate, turned": {"nearest_gate": True, "value_rotation": 100.0},
     "published": {"frame": "absolute", "power": 1, "self_coupling": True, "parametrisation": "softplus"},
 }
 
@@ -51,8 +53,9 @@ def ways(monkeypatch):
 def make(**options):
     torch.manual_seed(0)
     layer = SelectiveSynchronizationAttention(32, 2, **options).eval()
-    if layer.shift is not None:
-        torch.nn.init.normal_(layer.shift)
+    for numbers in (layer.shift, layer.gate):
+        if numbers is not None:
+            torch.nn.init.normal_(numbers)
     return layer
 
 
@@ -84,8 +87,9 @@ def test_gives_the_bits_of_the_long_way(form, batch, ways):
     assert state.checked == other.checked == 12
 
 
-def test_groups_of_heads_forget_alike(ways):
-    layer, x = make(window_range=(2.0, 4.0)), torch.randn(1, 1100, 32)
+@pytest.mark.parametrize("gate", (False, True))
+def test_groups_of_heads_forget_alike(gate, ways):
+    layer, x = make(window_range=(2.0, 4.0), nearest_gate=gate), torch.randn(1, 1100, 32)
     outs = []
     for ways.closed in (False, True):
         windows = in_groups(torch.tensor([20.0, 2000.0]), evict=True)
@@ -120,6 +124,18 @@ def test_a_layer_that_changes_is_read_anew(change, ways):
         with torch.no_grad():
             change(layer)
         outs.append(torch.cat((before, decode(layer, x[:, 8:], 1, state)[0]), 1))
+    assert ways.short == 7 and torch.equal(*outs)
+
+
+def test_a_gate_is_read_at_each_token(ways):
+    x, outs = torch.randn(1, 12, 32), []
+    for ways.closed in (False, True):
+        layer = make(nearest_gate=True)
+        before, state = decode(layer, x[:, :8], 4)
+        layer.gate.data.add_(0.5)
+        after, state = decode(layer, x[:, 8:10], 1, state)
+        layer.gate = torch.nn.Parameter(layer.gate.detach() - 1.0)
+        outs.append(torch.cat((before, after, decode(layer, x[:, 10:], 1, state)[0]), 1))
     assert ways.short == 7 and torch.equal(*outs)
 
 
@@ -220,7 +236,7 @@ def test_a_layer_that_fails_at_its_end_leaves_the_past(ways):
         {"top_k": 3},
         {"power": 3},
         {"short_convolution": 3, "token_shift": False},
-        {"nearest_gate": True},
+        {"nearest_gate": True, "frame": "absolute"},
     ),
 )
 def test_other_layers_are_left_to_the_long_way(other, ways):

@@ -104,6 +104,7 @@ class Decoding(Protocol):
         value: Tensor,
         coherence: Tensor | None,
         count: Tensor,
+        nearest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | None:
         """The next token's result, and what it emits; None: it has to be computed the long way."""
 
@@ -112,7 +113,8 @@ class Backend(NamedTuple):
     """One way of computing the operator.
 
     Attributes:
-        run: the call to out (B, H, N, d), or, with `return_weights`, to (out, S, P).
+        run: the call to out (B, H, N, d), or, with `return_weights`, to (out, S, P); with `return_nearest`,
+            where it gives that, to these and the nearest senders' D (B, H, N).
         capabilities: which calls it can take.
         unavailable: why it cannot run on this machine at all, or None.
         refuses: what else speaks against this call, as its device's age, or None.
@@ -121,19 +123,22 @@ class Backend(NamedTuple):
             int64, without gradients; None if it has no such pass.
         nearest: the call, whatever its frame, to each receiver's nearest allowed sender, (B, H, N) int64,
             without gradients, at a cost that follows what locks; None if it has no such pass.
+        gives_nearest: (the call, whether it asks for this backend by name) to whether what `return_nearest`
+            asks for comes with the result.
         keeps_bounds: whether it does itself what `call.within_bounds` does.
         decoding: of a layer that generates, the calls of its groups of heads, each of one causal receiver, to
             what computes its later tokens where nothing has to be checked anew, or to None; None if it has no
             such form.
     """
 
-    run: Callable[[Call], Tensor | tuple[Tensor, Tensor, Tensor]]
+    run: Callable[[Call], Tensor | tuple[Tensor, ...]]
     capabilities: Capabilities = Capabilities()
     unavailable: Callable[[], str | None] = lambda: None
     refuses: Callable[[Call], str | None] = _nothing
     only_by_name: Callable[[Call], str | None] = _nothing
     locked_counts: Callable[[Call], Tensor] | None = None
     nearest: Callable[[Call], Tensor] | None = None
+    gives_nearest: Callable[[Call, bool], bool] = lambda call, by_name: False
     keeps_bounds: bool = False
     decoding: Callable[[Sequence[Call], DecodingLayer], Decoding | None] | None = None
 

@@ -48,6 +48,7 @@ class Call(NamedTuple):
     eps: float  # not negative
     symmetric: bool  # receive and send are the same tensor: the diagonal of D is exactly 0
     return_weights: bool
+    return_nearest: bool
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -87,6 +88,7 @@ def check(
     eps: float = 1e-8,
     checked_senders: int = 0,
     return_weights: bool = False,
+    return_nearest: bool = False,
 ) -> Call:
     """Check the arguments of `selective_synchronization_attention` and bring them to one form, but for the
     bounds of coupling and bandwidth, for backends that keep those themselves.
@@ -105,7 +107,8 @@ def check(
     batch, heads, queries, _ = receive.shape
     keys = send.shape[-2]
     check_options(top_k, dropout_p, frame, power, edge, eps)
-    flags = {"is_causal": is_causal, "self_coupling": self_coupling, "return_weights": return_weights}
+    flags = {"is_causal": is_causal, "self_coupling": self_coupling}
+    flags |= {"return_weights": return_weights, "return_nearest": return_nearest}
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be True or False, got {flag!r}")
@@ -147,6 +150,7 @@ def check(
         eps=float(eps),
         symmetric=send is receive,
         return_weights=return_weights,
+        return_nearest=return_nearest,
     )
 
 

@@ -41,6 +41,7 @@ def for_counting(call: Call) -> Call:
         power=2.0,
         edge=0.0,
         return_weights=False,
+        return_nearest=False,
     )
 
 

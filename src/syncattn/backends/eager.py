@@ -15,8 +15,9 @@ from syncattn.backends.dropout import keep_mask, row_numbers
 from syncattn.margin import margin_of, strength_of, synchronization_of
 
 
-def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    """The operator: out (B, H, N, d), and with `return_weights` also S and P, each (B, H, N, M)."""
+def run(call: Call) -> Tensor | tuple[Tensor, ...]:
+    """The operator: out (B, H, N, d), with `return_weights` also S and P, each (B, H, N, M), and with
+    `return_nearest` also D of each receiver's nearest sender (B, H, N)."""
     batch, heads, queries, _ = call.receive.shape
     dtype = call.compute_dtype
     receive = call.receive.to(dtype)
@@ -25,17 +26,20 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     keys = send.shape[-2]
     if keys == 0:  # nobody to listen to; every argument has a gradient of 0 all the same
         nothing = (receive @ send.mT) * call.coupling[..., None] * call.bandwidth[:, None, None]
-        out = (nothing @ value).to(call.value.dtype)
-        return (out, nothing, nothing) if call.return_weights else out
+        return _asked_for(call, (nothing @ value).to(call.value.dtype), nothing, nothing, nothing.sum(-1))
 
     # Differences first, squares after: exact where tokens are close, 0 on the diagonal, no centring needed.
     detuning = (receive[..., :, None, :] - send[..., None, :, :]).square().sum(-1)  # (B, H, N, M)
     allowed = allowed_pairs(call)
     if call.top_k is not None and call.top_k < keys:
         allowed = allowed & _nearest_k(detuning.detach(), allowed, call.top_k)
-    if call.frame == "nearest":
+    least = None
+    if call.frame == "nearest" or call.return_nearest:
         nearest = detuning.detach().masked_fill(~allowed, torch.inf).argmin(-1, keepdim=True)
-        detuning = detuning - detuning.gather(-1, nearest)
+        base = detuning.gather(-1, nearest)
+        least = torch.where(allowed.any(-1), base[..., 0], 0.0)
+        if call.frame == "nearest":
+            detuning = detuning - base
     detuning = detuning.masked_fill(~allowed, 0.0)  # out of exp's range and of the gradient
 
     margin = margin_of(detuning, call.coupling[..., None], call.bandwidth[:, None, None])
@@ -52,8 +56,16 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         rows = row_numbers(batch, heads, queries, weight.device)
         columns = torch.arange(keys, dtype=torch.int64, device=weight.device)
         kept = weight * keep_mask(call.seed, rows, columns, call.dropout_p) / (1 - call.dropout_p)
-    out = (kept @ value).to(call.value.dtype)
-    return (out, sync, weight) if call.return_weights else out
+    return _asked_for(call, (kept @ value).to(call.value.dtype), sync, weight, least)
+
+
+def _asked_for(
+    call: Call, out: Tensor, sync: Tensor, weight: Tensor, least: Tensor | None
+) -> Tensor | tuple[Tensor, ...]:
+    found = (out, sync, weight) if call.return_weights else (out,)
+    if call.return_nearest and least is not None:
+        found = (*found, least)
+    return found if len(found) > 1 else out
 
 
 def allowed_pairs(call: Call) -> Tensor:
@@ -93,4 +105,4 @@ def _refuses(call: Call) -> str | None:
     return None
 
 
-BACKEND = Backend(run=run, refuses=_refuses)
+BACKEND = Backend(run=run, refuses=_refuses, gives_nearest=lambda call, by_name: True)

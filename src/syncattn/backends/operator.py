@@ -14,7 +14,8 @@ from torch import Tensor
 
 from syncattn.backends.call import Call, without_autocast
 
-# The fields of a call, in their order; of return_weights there is no need: nothing here returns them.
+# The fields of a call, in their order, but for what is to be returned: nothing here returns weights, and the
+# nearest senders' D, which the backward needs, is always among what forward gives.
 SCHEMA = (
     "Tensor receive, Tensor send, Tensor value, Tensor coupling, Tensor bandwidth, Tensor? mask, "
     "Tensor? seed, Tensor? sequence_ids, bool is_causal, bool self_coupling, int? top_k, float dropout_p, "
@@ -23,16 +24,23 @@ SCHEMA = (
 _TENSORS = 8  # the first of them
 _DIFFERENTIABLE = 5  # of which these have gradients
 _PLAIN = (Tensor, torch.nn.Parameter)
+_BASE = "base"  # what is saved of the nearest senders' D is called so
 
 
 def pack(call: Call) -> tuple[Any, ...]:
     """The call as the arguments of SCHEMA."""
-    return call[:-1]
+    return call[:-2]
 
 
 def unpack(*arguments: Any) -> Call:
     """The inverse of `pack`."""
-    return Call._make((*arguments, False))
+    return Call._make((*arguments, False, False))
+
+
+def gives_nearest(call: Call, by_name: bool) -> bool:
+    """Whether an operator finds the nearest senders of this call anyway: not where no frame counts from them,
+    nor where values have no columns, which backends may take for nothing to do."""
+    return call.frame == "nearest" and call.value.shape[-1] > 0
 
 
 class Operator(NamedTuple):
@@ -42,15 +50,18 @@ class Operator(NamedTuple):
     backward: Callable[..., Any]  # (dL/dout, out, what is saved..., SCHEMA) to the gradients
     plainly: Callable[..., Any]  # as forward where `_is_plain`: the same at less cost to the host
     recorded: Callable[..., Any]  # and recorded for autograd
+    nearest: int  # where the nearest senders' D is among what forward gives
 
-    def __call__(self, call: Call) -> Tensor:
-        """out (B, H, N, d)."""
-        differentiable = call[:5]
+    def __call__(self, call: Call) -> Tensor | tuple[Tensor, Tensor]:
+        """out (B, H, N, d); with `return_nearest` also the nearest senders' D (B, H, N), of calls of which it
+        `gives_nearest`."""
+        differentiable, way = call[:5], self.plainly
         if not _is_plain((*differentiable, call.mask, call.seed, call.sequence_ids)):
-            return self.forward(*pack(call))[0]
-        if torch.is_grad_enabled() and any(x.requires_grad for x in differentiable):
-            return self.recorded(*pack(call))[0]
-        return self.plainly(*pack(call))[0]
+            way = self.forward
+        elif torch.is_grad_enabled() and any(x.requires_grad for x in differentiable):
+            way = self.recorded
+        found = way(*pack(call))
+        return (found[0], found[self.nearest]) if call.return_nearest else found[0]
 
 
 def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
@@ -76,15 +87,18 @@ def register(
     Args:
         backend: its name.
         forward: gives (out (B, H, N, d) in value's dtype, contiguous, and what the backward needs).
-        backward: is given (call, dL/dout, and what forward returned) and gives the gradients of receive,
-            send, value, coupling and bandwidth, in their shapes and dtypes.
+        backward: is given (call, dL/dout, dL/dD of the nearest senders (B, H, N) in the compute dtype or
+            None, and what forward returned) and gives the gradients of receive, send, value, coupling and
+            bandwidth, in their shapes and dtypes. In rows without a sender it does not look at dL/dD.
         saved: empty tensors of the shapes and dtypes of what the backward needs.
-        names: what the backward needs is called so, in forward's order.
+        names: what the backward needs is called so, in forward's order. "base" is, in the nearest frame, the
+            nearest senders' D (B, H, N), 0 where there is none, in the compute dtype, in the call's order.
         devices: the kinds that it runs on; None for all.
     """
     kept = "".join(f"Tensor {name}, " for name in names)
     outputs = ", ".join(["Tensor"] * (1 + len(names)))
-    count = 2 + len(names)  # dL/dout, and what forward returned
+    count = 3 + len(names)  # dL/dout, dL/dD of the nearest senders, and what forward returned
+    nearest = 1 + names.index(_BASE)
 
     def run_forward(*arguments):
         return forward(unpack(*arguments))
@@ -113,7 +127,8 @@ def register(
         run_backward,
         mutates_args=(),
         device_types=devices,
-        schema=f"(Tensor grad, Tensor out, {kept}{SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        schema=f"(Tensor grad, Tensor? grad_nearest, Tensor out, {kept}{SCHEMA}) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     )
     ahead.register_fake(fake_forward)
     back.register_fake(fake_backward)
@@ -123,10 +138,13 @@ def register(
         ctx.save_for_backward(*output, *inputs[:_TENSORS])
         ctx.set_materialize_grads(False)  # no zeros for what is only saved
 
-    def derivative(ctx, grad, *_):
-        if grad is None:
+    def derivative(ctx, grad, *others):
+        grad_nearest = others[nearest - 1]
+        if grad is None and grad_nearest is None:
             return (None,) * (_TENSORS + len(ctx.options))
-        tensors = (grad, *ctx.saved_tensors)
+        saved = ctx.saved_tensors
+        grad = torch.zeros_like(saved[0]) if grad is None else grad
+        tensors = (grad, grad_nearest, *saved)
         run = back if torch.is_grad_enabled() or not _is_plain(tensors) else plainly_back
         with without_autocast(grad.device):  # .backward() may be called inside of it
             gradients = run(*tensors, *ctx.options)
@@ -152,7 +170,7 @@ def register(
         backward = staticmethod(derivative)
 
     plainly, plainly_back = torch._disable_dynamo(run_forward), torch._disable_dynamo(run_backward)
-    return Operator(ahead, back, plainly, Recorded.apply)
+    return Operator(ahead, back, plainly, Recorded.apply, nearest)
 
 
 def sum_groups(gradient: Tensor, like: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             tokens (Zhou et al. 2024), given as `first_value`; c and c1 are learned and start at 1/2.
         nearest_gate: each head's result is multiplied by 2 sigmoid(a - b D / m), D the squared detuning of
             the receiver's nearest sender, with a learned a and b per head that start at 0: a head that finds
-            no match can be silent, which the nearest frame alone does not let it be. The nearest sender is
-            looked for once more for it: where no backend but `cpu` does that, among all allowed pairs.
+            no match can be silent, which the nearest frame alone does not let it be. In that frame it costs
+            next to nothing; in the absolute one the nearest sender is looked for.
         self_coupling: whether a token may listen to itself. In the Kuramoto sum the self term is sin 0 = 0.
         value_rotation: None, or the base of co-rotating values: v_j is turned by R(x_j), pairs of coordinates
             by angles proportional to its position, as "rotary" turns frequencies, with this number in place
@@ -285,9 +285,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             given = go_on_from(state, given)
         check_first_value(first_value, given.key, self.value_mix is not None)
         arguments, after, own = self._operator_arguments(given, state, first_value)
-        opened = None if self.gate is None else openness(self.gate, arguments, after)
-        dropout_p, weights = self.dropout if self.training else 0.0, None
-        arguments |= {"dropout_p": dropout_p, "return_weights": need_weights}
+        arguments |= {"dropout_p": self.dropout if self.training else 0.0}
+        arguments |= {"return_weights": need_weights, "return_nearest": self.gate is not None}
         if after is not None and not after.reads_all:
             result = by_groups(after, arguments)
         elif state is not None and state.checked:
@@ -295,9 +294,11 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             result = go_on(state.checked, *tensors, **arguments)
         else:
             result = selective_synchronization_attention(**arguments)
-        out = result[0] if isinstance(result, tuple) else result
-        if isinstance(result, tuple):
-            weights = result[2]
+        out, *more = result if isinstance(result, tuple) else (result,)
+        opened = None if self.gate is None else openness(self.gate, more.pop(), self.freq_dim)
+        weights = None
+        if need_weights:
+            weights = more[1]
             weights = weights if attn_mask is None else fold(weights, given.keys)
             weights = weights.mean(1) if average_attn_weights else weights
         if self.value_rotation is not None:
@@ -433,7 +434,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
     def _operator_arguments(
         self, given: Inputs, past: IncrementalState | None, first_value: Tensor | None = None
     ) -> tuple[dict[str, Any], IncrementalState | None, Tensor]:
-        """What the operator is called with, by name, all but dropout_p, backend and return_weights; the past
+        """What the operator is called with, by name, all but dropout_p, backend and what to return; the past
         that a next call goes on from, if these tokens go on from one; and where the receivers stand."""
         has_shift, has_delay = self.shift is not None, self.frequency.has_delay
         seen = who_sees_whom(given, has_shift, has_delay)

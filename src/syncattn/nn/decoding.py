@@ -17,6 +17,7 @@ from syncattn.backends.backend import Decoding, DecodingLayer
 from syncattn.backends.call import STRONGEST, WEAKEST, check
 from syncattn.backends.select import asked_for, choose
 from syncattn.nn.frequency import Frequency, shortened, turn_values
+from syncattn.nn.gate import openness
 from syncattn.nn.groups import BLOCK, Heads, may_look, pick
 from syncattn.nn.hooks import applied, is_plain, nobody_listens
 from syncattn.nn.residual import mix_first_value
@@ -81,7 +82,8 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
         sums = torch.stack((phase.cos(), phase.sin()), dim=-1) + state.phase_sum
         length = torch.linalg.vector_norm(sums, dim=-1)
         length = length if length.shape[-1] == 1 else length.mean(-1)
-    given = content, sent, value.contiguous(), length
+    nearest = None if layer.gate is None else value.new_empty(batch, heads)
+    given = content, sent, value.contiguous(), length, nearest
     made = _computed(ready.kernel, state, ready.has_delay, *given)
     if made is None:
         # Numbers were changed by ways that leave no trace, as by `.data`, or cannot be computed with.
@@ -92,6 +94,9 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
     out, emitted = made
     if layer.value_rotation is not None:
         out = turn_values(out.view(batch, heads, 1, -1), -at, layer.value_rotation).view(batch, 1, -1)
+    if nearest is not None:
+        opened = openness(layer.gate, nearest[..., None], layer.freq_dim)
+        out = (out.view(batch, heads, 1, -1) * opened).view(batch, 1, -1)
     out = applied(layer.out_proj, out, alone)
     # From here on nothing fails: whatever did, the past is as it was.
     state.groups = tuple(group.with_next() for group in state.groups)
@@ -111,8 +116,8 @@ def _computed(
         assert room is not None
         kernel.show(number, room.send, room.value, room.filled, group.skip + max(0, start - group.first))
     before = state.last_emitted.contiguous() if has_delay and state.last_emitted is not None else None
-    content, sent, value, length = given
-    return kernel(content, sent, before, value, length, state.count)
+    content, sent, value, length, nearest = given
+    return kernel(content, sent, before, value, length, state.count, nearest)
 
 
 def _is_usual(layer: Any, x: Tensor, state: IncrementalState, first_value: Tensor | None) -> bool:
@@ -127,7 +132,9 @@ def _is_usual(layer: Any, x: Tensor, state: IncrementalState, first_value: Tenso
         return False
     if (layer.shift is not None) != (layer.looks_back == 1 and state.last_input is not None):
         return False
-    if (first_value is None) != (layer.value_mix is None) or layer.gate is not None:
+    if (first_value is None) != (layer.value_mix is None):
+        return False
+    if layer.gate is not None and (layer.frame != "nearest" or layer.gate.dtype != x.dtype):
         return False
     if first_value is not None and (first_value.shape != x.shape or first_value.dtype != x.dtype):
         return False

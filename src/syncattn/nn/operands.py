@@ -3,7 +3,6 @@ what is kept of a call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -73,13 +72,12 @@ def as_they_are(
     return operands._replace(attn_mask=both_allow(given.allowed, real)), after
 
 
-def by_groups(after: IncrementalState, arguments: dict[str, Any], operate: Callable[..., Any] = go_on) -> Any:
+def by_groups(after: IncrementalState, arguments: dict[str, Any]) -> Tensor | tuple[Tensor, ...]:
     """The operator, each group of heads over what is to be read of its tokens.
 
     Args:
         after: the past with the receivers in it.
         arguments: of the operator, of all heads; what it says of send and value is not read.
-        operate: what is called as the operator is, in its place.
 
     Returns:
         As the operator: with return_weights, S and P (B, H, N, M) of all M tokens that there were, 0 for
@@ -99,14 +97,18 @@ def by_groups(after: IncrementalState, arguments: dict[str, Any], operate: Calla
         )
         seen = None if mask is None else mask.narrow(3, length - group.held + gone, group.held - gone)
         options = {name: x for name, x in arguments.items() if name not in _TENSORS} | {"attn_mask": seen}
-        results.append(operate(max(0, group.checked - gone), *tensors, **options))
+        results.append(go_on(max(0, group.checked - gone), *tensors, **options))
     assert windows is not None
     out = put_together([x[0] if isinstance(x, tuple) else x for x in results], windows)
     if not isinstance(results[0], tuple):
         return out
-    told = [x[1:] for x in results if isinstance(x, tuple)]
-    wide = [[pad(x, (length - x.shape[-1], 0)) for x in each] for each in zip(*told, strict=True)]
-    return out, *(put_together(each, windows) for each in wide)
+    told = [[_of_all(x, length) for x in each[1:]] for each in results if isinstance(each, tuple)]
+    return out, *(put_together(each, windows) for each in zip(*told, strict=True))
+
+
+def _of_all(told: Tensor, length: int) -> Tensor:
+    """What a group's operator gives besides its result: of pairs (B, h, N, M), those of all senders."""
+    return pad(told, (length - told.shape[-1], 0)) if told.ndim == 4 else told
 
 
 def remember_(

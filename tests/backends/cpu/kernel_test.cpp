@@ -57,7 +57,7 @@ vector<float> normals(Random& random, int64_t count) {
 // One problem with all of its memory.
 struct Case {
     SyncattnProblem p{};
-    vector<float> receive, send, value, coupling, bandwidth, grad_out;
+    vector<float> receive, send, value, coupling, bandwidth, grad_out, grad_base;
     vector<uint8_t> mask;
     vector<int32_t> text;
     // what the kernel writes
@@ -194,6 +194,9 @@ void make(Case& c, Random& random, int number) {
     p.receive = c.receive.data(), p.send = c.send.data(), p.value = c.value.data();
     p.coupling = c.coupling.data(), p.bandwidth = c.bandwidth.data();
     p.grad_out = c.grad_out.data();
+    if (!p.nearest || random.coin()) return;
+    c.grad_base = normals(random, c.rows());
+    p.grad_base = c.grad_base.data();
 }
 
 void clear(Case& c) {
@@ -282,10 +285,13 @@ Answer define(const Case& c) {
                         a.send.add((head * p.keys + j) * p.freq_dim + k, -term, magnitude);
                     }
                 }
+                // what the frame takes back, and what is asked of its own D
+                const double asked = p.grad_base ? p.grad_base[row] : 0, back = all - asked;
                 for (int64_t k = 0; near >= 0 && k < p.freq_dim; ++k) {
                     const double apart = (double)c.received(b, h, i)[k] - c.sent(b, h, near)[k];
-                    a.receive.add(row * p.freq_dim + k, -2 * all * apart, 2 * all_size * apart);
-                    a.send.add((head * p.keys + near) * p.freq_dim + k, 2 * all * apart, 2 * all_size * apart);
+                    const double size = 2 * (all_size + fabs(asked)) * apart;
+                    a.receive.add(row * p.freq_dim + k, -2 * back * apart, size);
+                    a.send.add((head * p.keys + near) * p.freq_dim + k, 2 * back * apart, size);
                 }
             }
     return a;
@@ -400,7 +406,7 @@ bool next_token(Random& random, const char* instance) {
     const bool drifts = random.coin(), delays = random.coin(), coheres = random.coin();
     vector<float> content = normals(random, rows * m), slopes = normals(random, t.heads), sent = normals(random, rows * m);
     vector<float> directions = normals(random, t.heads * m), before = normals(random, rows * m);
-    vector<float> value = normals(random, rows * d), coherence(rows), coupling(t.heads), emitted, out;
+    vector<float> value = normals(random, rows * d), coherence(rows), coupling(t.heads), emitted, out, nearest;
     vector<uint8_t> delayed(t.heads);
     vector<int64_t> count(t.batch);
     for (float& k : coupling) k = sqrtf((float)m) * (1 + random.uniform());
@@ -408,12 +414,13 @@ bool next_token(Random& random, const char* instance) {
     for (int64_t r = 0; r < rows; ++r) coherence[r] = (float)(count[r / t.heads] + 1) * random.uniform();
     for (uint8_t& flag : delayed) flag = random.coin();
     for (float& slope : slopes) slope *= 0.01f;
-    poison(emitted, rows * m), poison(out, rows * d);
+    poison(emitted, rows * m), poison(out, rows * d), poison(nearest, rows);
     vector<float> known = coupling;  // what is watched
     const void* watched[] = {coupling.data()};
     const int64_t watched_bytes[] = {(int64_t)(sizeof(float) * coupling.size()), 0};
     t.content = content.data(), t.value = value.data(), t.coupling = coupling.data(), t.count = count.data();
     t.emitted = emitted.data(), t.out = out.data();
+    if (random.coin()) t.nearest = nearest.data();
     if (drifts) t.slopes = slopes.data(), t.directions = directions.data();
     else t.sent = sent.data();
     if (delays) t.delayed = delayed.data(), t.before = before.data();
@@ -473,6 +480,7 @@ bool next_token(Random& random, const char* instance) {
                     for (int64_t c = 0; c < m; ++c) x += pow((double)receive[c] - send[j * m + c], 2);
                     detuning.push_back(x), base = fmin(base, x);
                 }
+                if (t.nearest && options.nearest) worst = grow(worst, fabs(nearest[row] - base) / fmax(1, base));
                 for (int64_t j = past.first; j < end; ++j) {
                     const double x = detuning[j - past.first] - (options.nearest ? base : 0);
                     const double margin = fmax(0, exp(-2.0 * past.bandwidth[k] * x) - x / (kappa * kappa));

@@ -34,6 +34,8 @@ CAUSAL = {"is_causal": True, "self_coupling": False, "power": 2}
 EVERYTHING = CAUSAL | {"frame": "nearest", "edge": 0.1, "dropout_p": 0.6, "masked": True, "same": True}
 CASES = {
     "layer": (2, 8, 4096, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True}),
+    "gated": (2, 8, 4096, 4096, 16, 64, HALF, HALF, CAUSAL | {"frame": "nearest", "same": True, "gated": 1}),
+    "gated, m8": (1, 8, 1000, 1000, 8, 64, HALF, HALF, {"frame": "nearest", "power": 2, "gated": 1}),
     "m8": (2, 8, 4096, 4096, 8, 64, torch.float32, HALF, {"power": 2, "same": True}),
     "paper": (2, 8, 1024, 1024, 64, 64, HALF, HALF, {"same": True}),
     "fp32": (1, 8, 1000, 1000, 16, 64, torch.float32, torch.float32, {"edge": 0.01, "dropout_p": 0.1}),
@@ -98,6 +100,7 @@ def launches(case, backward=True):
         rows = 1 if masked == "senders" else queries
         mask = torch.empty(1, 1, rows, keys, dtype=torch.bool, device="meta")
     texts, ids = options.pop("texts", None), None  # rows of ids
+    gated = options.pop("gated", None)  # whether the nearest senders' D has a gradient
     if texts:
         ids = torch.empty(texts, keys, dtype=torch.int64, device="meta")
     call = prepare(receive, send, value, *law, attn_mask=mask, sequence_ids=ids, **options)
@@ -107,7 +110,8 @@ def launches(case, backward=True):
     try:
         out, *saved = passes.forward(call)
         if backward and queries > 1:
-            passes.backward(call, torch.empty_like(out), out, *saved)
+            asked = torch.empty_like(saved[1]) if gated else None
+            passes.backward(call, torch.empty_like(out), out, *saved, asked)
     finally:
         jit.JITFunction.run = run
     return found

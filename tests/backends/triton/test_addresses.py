@@ -4,6 +4,8 @@ one launch that touch the same memory (`checked_addresses` in conftest.py)."""
 import pytest
 import torch
 
+import syncattn
+
 NEAREST = {"frame": "nearest", "power": 2}
 LAYER = NEAREST | {"is_causal": True, "self_coupling": False}
 SORTED = {"FEWEST_SORTED": 1}
@@ -74,6 +76,20 @@ def test_every_access_is_of_its_tensor(case, narrow, evaluate, draw, kernels, mo
         inputs[2] = inputs[2].bfloat16()
     out, gradients = evaluate(inputs, options, "triton")
     assert all(torch.isfinite(x).all() for x in (out, *gradients))
+    assert not checked_addresses
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_gradient_of_the_nearest_senders_detuning_too(narrow, draw, kernels, checked_addresses):
+    leaves = draw(1, 2, 37, 71, 5, 3, density=0.3, structure="drift")
+    if narrow:
+        leaves[0][..., -1, -1] += 1e6
+        leaves[2] = leaves[2].bfloat16()
+    leaves = [x.requires_grad_() for x in leaves]
+    attention = syncattn.selective_synchronization_attention
+    out, least = attention(*leaves, **LAYER, backend="triton", return_nearest=True)
+    gradients = torch.autograd.grad((out.float().sum(), least.sum()), leaves)
+    assert all(torch.isfinite(x).all() for x in gradients)
     assert not checked_addresses
 
 

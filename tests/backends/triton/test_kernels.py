@@ -203,3 +203,86 @@ def test_dropout_is_the_hash_of_all_backends(device):
         out, *_ = passes.forward(call)
         rows, columns = row_numbers(2, 1, 40, out.device), torch.arange(40, device=device)
         assert torch.equal(out > 0, keep_mask(seed, rows, columns, p))
+
+
+ROW_ALONE = (torch.arange(40 * 50).view(40, 50) * 37 % 101 < 40) & (torch.arange(40) != 7)[:, None]
+NEAREST_GIVEN = {  # options, sizes
+    "layer": (LAYER, (2, 2, 40, 40, 3, 5), {"same": True}),
+    "directed": (LAYER, (1, 2, 40, 50, 3, 5), {}),
+    "many coordinates": (LAYER, (1, 2, 40, 50, 40, 5), {}),
+    "many coordinates, alike": (NEAREST, (1, 2, 40, 40, 40, 5), {"same": True}),
+    "mask": (NEAREST | {"attn_mask": ROW_ALONE}, (1, 2, 40, 50, 20, 5), {}),
+    "padding": (LAYER | {"attn_mask": (torch.arange(50) > 6)[None]}, (1, 2, 40, 50, 3, 5), {}),
+    "packed": (LAYER | {"sequence_ids": torch.arange(50)[None] // 9 - 1}, (2, 1, 40, 50, 3, 5), {}),
+    "dropout": ({"frame": "nearest", "edge": 0.1, "dropout_p": 0.3}, (1, 1, 40, 50, 3, 5), {}),
+    "few receivers": (LAYER, (1, 2, 3, 70, 3, 5), {}),
+    "absolute": ({"power": 2}, (1, 1, 40, 50, 3, 5), {}),
+    "no senders": (NEAREST, (1, 1, 5, 0, 3, 5), {"density": None}),
+    "no columns": (NEAREST, (1, 1, 5, 9, 3, 0), {}),
+}
+
+
+def given_out(inputs, options, backend, device):
+    """(out, D of the nearest, the gradients of a functional of both), on the CPU."""
+    torch.manual_seed(0)
+    leaves = {id(x): x.detach().to(device).requires_grad_() for x in inputs}
+    options = {k: x.to(device) if isinstance(x, torch.Tensor) else x for k, x in options.items()}
+    tensors = [leaves[id(x)] for x in inputs]
+    out, least = attention(*tensors, **options, backend=backend, return_nearest=True)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=generator).to(x) for x in (out, least)]
+    loss = sum((x * w).sum() for x, w in zip((out, least), weights, strict=True))
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return out.detach().cpu(), least.detach().cpu(), *(None if x is None else x.cpu() for x in gradients)
+
+
+@pytest.mark.parametrize("name", NEAREST_GIVEN)
+def test_the_nearest_senders_detuning_is_given_out(name, draw, per_query, device):
+    options, sizes, more = NEAREST_GIVEN[name]
+    inputs = draw(*sizes, **more)
+    if name not in ("layer", "no senders"):
+        inputs = per_query(inputs)
+    wide = {id(x): x.double() for x in inputs}
+    want = given_out([wide[id(x)] for x in inputs], options, "eager", device)
+    found = given_out(inputs, options, "triton", device)
+    for one, expected in zip(found, want, strict=True):
+        size = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, expected, rtol=2e-4, atol=2e-4 * size, check_dtype=False)
+    if name == "mask":
+        assert not found[1][:, :, 7].any() and not found[2][:, :, 7].any()
+
+
+def test_it_is_given_out_of_heads_in_groups_and_sorted_tokens(draw, kernels, monkeypatch, device):
+    receive, send, value, coupling, bandwidth = draw(1, 4, 40, 50, 3, 5)
+    monkeypatch.setattr(kernels, "FEWEST_SORTED", 30)
+    for inputs in (
+        [receive, send[:, :2], value[:, :1], coupling, bandwidth],
+        [send, send, value, coupling, bandwidth],
+    ):
+        wide = {id(x): x.double() for x in inputs}
+        want = given_out([wide[id(x)] for x in inputs], NEAREST, "eager", device)
+        for one, expected in zip(given_out(inputs, NEAREST, "triton", device), want, strict=True):
+            torch.testing.assert_close(one, expected, rtol=2e-4, atol=1e-3, check_dtype=False)
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("options", [LAYER, NEAREST], ids=str)
+def test_its_gradient_beside_values_of_two_bytes(options, far, draw, device):
+    """Where D is a product of matrices in the head's unit, but for tiles that are too far for that."""
+    inputs = draw(1, 2, 70, 100, 20, 4, structure="drift")
+    inputs[2] = inputs[2].bfloat16()
+    if far:
+        inputs[0][:, :, 40, 3] += 3000.0
+    leaves = [x.to(device).requires_grad_() for x in inputs]
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    generator, found = torch.Generator().manual_seed(1), []
+    weight = torch.randn(1, 2, 70, generator=generator).to(device)
+    for tensors, backend in ((leaves, "triton"), (wide, "eager")):
+        out, least = attention(*tensors, **options, backend=backend, return_nearest=True)
+        nothing = torch.zeros_like(out)
+        found.append((least, *torch.autograd.grad((out, least), tensors[:2], (nothing, weight.to(least)))))
+    for (one, expected), near in zip(zip(*found, strict=True), (1e-5, 1e-3, 1e-2), strict=True):
+        usual = expected.abs().quantile(0.9).item()
+        apart = (one.double() - expected).abs() / (expected.abs() + usual)
+        assert apart.max() <= near

@@ -1,6 +1,7 @@
 """The Triton backend as an operator: which calls it takes, dtypes, layouts, decoding, NaN, autograd,
 compilation."""
 
+import itertools
 import re
 
 import pytest
@@ -55,6 +56,16 @@ def test_it_is_the_default_where_it_was_checked(capability, m, d, reason, monkey
     one = torch.ones(2, device="meta")
     found = operator.only_by_name(prepare(w, w, v, one, one))
     assert found is None if reason is None else found.startswith(reason)
+
+
+def test_the_nearest_senders_detuning_has_its_gradient_by_name_until_that_is_checked():
+    from syncattn.backends.triton import operator
+
+    w, v, one = torch.randn(1, 2, 5, 3), torch.randn(1, 2, 5, 4), torch.ones(2)
+    for recorded, by_name in itertools.product((False, True), repeat=2):
+        call = prepare(w.clone().requires_grad_(recorded), w, v, one, one, frame="nearest")
+        assert operator.gives_nearest_here(call, by_name) == (by_name or not recorded)
+    assert not operator.gives_nearest_here(prepare(w, w, v, one, one), True)
 
 
 @on_cpu
@@ -272,9 +283,10 @@ def test_custom_operators_keep_their_contracts(draw, device):
         out, *saved = OPERATOR.forward(*arguments)
         detached = [x.detach() if torch.is_tensor(x) else x for x in arguments]
         tests = ("test_schema", "test_faketensor")
-        torch.library.opcheck(
-            OPERATOR.backward, (torch.randn_like(out), out, *saved, *detached), test_utils=tests
-        )
+        for asked in (None, torch.ones_like(saved[OPERATOR.nearest - 1])):
+            torch.library.opcheck(
+                OPERATOR.backward, (torch.randn_like(out), asked, out, *saved, *detached), test_utils=tests
+            )
 
 
 def test_compiled_equals_not_compiled(draw, fresh_compiler, device):

@@ -87,6 +87,7 @@ class Decoding:
         value: Tensor,
         coherence: Tensor | None,
         count: Tensor,
+        nearest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | None:
         """(out (B, 1, H d), what the token emits (B, H, m)); it is written behind each group's others.
 
@@ -100,12 +101,14 @@ class Decoding:
             value: (B, H, d).
             coherence: (B, H), the length of the sum of all phases' directions; None: there are no phases.
             count: (B, 1) int64, the real tokens before this one.
+            nearest: (B, H), for D of each head's nearest sender, in the nearest frame; None: nobody wants it.
         """
         token, batch = self._token, content.shape[0]
         out = buffer(batch, 1, token.heads * self._columns)
         token.batch, token.content, token.value = batch, pointer(content), pointer(value)
         token.before, token.coherence = pointer(before), pointer(coherence)
         token.count, token.out = pointer(count, torch.int64), pointer(out)
+        token.nearest = pointer(nearest)
         if sent is None:
             sent = buffer(batch, token.heads, self._width)
             token.emitted = pointer(sent)

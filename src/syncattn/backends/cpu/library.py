@@ -52,8 +52,8 @@ class KernelProblem(ctypes.Structure):
         ("dropout_scale", ctypes.c_float),
         ("seed", ctypes.c_uint64),
         *((name, _POINTERS) for name in ("out", "row_sum", "base", "nearest_sender")),
-        *((name, _POINTERS) for name in ("grad_out", "grad_receive", "grad_send", "grad_value")),
-        *((name, _POINTERS) for name in ("grad_coupling", "grad_bandwidth")),
+        *((name, _POINTERS) for name in ("grad_out", "grad_base", "grad_receive", "grad_send")),
+        *((name, _POINTERS) for name in ("grad_value", "grad_coupling", "grad_bandwidth")),
     )
 
 
@@ -94,7 +94,7 @@ class KernelToken(ctypes.Structure):
         ("group", ctypes.POINTER(KernelHeads)),
         *((name, _POINTERS) for name in ("content", "slopes", "directions", "emitted", "sent")),
         *((name, _POINTERS) for name in ("delayed", "before", "value", "coherence", "coupling", "count")),
-        *((name, _POINTERS) for name in ("out", "watched", "watched_bytes", "known")),
+        *((name, _POINTERS) for name in ("out", "nearest", "watched", "watched_bytes", "known")),
     )
 
 

@@ -26,7 +26,7 @@ from syncattn.backends.cpu.problem import (
     put_back,
     rounded,
 )
-from syncattn.backends.operator import register, sum_groups
+from syncattn.backends.operator import gives_nearest, register, sum_groups
 
 
 @constant_when_compiled
@@ -36,15 +36,16 @@ def unavailable() -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
-def run(call: Call) -> Tensor:
-    """The operator: out (B, H, N, d)."""
+def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
+    """The operator: out (B, H, N, d), and with `return_nearest` also the nearest senders' D (B, H, N)."""
     return OPERATOR(call)
 
 
 def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(out (B, H, N, d) in value's dtype, and what the backward needs: the row sums Z (B, H, N) float32; in
     the nearest frame also the nearest sender's D, float32, and place, int32, (B, H, N), else empty ones; the
-    order of the tokens (B, H, N + M) int32, whose first is -1 if they have none)."""
+    order of the tokens (B, H, N + M) int32, whose first is -1 if they have none). Row sums and places are in
+    that order, D is in the call's."""
     inputs = describe(call, None)
     problem, value = inputs.problem, call.value
     batch, heads, queries, keys = problem.batch, problem.heads, problem.queries, problem.keys
@@ -56,6 +57,8 @@ def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem.base, problem.nearest_sender = pointer(base), pointer(sender, torch.int32)
     library.forward(problem)
     out = put_back(out, inputs.order.receive)
+    if problem.nearest:
+        base = put_back(base, inputs.order.receive)
     tokens = queries + keys if may_be_ordered(call) else 0
     order = torch.full((batch, heads, tokens), -1, dtype=torch.int32, device="cpu")
     if inputs.order.receive is not None and inputs.order.send is not None:
@@ -78,7 +81,14 @@ def _saved(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _backward(
-    call: Call, grad: Tensor, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor, order: Tensor
+    call: Call,
+    grad: Tensor,
+    grad_nearest: Tensor | None,
+    out: Tensor,
+    row_sum: Tensor,
+    base: Tensor,
+    sender: Tensor,
+    order: Tensor,
 ) -> tuple[Tensor, ...]:
     """The gradients of receive, send, value, coupling and bandwidth."""
     receive, send, value, coupling, bandwidth = call[:5]
@@ -92,8 +102,14 @@ def _backward(
     inputs = describe(call, places)
     problem = inputs.problem
     grad, out = plain(grad, columns), plain(out, columns)
+    if grad_nearest is not None:
+        grad_nearest = grad_nearest.float().contiguous().resolve_neg()
     if places.receive is not None:
         grad, out = arrange(grad, places.receive), arrange(out, places.receive)
+        if problem.nearest:
+            base = _arranged(base, places.receive)
+        if grad_nearest is not None:
+            grad_nearest = _arranged(grad_nearest, places.receive)
     grad_receive = buffer(problem.batch, problem.heads, queries, problem.freq_dim)
     grad_send = buffer(problem.batch, problem.heads, problem.keys, problem.freq_dim)
     grad_value = buffer(problem.batch, problem.heads, problem.keys, columns)
@@ -101,6 +117,7 @@ def _backward(
     grad_bandwidth = buffer(problem.batch, problem.heads, dtype=torch.float64)
     problem.grad_out, problem.out, problem.row_sum = pointer(grad), pointer(out), pointer(row_sum)
     problem.base, problem.nearest_sender = pointer(base), pointer(sender, torch.int32)
+    problem.grad_base = pointer(grad_nearest)
     problem.grad_receive, problem.grad_send = pointer(grad_receive), pointer(grad_send)
     problem.grad_value = pointer(grad_value)
     problem.grad_coupling = pointer(grad_coupling)
@@ -116,6 +133,11 @@ def _backward(
     )
 
 
+def _arranged(rows: Tensor, order: Tensor) -> Tensor:
+    """Numbers of the receivers (B, H, N) in this order of theirs."""
+    return arrange(rows[..., None], order)[..., 0]
+
+
 OPERATOR = register("cpu", _forward, _backward, _saved, ("row_sum", "base", "sender", "order"), "cpu")
 
 BACKEND = Backend(
@@ -123,6 +145,7 @@ BACKEND = Backend(
     unavailable=unavailable,
     locked_counts=count,
     nearest=nearest,
+    gives_nearest=gives_nearest,
     decoding=decoding,
     capabilities=Capabilities(
         device="cpu",

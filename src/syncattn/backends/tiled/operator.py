@@ -19,24 +19,24 @@ from torch import Tensor
 
 from syncattn.backends.backend import Backend, Capabilities
 from syncattn.backends.call import Call
-from syncattn.backends.operator import register, sum_groups
+from syncattn.backends.operator import gives_nearest, register, sum_groups
 from syncattn.backends.tiled.count import count
 from syncattn.backends.tiled.tiles import Frame, TiledProblem, rows_of
 
 
-def run(call: Call) -> Tensor:
-    """The operator: out (B, H, N, d)."""
+def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
+    """The operator: out (B, H, N, d), and with `return_nearest` also the nearest senders' D (B, H, N)."""
     return OPERATOR(call)
 
 
 def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(out (B, H, N, d) in value's dtype, and in the compute dtype what the backward needs: the row sums Z
-    (B, H, N); in the nearest frame also the nearest sender's D and index (B, H, N, 1), else empty ones)."""
+    (B, H, N); in the nearest frame also the nearest sender's D and index (B, H, N), else empty ones)."""
     p = TiledProblem(call)
     value = call.value
     out = value.new_zeros(p.batch, p.heads, p.queries, p.value_dim)
     row_sum = value.new_zeros(p.batch, p.heads, p.queries, dtype=p.dtype)
-    framed = (p.batch, p.heads, p.queries, 1) if p.nearest else (0,)
+    framed = (p.batch, p.heads, p.queries) if p.nearest else (0,)
     base = row_sum.new_zeros(framed)
     index = base.new_zeros(framed, dtype=torch.int64)
     for batch, rows, columns in p.blocks():
@@ -46,7 +46,7 @@ def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mixed: Tensor | float = 0.0
         frame, ready = p.look_over(batch, rows, columns)
         if frame.base is not None and frame.sender is not None:
-            base[batch, :, rows], index[batch, :, rows] = frame.base, frame.sender
+            base[batch, :, rows], index[batch, :, rows] = frame.base[..., 0], frame.sender[..., 0]
         for tile in p.tiles(batch, rows, columns, frame, ready):
             total = total + tile.strength.sum(-1)
             keep = p.keep(batch, rows, tile.columns)
@@ -60,12 +60,18 @@ def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _saved(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     rows = call.receive.shape[:3]
-    base = call.bandwidth.new_empty((*rows, 1) if call.frame == "nearest" else (0,))
+    base = call.bandwidth.new_empty(rows if call.frame == "nearest" else (0,))
     return call.bandwidth.new_empty(rows), base, torch.empty_like(base, dtype=torch.int64)
 
 
 def _backward(
-    call: Call, grad: Tensor, out: Tensor, row_sum: Tensor, base: Tensor, index: Tensor
+    call: Call,
+    grad: Tensor,
+    grad_nearest: Tensor | None,
+    out: Tensor,
+    row_sum: Tensor,
+    base: Tensor,
+    index: Tensor,
 ) -> tuple[Tensor, ...]:
     """The gradients of receive, send, value, coupling and bandwidth."""
     p = TiledProblem(call)
@@ -86,7 +92,7 @@ def _backward(
         framed = received.new_zeros(*received.shape[:-1], 1)
         frame = p.look_over(batch, rows, columns)[0] if p.top_k else Frame(None, None, None)
         if p.nearest:
-            frame = Frame(base[batch, :, rows], index[batch, :, rows], frame.limit)
+            frame = Frame(base[batch, :, rows, None], index[batch, :, rows, None], frame.limit)
         for tile in p.tiles(batch, rows, columns, frame):
             keep = p.keep(batch, rows, tile.columns)
             kept = tile.strength if keep is None else tile.strength * keep
@@ -111,6 +117,9 @@ def _backward(
         if frame.sender is not None:
             # D is counted from D of the nearest sender, so that pair takes back what the row received
             nearest = frame.sender.expand(-1, -1, -1, p.freq_dim)
+            if grad_nearest is not None:  # a row that has a nearest sender locks with it
+                locks = row_sum[batch, :, rows] != 0
+                framed = framed - torch.where(locks, grad_nearest[batch, :, rows], 0.0)[..., None]
             difference = 2 * framed * (received - p.send[batch].gather(2, nearest))
             grad_receive[batch, :, rows] -= difference
             grad_send[batch] = grad_send[batch].scatter_add(2, nearest, difference)
@@ -125,4 +134,9 @@ def _backward(
 
 OPERATOR = register("tiled", _forward, _backward, _saved, ("row_sum", "base", "index"))
 
-BACKEND = Backend(run, Capabilities(weights=False, transforms=False, onnx=False), locked_counts=count)
+BACKEND = Backend(
+    run,
+    Capabilities(weights=False, transforms=False, onnx=False),
+    locked_counts=count,
+    gives_nearest=gives_nearest,
+)

@@ -8,7 +8,7 @@ With delta_i = <dO_i, out_i> and Z the row sums:
 
 Frequencies are counted from the head's centre in its unit; where D is taken as differences, from the mean of
 the own tile's, in their own. In the nearest frame the pair of a receiver and its
-nearest sender takes back the sum of the row's dD.
+nearest sender takes back the sum of the row's dD, and gets what somebody asks of its own D besides.
 """
 
 from __future__ import annotations
@@ -68,17 +68,18 @@ from syncattn.backends.triton.pointers import (
 from syncattn.backends.triton.products import add_sums, no_sums, row_sums, value_product
 
 # What the first kernel leaves of each receiver to the second: what F takes of it, 1 / Z, delta / Z, and in
-# the nearest frame the sum of dD, the nearest sender's D and its place (the bits of an int32).
+# the nearest frame what the nearest sender takes back, its D and its place (the bits of an int32).
 ROW_NUMBERS = tl.constexpr(6)
 
 
 @triton.jit(do_not_specialize=GROWING)
 def receivers_kernel(
-    receive, send, value, law, mask, mask_tiles, texts, dropout, units, nearest, walk, width, grad, out,
-    row_sum, for_senders, gradients, heads, queries, keys, eps,
+    receive, send, value, law, mask, mask_tiles, texts, dropout, units, nearest, walk, width, grad,
+    grad_nearest, out, row_sum, for_senders, gradients, heads, queries, keys, eps,
     DIRECT: tl.constexpr, EVEN: tl.constexpr, TILE: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of one tile of receivers, and what `senders_kernel` reads of it."""
+    """The gradients of one tile of receivers, and what `senders_kernel` reads of it. grad_nearest (B, H, N):
+    dL/dD of each receiver's nearest sender, from outside; None: none."""
     query_tiles = receive.stride // TILE.QUERIES
     bh, tile = own_place(walk, query_tiles, FORM.CAUSAL)
     if not TILE.DIRECT:
@@ -176,7 +177,11 @@ def receivers_kernel(
 
     summed = row_sums(summed, TILE.SPLIT == 1)
     if nearest is not None:
-        tl.store(numbers + 3 * receive.stride, summed * (to_unit * to_unit))
+        taken = summed
+        if grad_nearest is not None:
+            asked = tl.load(grad_nearest + row + i, mask=sender >= 0, other=0.0) * (unit * unit)
+            taken = summed - asked
+        tl.store(numbers + 3 * receive.stride, taken * (to_unit * to_unit))
     if DIRECT:
         k = tl.arange(0, TILE.BLOCK_M)
         if nearest is not None:
@@ -184,6 +189,9 @@ def receivers_kernel(
             own_w = tl.load(senders + k[:, None] * send.stride + sender[None, :], mask=found, other=0.0)
             own_w -= centre[:, None]
         gradient = summed[:, None] * tl.trans(own_w) - drawn
+        if grad_nearest is not None:
+            apart = about_centre(left, TILE.FREQ, TILE.BLOCK_M)[0] - own_w
+            gradient += asked[:, None] * tl.trans(apart)
     else:
         k = tl.arange(0, TILE.DRAWN // 2)
         if nearest is not None:
@@ -191,6 +199,9 @@ def receivers_kernel(
         else:
             own_w = drawn_tokens(receive, bh, own, rows, TILE)
         gradient = summed[:, None] * joined(own_w, TILE.DRAWN) - joined(drawn, TILE.DRAWN)
+        if grad_nearest is not None:
+            apart = joined(drawn_tokens(receive, bh, own, rows, TILE), TILE.DRAWN) - joined(own_w, TILE.DRAWN)
+            gradient += asked[:, None] * apart
     to = gradients.receive + (row + i)[:, None] * TILE.FREQ + k[None, :]
     gradient = (gradient * (2.0 / unit)).to(gradients.receive.dtype.element_ty)
     tl.store(to, gradient, mask=here[:, None] & (k < TILE.FREQ)[None, :])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from syncattn.backends.backend import Backend, Capabilities
 from syncattn.backends.call import Call, constant_when_compiled
-from syncattn.backends.operator import register
+from syncattn.backends.operator import gives_nearest, register
 from syncattn.backends.triton.blocks import ENOUGH, shared_memory
 
 _OLDEST = (3, 4)
@@ -137,8 +137,15 @@ def only_by_name(call: Call) -> str | None:
     return None
 
 
-def run(call: Call) -> Tensor:
-    """The operator: out (B, H, N, d)."""
+def gives_nearest_here(call: Call, by_name: bool) -> bool:
+    """Whether the nearest senders' D comes with the result. Its gradient was not checked on a GPU: where one
+    is recorded, only with a call that asks for this backend by name, as all calls of CPU tensors do."""
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in call[:5])
+    return gives_nearest(call, by_name) and (by_name or not recorded)
+
+
+def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
+    """The operator: out (B, H, N, d), and with `return_nearest` also the nearest senders' D (B, H, N)."""
     return OPERATOR(call)
 
 
@@ -159,12 +166,18 @@ def _saved(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(
-    call: Call, grad: Tensor, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor
+    call: Call,
+    grad: Tensor,
+    grad_nearest: Tensor | None,
+    out: Tensor,
+    row_sum: Tensor,
+    base: Tensor,
+    sender: Tensor,
 ) -> tuple[Tensor, ...]:
     """The gradients of receive, send, value, coupling and bandwidth."""
     from syncattn.backends.triton import passes
 
-    return passes.backward(call, grad, out, row_sum, base, sender)
+    return passes.backward(call, grad, out, row_sum, base, sender, grad_nearest)
 
 
 OPERATOR = register("triton", _forward, _backward, _saved, ("row_sum", "base", "sender"), ("cpu", "cuda"))
@@ -174,6 +187,7 @@ BACKEND = Backend(
     unavailable=unavailable,
     refuses=refuses,
     only_by_name=only_by_name,
+    gives_nearest=gives_nearest_here,
     keeps_bounds=True,
     capabilities=Capabilities(
         compute_dtypes=(torch.float32,),

@@ -129,14 +129,22 @@ def _weighed(p: Launch) -> tuple[Any, ...]:
 
 
 def backward(
-    call: Call, grad: Tensor, out: Tensor, row_sum: Tensor, base: Tensor, sender: Tensor
+    call: Call,
+    grad: Tensor,
+    out: Tensor,
+    row_sum: Tensor,
+    base: Tensor,
+    sender: Tensor,
+    grad_nearest: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of receive, send, value, coupling and bandwidth."""
+    """The gradients of receive, send, value, coupling and bandwidth; grad_nearest: dL/d base, or None."""
     receive, send, value, coupling = call[:4]
     if row_sum.numel() == 0 or value.numel() == 0:
         return tuple(x.new_zeros(x.shape) for x in call[:5])  # type: ignore[return-value]
     # hooks on saved tensors may give them back in another layout
-    given = last_contiguous(grad), *(x.contiguous() for x in (out, row_sum, base, sender))
+    saved = (x.contiguous() for x in (out, row_sum, base, sender))
+    asked = None if grad_nearest is None else grad_nearest.contiguous()
+    given = last_contiguous(grad), *saved, asked
     rows = call.receive.shape[:3]
     results = (
         torch.empty_like(receive, memory_format=torch.contiguous_format),
@@ -163,6 +171,7 @@ def _backward(
     row_sum: Tensor,
     base: Tensor,
     sender: Tensor,
+    grad_nearest: Tensor | None,
     *results: Tensor,
 ) -> tuple[Tensor, ...]:
     """The gradients of receivers, of their coupling and, by tile, of their bandwidth; those of send and value
@@ -170,6 +179,8 @@ def _backward(
     p = Launch(call, "receivers", "senders", base=base if call.frame == "nearest" else None, host=host)
     # to the order in which p has the receivers, and the results back again
     grad, out, row_sum = (p.sorted_rows(x) for x in (grad, out, row_sum))
+    if grad_nearest is not None:
+        grad_nearest = p.sorted_rows(grad_nearest)
     if p.nearest:
         base, sender = p.sorted_rows(base), p.places(p.sorted_rows(sender))
     nearest = Nearest(base, sender) if p.nearest else None
@@ -184,7 +195,7 @@ def _backward(
     sizes = p.head_counts(p.send.heads), p.queries, p.keys
     p.start(
         receivers_kernel, (heads_in_all * p.receive.tiles,),
-        *_weighed(p), nearest, by_query, by_query.entries.shape[2], gradient, out, row_sum,
+        *_weighed(p), nearest, by_query, by_query.entries.shape[2], gradient, grad_nearest, out, row_sum,
         for_senders, of_receivers, *sizes, p.call.eps,
         variants=p.ways, EVEN=p.keys == p.send.planes.stride, **p.compiled("receivers"),
     )  # fmt: skip

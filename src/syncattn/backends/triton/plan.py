@@ -50,7 +50,9 @@ class Plan(NamedTuple):
             begun(*grid, stream, *what, *arguments(values))
 
 
-def planned(run: Callable[..., Results], call: Call, given: tuple[Tensor, ...], results: Results) -> Results:
+def planned(
+    run: Callable[..., Results], call: Call, given: tuple[Tensor | None, ...], results: Results
+) -> Results:
     """run(host, call, *given, *results): it fills the results and gives them, or others in their place.
 
     Where it gives the results themselves, and its kernels work on tensors of the call, on those given, on the
@@ -66,7 +68,9 @@ def planned(run: Callable[..., Results], call: Call, given: tuple[Tensor, ...], 
     return _here(run, call, given, results)
 
 
-def _here(run: Callable[..., Results], call: Call, given: tuple[Tensor, ...], results: Results) -> Results:
+def _here(
+    run: Callable[..., Results], call: Call, given: tuple[Tensor | None, ...], results: Results
+) -> Results:
     device, tensors = call.receive.device, cast("tuple[Tensor | None, ...]", (*call[:_TENSORS], *given))
     form: list[Any] = [run, device.index, *call[_TENSORS:], *settings(call)]
     addresses: list[int] = []

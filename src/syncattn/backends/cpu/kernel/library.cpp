@@ -323,8 +323,11 @@ void finish_head(const SyncattnProblem& p, const Plan& plan, int64_t batch, int6
         if (p.nearest && p.keys) {
             const int64_t j = p.nearest_sender[h * p.queries + i];
             const float* receive = p.receive + (h * p.queries + i) * m;
+            float back = sum[m];
+            // a row that has a nearest sender locks with it, so its sum is not 0
+            if (p.grad_base && p.row_sum[h * p.queries + i] != 0) back -= p.grad_base[h * p.queries + i];
             for (int64_t k = 0; k < m; ++k) {
-                const float moved = 2 * sum[m] * (receive[k] - send[j * m + k]);
+                const float moved = 2 * back * (receive[k] - send[j * m + k]);
                 grad[k] -= moved;
                 p.grad_send[(h * p.keys + j) * m + k] += moved;
             }

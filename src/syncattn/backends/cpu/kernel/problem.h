@@ -43,6 +43,7 @@ typedef struct {
     int32_t* nearest_sender;  // (B, H, N): where it stands in `send`; nearest frame only
     // The backward's.
     const float* grad_out;     // (B, H, N, d)
+    const float* grad_base;    // (B, H, N): of D of the nearest sender, where it was asked for; else null
     float* grad_receive;       // (B, H, N, m)
     float* grad_send;          // (B, H, M, m): of every query head
     float* grad_value;         // (B, H, M, d): of every query head

@@ -103,10 +103,12 @@ int next_token(const SyncattnToken& t, const char* name, int threads,
         p.base = base, p.nearest_sender = nearest.data();
         const int failed = syncattn_forward(&p, name, threads, team);
         if (failed) return failed;
-        for (int64_t b = 0; b < t.batch && !whole; ++b)
-            for (int64_t i = 0; i < heads; ++i)
-                memcpy(t.out + (b * t.heads + group.heads[i]) * d, own_out + (b * heads + i) * d,
-                       sizeof(float) * (size_t)d);
+        for (int64_t b = 0; b < t.batch; ++b)
+            for (int64_t i = 0; i < heads; ++i) {
+                const int64_t at = b * t.heads + (whole ? i : group.heads[i]), from = b * heads + i;
+                if (t.nearest) t.nearest[at] = base[from];
+                if (!whole) memcpy(t.out + at * d, own_out + from * d, sizeof(float) * (size_t)d);
+            }
     }
     return 0;
 }

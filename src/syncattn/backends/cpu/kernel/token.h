@@ -34,6 +34,7 @@ typedef struct {
     const float* coupling;      // (H): K
     const int64_t* count;       // (B): real tokens before this one, at least 1: its position, too
     float* out;                 // (B, H, d)
+    float* nearest;             // (B, H): D of the nearest sender, in the nearest frame; null: nobody wants it
     const void* const* watched;    // memory that must hold what `known` does, one after the other
     const int64_t* watched_bytes;  // of each; the last is 0
     const uint8_t* known;
