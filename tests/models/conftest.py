@@ -63,6 +63,8 @@ TRANSFORMERS = {
     "rotary gate": TransformerConfig(**SIZES, score_gate=True, qk_norm=True, delay=0.5),
     "alibi": TransformerConfig(**SIZES, position="alibi"),
     "alibi delay": TransformerConfig(**SIZES, position="alibi", delay=0.5),
+    "no position": TransformerConfig(**SIZES, position="none"),
+    "yarn": TransformerConfig(**SIZES, rotary_scaling=8.0, max_position_embeddings=16),
 }
 CONFIGS = OSN | TRANSFORMERS
 

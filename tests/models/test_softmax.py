@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from syncattn.models import SoftmaxAttention
+from syncattn.models.rotary import scaled_rates, sharpening
 from syncattn.nn import Frequency, IncrementalState
 from syncattn.nn.frequency import rotate
 
@@ -28,7 +29,8 @@ def formula(layer, x, causal):
                     if at < 0:
                         score = torch.zeros((), dtype=x.dtype)
                     elif layer.position == "rotary":
-                        score = turn(q[b, i, h], i) @ turn(k[b, at, h], at) / math.sqrt(d)
+                        turned = turn(q[b, i, h], i, layer), turn(k[b, at, h], at, layer)
+                        score = sharpening(layer.rotary_scaling) * (turned[0] @ turned[1]) / math.sqrt(d)
                     else:
                         score = q[b, i, h] @ k[b, at, h] / math.sqrt(d)
                     if layer.position == "alibi":
@@ -39,21 +41,32 @@ def formula(layer, x, causal):
     return layer.out_proj(out.flatten(2))
 
 
-def turn(x, position):
-    """Coordinates (c, c + d/2) as a complex number, times exp(i position 10000^(-2c/d))."""
+def turn(x, position, layer=None):
+    """Coordinates (c, c + d/2) as a complex number, times exp(i position rate)."""
     a, b = x.chunk(2)
     rate = 10000.0 ** (-torch.arange(len(a), dtype=x.dtype) / len(a))
+    if layer is not None and layer.rotary_scaling > 1:
+        rate = scaled_rates(len(a), layer.rotary_scaling, layer.trained_length, x.device)
     z = torch.complex(a, b) * torch.exp(1j * position * rate)
     return torch.cat((z.real, z.imag))
 
 
-@pytest.mark.parametrize("position", ["rotary", "alibi"])
+POSITIONS = {
+    "rotary": {},
+    "alibi": {"position": "alibi"},
+    "none": {"position": "none"},
+    "yarn": {"rotary_scaling": 4.0, "trained_length": 16},
+}
+
+
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("delay", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("causal", [True, False])
 @torch.no_grad()
 def test_the_formula(position, delay, causal):
     torch.manual_seed(0)
-    layer = SoftmaxAttention(12, 3, position=position, delay=delay, dtype=torch.float64)
+    options = POSITIONS[position]
+    layer = SoftmaxAttention(12, 3, **options, delay=delay, dtype=torch.float64)
     x = torch.randn(2, 6, 12, dtype=torch.float64)
     expected = formula(layer, x, causal)
     # The angles and the penalty are float32, as in every implementation that trains.
@@ -66,7 +79,7 @@ def test_the_formula(position, delay, causal):
     if causal and not delay:
         mask = torch.ones(6, 6, dtype=torch.bool).triu(1)
         torch.testing.assert_close(layer(x, attn_mask=mask)[0], expected, **tight)
-    across = SoftmaxAttention(12, 3, batch_first=False, position=position, delay=delay, dtype=torch.float64)
+    across = SoftmaxAttention(12, 3, batch_first=False, **options, delay=delay, dtype=torch.float64)
     across.load_state_dict(layer.state_dict())
     torch.testing.assert_close(
         across(x.transpose(0, 1), is_causal=causal)[0].transpose(0, 1), expected, **tight
@@ -202,14 +215,22 @@ def test_what_the_layer_refuses():
         layer(x, state=IncrementalState())
     with pytest.raises(ValueError, match="num_heads must divide embed_dim"):
         SoftmaxAttention(8, 3)
+    with pytest.raises(ValueError, match="rotary_scaling must be 1 with position='none', got 2"):
+        SoftmaxAttention(8, 2, position="none", rotary_scaling=2)
+    with pytest.raises(ValueError, match="trained_length must be"):
+        SoftmaxAttention(8, 2, trained_length=0)
+    for position, reason in (("alibi", "numbers tokens"), ("none", "has none")):
+        with pytest.raises(ValueError, match=f"left out with position='{position}', which {reason}"):
+            SoftmaxAttention(8, 2, position=position)(x, positions=torch.arange(4.0)[None, :, None])
 
 
-@pytest.mark.parametrize("position", ["rotary", "alibi"])
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_packed_texts_are_attended_to_one_by_one(position, is_causal, monkeypatch):
     """As under a mask of N x N, where ids cannot be read, with gradients; padding gives the bias alone."""
     torch.manual_seed(0)
-    layer = SoftmaxAttention(12, 3, position=position, delay=0.5, token_shift=True, dtype=torch.float64)
+    options = {**POSITIONS[position], "delay": 0.5, "token_shift": True}
+    layer = SoftmaxAttention(12, 3, **options, dtype=torch.float64)
     ids = torch.tensor([[0, 0, 0, 1, 1, -1, 1, 2], [0, 0, 0, -1, 3, 3, 4, -1]])
     x = torch.randn(2, 8, 12, dtype=torch.float64, requires_grad=True)
     found = []

@@ -23,7 +23,7 @@ def test_only_the_attention_differs():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"position": "drift"}, "position must be one of 'rotary', 'alibi', got 'drift'"),
+        ({"position": "drift"}, "position must be one of 'rotary', 'alibi', 'none', got 'drift'"),
         ({"short_convolution": 1}, "short_convolution must be None or a width from 2 to 64 tokens, got 1"),
         ({"short_convolution": 65}, "width from 2 to 64 tokens, got 65"),
         ({"short_convolution": 2.5}, "short_convolution must be"),
@@ -35,6 +35,12 @@ def test_only_the_attention_differs():
         ({"logit_softcap": 0.0}, "logit_softcap must be positive and finite, or None, got 0.0"),
         ({"logit_softcap": float("inf")}, "logit_softcap must be positive and finite"),
         ({"delay": 2}, "delay must be a fraction of the heads"),
+        ({"rotary_scaling": 0.5}, "rotary_scaling must be at least 1 and finite, got 0.5"),
+        ({"rotary_scaling": 2, "position": "alibi"}, "rotary_scaling must be 1 with position='alibi', got 2"),
+        (
+            {"rope_scaling": {"factor": 4.0}},
+            "rope_scaling must be left out, .* rotary_scaling is YaRN's factor",
+        ),
         ({"hidden_size": 24, "num_attention_heads": 8}, "even head_dim .* got 3"),
         ({"freq_dim": 8}, "no field 'freq_dim': it is one of OSNConfig, got 8"),
         ({"density_range": [0.1, 0.5]}, "no field 'density_range': it is one of OSNConfig"),

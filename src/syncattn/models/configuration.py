@@ -46,8 +46,9 @@ class DecoderConfig(PreTrainedConfig):
         initializer_range: standard deviation of the embedding's and the linear layers' weights at the start;
             None for sqrt(2 / (5 * `hidden_size`)) (Nguyen and Salazar 2019), which suits narrow models better
             than a constant.
-        max_position_embeddings: the length that the model was trained on. Nothing depends on it: positions
-            are relative and have no table, so a longer text is allowed.
+        max_position_embeddings: the length that the model was trained on. Nothing depends on it but a
+            Transformer's rotary_scaling: positions are relative and have no table, so a longer text is
+            allowed.
         norm_first: LayerNorm before each branch (True) or after each residual sum (False).
         tie_word_embeddings: the output layer shares the embedding's weight.
         is_causal: each token sees those up to its own (True), or all of its text (False): a bidirectional

@@ -63,6 +63,8 @@ def check_foreign(given: Mapping[str, Any]) -> None:
             reason = "it would change what the model computes, and has no counterpart here"
             if name in ("is_decoder", "use_bidirectional_attention"):
                 reason = "is_causal=False is what makes a model bidirectional here"
+            if name in ("rope_scaling", "rope_parameters"):
+                reason = "a TransformerConfig's rotary_scaling is YaRN's factor here, and scales nothing else"
             if "implementation" in name:
                 reason = "syncattn.use_backend chooses what attention runs on"
             raise ValueError(f"{name} must be left out{choice}, got {short(given[name])}: {reason}")

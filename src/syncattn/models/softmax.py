@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncattn.checks import check_choice, check_flag, check_real
+from syncattn.checks import check_choice, check_count, check_flag, check_real
+from syncattn.models.rotary import scaled_rates, sharpening
 from syncattn.nn import IncrementalState
 from syncattn.nn.frequency import rotate
 from syncattn.nn.options import check_delay, check_looking_back
@@ -30,7 +31,7 @@ from syncattn.nn.tokens import (
 )
 from syncattn.nn.tokens import positions as count_positions
 
-POSITIONS = ("rotary", "alibi")
+POSITIONS = ("rotary", "alibi", "none")
 
 _STRETCH = 256  # queries whose scores are looked at at a time
 
@@ -44,7 +45,8 @@ class SoftmaxAttention(nn.Module):
         dropout: on the weights, in training.
         bias: of all projections.
         batch_first: inputs are (B, N, E) if True, (N, B, E) if False.
-        position: "rotary" (Su et al. 2021) or "alibi" (Press et al. 2022) with slopes 2^(-8 (h + 1) / H).
+        position: "rotary" (Su et al. 2021), "alibi" (Press et al. 2022) with slopes 2^(-8 (h + 1) / H), or
+            "none": order is seen through the causal mask, a delay, shift or convolution alone.
         delay: fraction of the heads in which a token is found by the key of the token before it, and its own
             value is read. Before the first token stands a key of zeros.
         token_shift: as in `SelectiveSynchronizationAttention`; queries and keys take the frequencies' part.
@@ -58,9 +60,12 @@ class SoftmaxAttention(nn.Module):
             gets the most weight, with a learned a and b per head that start at 0: the counterpart of
             `SelectiveSynchronizationAttention`'s nearest_gate. Fused attention does not name that key, so a
             second product of queries and keys finds it; the gradients of s are those of this one pair.
+        rotary_scaling: s, for texts s times as long as those of the training: rates of rotary position as
+            YaRN has them (`syncattn.models.rotary`), and logits times (0.1 ln s + 1)^2; 1 changes nothing.
+        trained_length: tokens in the texts of the training, which rotary_scaling goes out from.
 
     Raises:
-        ValueError: an argument is out of range.
+        TypeError, ValueError: an argument is out of range.
     """
 
     delayed: Tensor
@@ -80,6 +85,8 @@ class SoftmaxAttention(nn.Module):
         qk_norm: bool = False,
         value_residual: bool = False,
         score_gate: bool = False,
+        rotary_scaling: float = 1.0,
+        trained_length: int = 1024,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -91,8 +98,9 @@ class SoftmaxAttention(nn.Module):
         check_real("dropout", dropout, "in [0, 1)", lambda x: 0 <= x < 1)
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         options = (position, delay, token_shift, short_convolution, qk_norm, value_residual, score_gate)
-        check_options(self.head_dim, *options)
+        check_options(self.head_dim, *options, rotary_scaling, trained_length)
         self.dropout, self.batch_first, self.position, self.delay = dropout, batch_first, position, delay
+        self.rotary_scaling, self.trained_length = rotary_scaling, trained_length
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
         self.shift = None
@@ -140,7 +148,7 @@ class SoftmaxAttention(nn.Module):
 
         Raises:
             ValueError: key or value is not query, a shape or mask is not as documented, or positions are
-                given with position="alibi".
+                given with another position than "rotary".
         """
         self._check(query, key, value, attn_mask, is_causal, state)
         x = query if self.batch_first else query.transpose(0, 1)
@@ -155,8 +163,9 @@ class SoftmaxAttention(nn.Module):
             texts = find_texts(sequence_ids, real, x, is_single=False)
             real, follows = texts.ids >= 0, texts.follows
         allowed = allowed_by_mask(attn_mask, batch, self.num_heads, tokens, tokens)
-        if positions is not None and self.position == "alibi":
-            raise ValueError("positions must be left out with position='alibi', which numbers tokens")
+        if positions is not None and self.position != "rotary":
+            reason = "numbers tokens" if self.position == "alibi" else "has none"
+            raise ValueError(f"positions must be left out with position={self.position!r}, which {reason}")
         given = checked_positions("positions", positions, x, real, 1)
         position, origin, last = locate(real, (batch, tokens), given, state, x.device)  # (B or 1, N, 1)
         if texts is not None:
@@ -164,7 +173,7 @@ class SoftmaxAttention(nn.Module):
 
         q, k, v, mixed_in = self._project(x, real, state, follows, first_value)  # (B, H, N, d) each
         if self.position == "rotary":
-            q, k = rotate(q, position), rotate(k, position)
+            q, k = self._turn(q, k, position)
         emitted, k = k, self._delay_by_one(k, real, None if state is None else state.last_emitted, follows)
         after = None
         if state is not None:
@@ -190,7 +199,7 @@ class SoftmaxAttention(nn.Module):
         keys = k.shape[2]
         # SDPA's own causal mask, the fastest, takes neither another mask nor a bias, and needs a square.
         square = is_causal and tokens == keys and real is None and allowed is None
-        square = bool(square) and self.position == "rotary" and not need_weights  # a number, if exported
+        square = bool(square) and self.position != "alibi" and not need_weights  # a number, if exported
         mask = None if square else _visible(tokens, keys, real, allowed, is_causal, x.device)
         seen = None
         if mask is not None and (real is not None or allowed is not None):
@@ -226,7 +235,8 @@ class SoftmaxAttention(nn.Module):
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, position={self.position!r}, "
             f"delay={self.delay}, token_shift={self.shift is not None}, "
             f"short_convolution={convolution}, qk_norm={self.gains is not None}, "
-            f"value_residual={self.value_mix is not None}, score_gate={self.gate is not None}"
+            f"value_residual={self.value_mix is not None}, score_gate={self.gate is not None}, "
+            f"rotary_scaling={self.rotary_scaling}"
         )
 
     def _check(
@@ -296,6 +306,14 @@ class SoftmaxAttention(nn.Module):
     def _bias(self, rows: slice) -> Tensor | None:
         """The projection's biases of these rows."""
         return None if self.in_proj.bias is None else self.in_proj.bias[rows]
+
+    def _turn(self, q: Tensor, k: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, H, N, d) turned with position (B or 1, N, 1); queries sharpened, if scaled."""
+        if self.rotary_scaling == 1:
+            return rotate(q, position), rotate(k, position)
+        rates = scaled_rates(self.head_dim // 2, self.rotary_scaling, self.trained_length, q.device)
+        q = q * sharpening(self.rotary_scaling)
+        return rotate(q, position, rates=rates), rotate(k, position, rates=rates)
 
     def _delay_by_one(
         self, keys: Tensor, real: Tensor | None, last: Tensor | None, follows: Tensor | None
@@ -449,6 +467,8 @@ def check_options(
     qk_norm: Any = False,
     value_residual: Any = False,
     score_gate: Any = False,
+    rotary_scaling: Any = 1.0,
+    trained_length: Any = 1024,
 ) -> None:
     """Make sure that the options of the layer, or of a configuration, are in range.
 
@@ -463,3 +483,7 @@ def check_options(
     check_flag("qk_norm", qk_norm)
     check_flag("value_residual", value_residual)
     check_flag("score_gate", score_gate)
+    check_real("rotary_scaling", rotary_scaling, "at least 1 and finite", lambda x: 1 <= x < math.inf)
+    if position != "rotary" and rotary_scaling != 1:
+        raise ValueError(f"rotary_scaling must be 1 with position={position!r}, got {rotary_scaling}")
+    check_count("trained_length", trained_length)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -21,7 +23,8 @@ class TransformerConfig(DecoderConfig):
             hidden_dropout, attention_dropout, layer_norm_eps, initializer_range, max_position_embeddings,
             norm_first, tie_word_embeddings, is_causal, use_cache, bos_token_id, eos_token_id, pad_token_id:
             as in `syncattn.models.DecoderConfig`.
-        position: "rotary" (queries and keys turn with position) or "alibi" (a penalty linear in distance).
+        position: "rotary" (queries and keys turn with position), "alibi" (a penalty linear in distance) or
+            "none".
         delay: fraction of the heads that read the key of the token before, as an OSN's delayed heads do.
         token_shift: queries and keys, and values, are made of mixtures with the token before, as an OSN's
             frequencies and values.
@@ -31,6 +34,10 @@ class TransformerConfig(DecoderConfig):
         value_residual: values are mixtures with what the first layer's would be.
         score_gate: each head's result is multiplied by a gate of the receiver's highest score.
             These four as in `syncattn.models.SoftmaxAttention`.
+        rotary_scaling: a factor by which texts may be longer than `max_position_embeddings`, those of the
+            training: rotary position is scaled as in YaRN (Peng et al. 2023), what transformers calls
+            rope_type "yarn" with this factor. It has no weights, so a trained model can be loaded with it:
+            `TransformerForCausalLM.from_pretrained(folder, rotary_scaling=4.0)`. 1 changes nothing.
 
     Raises:
         TypeError, ValueError: as `DecoderConfig`.
@@ -45,6 +52,11 @@ class TransformerConfig(DecoderConfig):
     qk_norm: bool = False
     value_residual: bool = False
     score_gate: bool = False
+    rotary_scaling: float = 1.0
+
+    def attention_options(self) -> dict[str, Any]:
+        """As `DecoderConfig.attention_options`; and the length that rotary_scaling goes out from."""
+        return super().attention_options() | {"trained_length": self.max_position_embeddings}
 
     def check(self) -> None:
         """As `DecoderConfig.check`, and the options of softmax attention."""
@@ -88,8 +100,8 @@ class TransformerModel(TransformerPreTrainedModel, DecoderModel):
 
     @property
     def counts_only(self) -> bool:
-        """True with ALiBi, which keeps no positions of cached keys."""
-        return self.config.position == "alibi"
+        """True with ALiBi, which keeps no positions of cached keys, and without any position."""
+        return self.config.position != "rotary"
 
 
 class TransformerForCausalLM(TransformerPreTrainedModel, DecoderForCausalLM):

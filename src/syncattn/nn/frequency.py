@@ -376,8 +376,9 @@ def _on_axes(position: Tensor) -> Tensor:
     return position[..., None] if position.ndim == 2 else position
 
 
-def rotate(x: Tensor, position: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary position (Su et al. 2021): of x (B, H, N, 2k), coordinates c and c + k turn by i base^(-c/k).
+def rotate(x: Tensor, position: Tensor, base: float = 10_000.0, rates: Tensor | None = None) -> Tensor:
+    """Rotary position (Su et al. 2021): of x (B, H, N, 2k), coordinates c and c + k turn by i base^(-c/k), or
+    by i times other `rates` (k,).
 
     Squared distances and products of rotated vectors see positions only through their difference. With
     positions (B or 1, N, A) on several axes, pair c turns by its own axis c mod A, at the rate of the first
@@ -388,7 +389,8 @@ def rotate(x: Tensor, position: Tensor, base: float = 10_000.0) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     pair = torch.arange(half, device=x.device, dtype=torch.int64)
     axes = at.shape[-1]
-    rates = base ** (-(pair - pair % axes).to(dtype) / half)
+    if rates is None:
+        rates = base ** (-(pair - pair % axes).to(dtype) / half)
     turned = at if axes == 1 else at[..., pair % axes]  # (B or 1, N, 1 or k)
     angle = turned[:, None].to(dtype) * rates  # (B or 1, 1, N, k)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)

@@ -33,6 +33,9 @@ LENGTH_TOKENS = 65_536
 FIRST_STRETCH = 64
 """Losses by position are means over stretches of a window: of so many tokens, then as many as all before."""
 
+PIECE = 2048
+"""Longer windows are read in pieces of so many tokens, so that what is made for all pairs is bounded."""
+
 DEAD_HEADS_TOKENS = 1024
 """How much of a window is looked at for heads that read one sender: all weights are made for it."""
 
@@ -211,7 +214,7 @@ def loss_at(model: PreTrainedModel, tokens: torch.Tensor, length: int, count: in
     total = torch.zeros(length - 1, dtype=torch.float64, device="cpu")
     for index in range(len(windows)):
         ids = windows[index]["input_ids"].to(model.device)
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        logits = read(model, ids)[:-1]
         total += torch.nn.functional.cross_entropy(logits.float(), ids[1:], reduction="none").double().cpu()
     losses = total / len(windows)
     begins = [1, *(FIRST_STRETCH << n for n in range(length.bit_length()) if FIRST_STRETCH << n < length)]
@@ -223,6 +226,18 @@ def loss_at(model: PreTrainedModel, tokens: torch.Tensor, length: int, count: in
         heads = torch.stack(list(locked_density(model, input_ids=ids, use_cache=False).values()))
         density = float(heads.mean())
     return {"loss": float(losses.mean()), "density": density, "by_position": by_position}
+
+
+def read(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (N, vocab) of one window (N,), longer ones read in pieces, each with a cache of those before."""
+    if len(ids) <= PIECE:
+        return model(input_ids=ids[None], use_cache=False).logits[0]
+    cache, found = None, []
+    for part in ids.split(PIECE):
+        out = model(input_ids=part[None], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        found.append(out.logits[0])
+    return torch.cat(found)
 
 
 def _largest(history: list[dict[str, Any]]) -> float | None:
