@@ -8,7 +8,8 @@
     python benchmarks/publish_quality.py docs/results/quality --out docs/results
 
 Another study has a page of its own name: `--name tasks --title "..."` makes docs/results/tasks.md and tasks/.
-With a steps.jsonl beside the lines (benchmarks/length/steps.py writes it), the page says what steps cost.
+With a steps.jsonl beside the lines (benchmarks/length/steps.py writes it), the page says what steps cost;
+with a gaps.jsonl (benchmarks/at_length/measure.py), what is known of a line that was read long ago.
 `--html FILE` also writes the page for the browser, as `syncattn study` does at its end.
 """
 
@@ -25,16 +26,27 @@ from typing import Any
 from syncattn.training.errors import UserError
 from syncattn.training.figures import densities
 from syncattn.training.files import disk_errors, read_json, remove_staging, staged
-from syncattn_lab.study import by_budget, by_length, by_position, figures, steps, tables
+from syncattn_lab.study import by_budget, by_gap, by_length, by_position, figures, steps, tables
 from syncattn_lab.study.lines import LINES_FILE
 from syncattn_lab.study.records import DEFAULT, PLAN_FILE, Line, read_runs, thin
 from syncattn_lab.study.report import write_report
-from syncattn_lab.study.summary import Cell, Group, as_groups, lengths, missing, size_cells, tokens_per_step
+from syncattn_lab.study.summary import (
+    Cell,
+    Group,
+    as_groups,
+    context,
+    lengths,
+    missing,
+    size_cells,
+    tokens_per_step,
+)
 from syncattn_lab.study.verdicts import OPEN, verdicts
 
 NAME = "quality"
 TITLE = "Quality study"
 REMARKS_FILE = "remarks.toml"
+FAR = 8
+"""From so many times the training length on, the longest windows have losses by position of their own."""
 ORDER = ("comparison", "ablation", "density", "stability", "size", "synthetic")
 
 Pictures = dict[str, bytes]
@@ -96,8 +108,11 @@ def publish(runs: Path, out: Path, remarks: Path | None = None, name: str = NAME
     costs = steps.read_steps(runs / steps.STEPS_FILE)
     if costs:
         copies[steps.STEPS_FILE] = (runs / steps.STEPS_FILE).read_bytes()
+    gaps = by_gap.read_gaps(runs / by_gap.GAPS_FILE)
+    if gaps:
+        copies[by_gap.GAPS_FILE] = (runs / by_gap.GAPS_FILE).read_bytes()
     _refuse_other_files(out / name)
-    text, pictures = page(lines, keys, notes, name, title, costs)
+    text, pictures = page(lines, keys, notes, name, title, costs, gaps)
     with disk_errors(f"cannot write to {out}"):
         out.mkdir(parents=True, exist_ok=True)
         remove_staging(out)
@@ -115,6 +130,7 @@ def page(
     name: str = NAME,
     title: str = TITLE,
     costs: dict[str, steps.Step] | None = None,
+    gaps: dict[str, list[dict[str, Any]]] | None = None,
 ) -> tuple[str, Pictures]:
     """The page in Markdown and its pictures by file name."""
     groups = as_groups(lines)
@@ -129,6 +145,7 @@ def page(
             heading = members[0].title if kind != "size" else "Model size"
             parts += ["", f"## {heading}", "", *SECTIONS[kind](members, pictures)]
             for group in members:
+                parts += far_lines(group, gaps or {}, pictures)
                 parts += step_costs(group, costs or {}, pictures)
                 parts += remark(group, remarks)
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
@@ -268,7 +285,30 @@ def positions(group: Group, task: str, pictures: Pictures) -> list[str]:
     if not found:
         return []
     drawn = picture(pictures, f"{group.name}-{task}-positions", by_position.picture(group, task))
-    return ["Test loss by position in the window, at the training length:", "", *found, "", *drawn]
+    parts = ["Test loss by position in the window, at the training length:", "", *found, "", *drawn]
+    cells = [cell for cell in group.of_task(task) if lengths(cell)]
+    longest = max(max(lengths(cell)) for cell in cells)
+    if longest >= FAR * context(cells[0]):
+        found = by_position.losses_by_position(group, task, longest)
+        drawn = by_position.picture(group, task, longest)
+        parts += [f"The same in windows of {longest:,} tokens:", "", *found, ""]
+        parts += picture(pictures, f"{group.name}-{task}-positions-{longest}", drawn)
+    return parts
+
+
+def far_lines(group: Group, gaps: dict[str, list[dict[str, Any]]], pictures: Pictures) -> list[str]:
+    """What is known of a line that was read before, where it was measured."""
+    parts: list[str] = []
+    for task in group.tasks:
+        found = by_gap.found_again(group, task, gaps)
+        title = (
+            f"A line of code with random names, read before, its beginning again after so many bytes of "
+            f"other text ({task}): the share of right bytes in its rest, told one by one, and the loss in "
+            "nats per byte; last, of a line that was never there:"
+        )
+        parts += ["", title, "", *found, ""] if found else []
+        parts += picture(pictures, f"{group.name}-{task}-gaps", by_gap.picture(group, task, gaps))
+    return parts
 
 
 def step_costs(group: Group, costs: dict[str, steps.Step], pictures: Pictures) -> list[str]:
@@ -397,7 +437,7 @@ def _with_lengths(group: Group, pictures: Pictures, parts: list[str]) -> list[st
 
 def _refuse_other_files(folder: Path) -> None:
     """The folder is replaced as a whole: it must hold nothing that this program did not write."""
-    ours = {LINES_FILE, PLAN_FILE, REMARKS_FILE, steps.STEPS_FILE}
+    ours = {LINES_FILE, PLAN_FILE, REMARKS_FILE, steps.STEPS_FILE, by_gap.GAPS_FILE}
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     other = [
         path.name for path in found if path.is_dir() or (path.suffix != ".png" and path.name not in ours)

@@ -1,4 +1,7 @@
-"""Loss by position in the window, what a model makes of all it has read before: in a table and a picture."""
+"""Loss by position in the window, what a model makes of all it has read before: in a table and a picture.
+
+Windows are of the training length, unless another is given.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +13,36 @@ from syncattn_lab.study.tables import table
 from syncattn_lab.study.verdicts import number
 
 
-def losses(cell: Cell) -> dict[int, float]:
-    """Test loss at the training length by the stretch's first position, means over seeds; {} if unknown."""
+def losses(cell: Cell, length: int | None = None) -> dict[int, float]:
+    """Test loss by the stretch's first position, means over seeds; {} if unknown."""
     found: dict[int, list[float]] = {}
     for line in cell.runs:
-        measured = (line["result"].get("lengths") or {}).get(str(context(cell))) or {}
+        measured = (line["result"].get("lengths") or {}).get(str(length or context(cell))) or {}
         for begin, loss in measured.get("by_position") or []:
             found.setdefault(begin, []).append(loss)
     return {begin: mean_and_spread(values)[0] for begin, values in found.items()}
 
 
-def losses_by_position(group: Group, task: str) -> list[str]:
+def losses_by_position(group: Group, task: str, length: int | None = None) -> list[str]:
     """A row for each variant, a column for each stretch of positions."""
-    cells = [(cell, losses(cell)) for cell in group.of_task(task)]
+    cells = [(cell, losses(cell, length)) for cell in group.of_task(task)]
     cells = [(cell, found) for cell, found in cells if found]
     if not cells:
         return []
     begins = sorted({begin for _, found in cells for begin in found})
-    ends = [*begins[1:], context(cells[0][0])]
+    ends = [*begins[1:], length or context(cells[0][0])]
     header = ["model; tokens", *(f"{begin:,} to {end - 1:,}" for begin, end in zip(begins, ends))]
     return table(header, [[cell.title, *(number(found.get(x)) for x in begins)] for cell, found in cells])
 
 
-def picture(group: Group, task: str) -> bytes | None:
+def picture(group: Group, task: str, length: int | None = None) -> bytes | None:
     """Loss less that of the first Transformer at the same positions (of the first variant, if none)."""
-    cells = [(cell, losses(cell)) for cell in group.of_task(task)]
+    cells = [(cell, losses(cell, length)) for cell in group.of_task(task)]
     cells = [(cell, found) for cell, found in cells if len(found) > 1]
     if len(cells) < 2:
         return None
     base = next((cell for cell, _ in cells if cell.model == "transformer"), cells[0][0])
-    theirs = losses(base)
+    theirs = losses(base, length)
     paint = colours(group.cells.values())
     with canvas("light", 8.2, 3.9, "constrained") as figure:
         axes = figure.subplots()
@@ -51,7 +54,7 @@ def picture(group: Group, task: str) -> bytes | None:
             axes.plot(places, change, lw=1.8, marker=marker(cell), ms=4, color=paint[cell.variant])
             ends.append((change[-1], cell.title, paint[cell.variant]))
         axes.set_xscale("log", base=2)
-        ends_of = [*list(theirs)[1:], context(base)]
+        ends_of = [*list(theirs)[1:], length or context(base)]
         labels = [f"{begin:,} to\n{end - 1:,}" for begin, end in zip(theirs, ends_of)]
         ticks(axes, [max(begin, 32) for begin in theirs], labels)
         axes.tick_params(axis="x", labelsize=8)
