@@ -167,7 +167,7 @@ def test_onnx_of_a_model(name, build_model, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["osn token shift", "alibi"])
+@pytest.mark.parametrize("name", ["osn token shift", "alibi", "yarn"])
 @torch.no_grad()
 def test_onnx_of_a_step(name, build_model, ids, mask, tmp_path):
     model = build_model(name)

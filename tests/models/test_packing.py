@@ -108,7 +108,7 @@ def test_texts_in_presets_with_what_looks_farther_back(name):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
 
 
-@pytest.mark.parametrize("name", ["osn mix", "rotary token shift", "alibi"])
+@pytest.mark.parametrize("name", ["osn mix", "rotary token shift", "alibi", "no position", "yarn"])
 @torch.no_grad()
 def test_rows_of_their_own_and_padding(name):
     """Ids of several rows, padding within and at the end, and what stands there is nothing to anybody."""

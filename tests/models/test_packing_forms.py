@@ -94,7 +94,7 @@ def test_every_head_gives_each_text_what_it_has_alone(head):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
 
 
-@pytest.mark.parametrize("name", ["osn mix", "rotary token shift", "alibi"])
+@pytest.mark.parametrize("name", ["osn mix", "rotary token shift", "alibi", "no position", "yarn"])
 def test_lengths_of_several_rows_count_through_all(name):
     """As flash-attention's kernels, which know no rows, are given them by transformers' models."""
     model = build(name)
