@@ -116,9 +116,8 @@ def ask(runs: Path, data: Path | None, texts: int) -> None:
         if line["outcome"] != "finished" or line["key"] in known:
             continue
         text = bytes(tokens_of(line, data)["test"].tolist())
-        found = by_gap.measure(
-            load(line, runs, line.get("rotary_scaling")), by_gap.cases(text, texts, max(by_gap.GAPS))
-        )
+        model = load(line, runs, line.get("rotary_scaling"))
+        found = by_gap.measure(model, by_gap.cases(text, texts, max(by_gap.GAPS)), by_gap.GAPS)
         entry = {"key": line["key"], "texts": texts, "gaps": found, "machine": machine()}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

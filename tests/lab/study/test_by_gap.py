@@ -12,11 +12,16 @@ pytest.importorskip("accelerate")
 from syncattn.models import OSNConfig, OSNForCausalLM
 from syncattn.training.errors import UserError
 from syncattn_lab.study import by_gap
+from syncattn_lab.study.lines import append_line
+from syncattn_lab.study.plan import make_plan
+from syncattn_lab.study.records import read_runs
+from syncattn_lab.study.run import perform
 from syncattn_lab.study.summary import as_groups
 
 HERE = Path(__file__)
 MADE = runpy.run_path(str(HERE.with_name("lines.py")))
 PUBLISH = runpy.run_path(str(HERE.parents[3] / "benchmarks" / "publish_quality.py"))
+MEASURE = runpy.run_path(str(HERE.parents[3] / "benchmarks" / "at_length" / "measure.py"))
 TEXT = bytes(range(32, 127)) * 20
 
 
@@ -112,3 +117,44 @@ def test_the_page_says_what_was_found(tmp_path):
     path.write_text('{"key": "a", "gaps": [{"gap": 1}]}\n')
     with pytest.raises(UserError, match="line 1: expected an object with key and gaps, each with gap, loss"):
         by_gap.read_gaps(path)
+
+
+def test_measuring_a_studys_models_adds_what_is_not_there(tmp_path, monkeypatch):
+    """A line in gaps.jsonl for each model, and with a factor a Transformer evaluated once more."""
+    monkeypatch.setattr(by_gap, "GAPS", (16, 64))
+    (tmp_path / "some.txt").write_bytes(TEXT)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    plan = {
+        "model": {**sizes, "intermediate_size": 24},
+        "training": {"context": 32, "batch_size": 2, "steps": 2, "final_eval_tokens": 256},
+        "seeds": [0],
+        "learning_rates": [0.01],
+        "task": {"words": {"kind": "text", "text": ["some.txt"], "test": "some.txt"}},
+        "tasks": ["words"],
+        "group": [
+            {
+                "name": "g",
+                "kind": "comparison",
+                "lengths": [32, 64],
+                "variant": [{"name": "plain", "model": "transformer"}],
+            }
+        ],
+    }
+    (run,) = make_plan(plan).runs
+    done = perform(run, tmp_path / "runs" / run.key.replace("/", "--"), tmp_path)
+    append_line(tmp_path, done)
+    for _ in range(2):
+        MEASURE["scale"](tmp_path, tmp_path, "plain", "2")
+        MEASURE["ask"](tmp_path, tmp_path, 1)
+    plain, scaled = read_runs(tmp_path / "runs.jsonl")
+    assert scaled["key"] == plain["key"].replace("plain", "plain-yarn-2") and scaled["of"] == plain["key"]
+    for name in ("validation_loss", "test_loss"):
+        assert scaled["result"][name] == pytest.approx(plain["result"][name], rel=0.01)
+    assert scaled["result"]["lengths"] != plain["result"]["lengths"]
+    found = by_gap.read_gaps(tmp_path / by_gap.GAPS_FILE)
+    assert [len(entries) for entries in found.values()] == [len(by_gap.GAPS)] * 2
+    assert list(found) == [plain["key"], scaled["key"]]
+    with pytest.raises(UserError, match="has no finished run of the variant 'other'"):
+        MEASURE["scale"](tmp_path, tmp_path, "other", "2")
+    with pytest.raises(UserError, match="must be VARIANT=FACTOR, got plain=x"):
+        MEASURE["scale"](tmp_path, tmp_path, "plain", "x")

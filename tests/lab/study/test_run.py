@@ -257,3 +257,20 @@ def test_what_the_command_refuses(tmp_path, folder):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
     assert "is not empty and has no study" in complaint(out="full")
+
+
+@torch.no_grad()
+def test_long_windows_are_read_in_pieces_with_the_same_result(monkeypatch):
+    torch.manual_seed(0)
+    models = (
+        OSNForCausalLM(OSNConfig(**SIZES, initializer_range=0.2)),
+        TransformerForCausalLM(TransformerConfig(**SIZES, position="alibi", initializer_range=0.2)),
+    )
+    tokens = torch.randint(0, 256, (300,))
+    for model in models:
+        whole = loss_at(model.eval(), tokens, 100, 300)
+        with monkeypatch.context() as patch:
+            patch.setattr("syncattn_lab.study.run.PIECE", 32)
+            assert loss_at(model, tokens, 100, 300)["by_position"] == [
+                [begin, pytest.approx(loss, rel=1e-5)] for begin, loss in whole["by_position"]
+            ]
