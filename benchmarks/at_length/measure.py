@@ -1,19 +1,22 @@
-"""What a study's finished models know of a line read long ago, and what a scaled rotary position does.
+"""What a study's finished models know of a line read long ago, and what scaling their positions does.
 
-    python benchmarks/at_length/measure.py runs/at-length --data DATA --scaling transformer=16
+    python benchmarks/at_length/measure.py runs/at-length --data DATA --scaling osn=16
 
 Each model is asked for lines of code that it has read 256 to 16,000 bytes before, in texts evenly spaced in
 the test text (syncattn_lab/study/by_gap.py says how): a line for each model in runs/at-length/gaps.jsonl.
 
-`--scaling VARIANT=FACTOR` evaluates a finished Transformer once more with YaRN's rotary scaling, as the study
-does, without training: a line in runs.jsonl as of a variant of its own, VARIANT-yarn-FACTOR, and then one in
-gaps.jsonl, too. What has been measured is not measured again.
+`--scaling VARIANT=FACTOR` (for a rotary Transformer and an OSN whose heads drift; may be given several times)
+evaluates a finished model once more, as the study does, for texts FACTOR times as long and without training:
+a Transformer with YaRN's scaling, an OSN with the drift of each layer's widest head divided by FACTOR. That
+adds a line to runs.jsonl as of a variant of its own, VARIANT-yarn-FACTOR or VARIANT-wide-FACTOR, and then one
+to gaps.jsonl. What has been measured is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,10 +65,12 @@ def scale(runs: Path, data: Path | None, variant: str, factor: str) -> None:
     """Add the lines of a variant's runs, evaluated with this factor.
 
     Raises:
-        UserError: no finished run of the variant, no rotary Transformer, or no factor.
+        UserError: no finished run of the variant, a model whose positions cannot be scaled, or no factor.
     """
     try:
         number = float(factor)
+        if not 1 <= number < math.inf:
+            raise ValueError
     except ValueError:
         raise UserError(f"--scaling must be VARIANT=FACTOR, got {variant}={factor}") from None
     lines = read_runs(runs / LINES_FILE)
@@ -74,7 +79,8 @@ def scale(runs: Path, data: Path | None, variant: str, factor: str) -> None:
     if not chosen:
         raise UserError(f"--scaling: {runs} has no finished run of the variant {variant!r}")
     for line in chosen:
-        name = f"{variant}-yarn-{factor}"
+        osn = line["model"] == "osn"
+        name = f"{variant}-{'wide' if osn else 'yarn'}-{factor}"
         key = line["key"].replace(f"/{variant}/", f"/{name}/")
         if key in known:
             continue
@@ -91,10 +97,10 @@ def scale(runs: Path, data: Path | None, variant: str, factor: str) -> None:
         added = line | {
             "key": key,
             "variant": name,
-            "title": f"{line['title']}, YaRN {factor}",
+            "title": line["title"] + (f", widest heads {factor} × as wide" if osn else f", YaRN {factor}"),
             "order": line["order"] + 0.5,
             "of": line["key"],
-            "rotary_scaling": number,
+            "scaling": number,
             "result": result,
             "history": [],
         }
@@ -116,7 +122,7 @@ def ask(runs: Path, data: Path | None, texts: int) -> None:
         if line["outcome"] != "finished" or line["key"] in known:
             continue
         text = bytes(tokens_of(line, data)["test"].tolist())
-        model = load(line, runs, line.get("rotary_scaling"))
+        model = load(line, runs, line.get("scaling"))
         found = by_gap.measure(model, by_gap.cases(text, texts, max(by_gap.GAPS)), by_gap.GAPS)
         entry = {"key": line["key"], "texts": texts, "gaps": found, "machine": machine()}
         with path.open("a", encoding="utf-8") as file:
@@ -125,14 +131,20 @@ def ask(runs: Path, data: Path | None, texts: int) -> None:
         print(f"{line['key']}: {told}", flush=True)
 
 
+@torch.no_grad()
 def load(line: Line, runs: Path, factor: float | None) -> Any:
-    """A run's model; with a factor, one of rotary position scaled by it."""
+    """A run's model; with a factor, for texts so many times as long."""
     folder = runs / "runs" / line.get("of", line["key"]).replace("/", "--")
     model: Any = load_model(folder)[0]  # it checks what it loads
     if factor is None:
         return model
+    if line["model"] == "osn" and model.config.position == "drift":
+        for layer in model.model.layers:
+            slopes = layer.self_attn.frequency.log_slope
+            slopes[slopes.argmin()] -= math.log(factor)
+        return model
     if not isinstance(model, TransformerForCausalLM) or model.config.position != "rotary":
-        raise UserError(f"--scaling: {line['key']} is no Transformer with rotary position")
+        raise UserError(f"--scaling: {line['key']} has neither rotary position nor heads that all drift")
     model = TransformerForCausalLM.from_pretrained(folder, rotary_scaling=factor, local_files_only=True)
     return model.eval()
 

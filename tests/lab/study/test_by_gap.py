@@ -136,24 +136,28 @@ def test_measuring_a_studys_models_adds_what_is_not_there(tmp_path, monkeypatch)
                 "name": "g",
                 "kind": "comparison",
                 "lengths": [32, 64],
-                "variant": [{"name": "plain", "model": "transformer"}],
+                "variant": [{"name": "plain", "model": "transformer"}, {"name": "osn"}],
             }
         ],
     }
-    (run,) = make_plan(plan).runs
-    done = perform(run, tmp_path / "runs" / run.key.replace("/", "--"), tmp_path)
-    append_line(tmp_path, done)
+    for run in make_plan(plan).runs:
+        done = perform(run, tmp_path / "runs" / run.key.replace("/", "--"), tmp_path)
+        append_line(tmp_path, done)
     for _ in range(2):
-        MEASURE["scale"](tmp_path, tmp_path, "plain", "2")
+        for variant in ("plain", "osn"):
+            MEASURE["scale"](tmp_path, tmp_path, variant, "2")
         MEASURE["ask"](tmp_path, tmp_path, 1)
-    plain, scaled = read_runs(tmp_path / "runs.jsonl")
-    assert scaled["key"] == plain["key"].replace("plain", "plain-yarn-2") and scaled["of"] == plain["key"]
-    for name in ("validation_loss", "test_loss"):
-        assert scaled["result"][name] == pytest.approx(plain["result"][name], rel=0.01)
-    assert scaled["result"]["lengths"] != plain["result"]["lengths"]
+    lines = read_runs(tmp_path / "runs.jsonl")
+    for plain, scaled, name in ((*lines[:2], "plain-yarn-2"), (*lines[2:], "osn-wide-2")):
+        assert scaled["variant"] == name and scaled["of"] == plain["key"]
+        for loss in ("validation_loss", "test_loss"):
+            assert scaled["result"][loss] == pytest.approx(plain["result"][loss], rel=0.01)
+        assert scaled["result"]["lengths"] != plain["result"]["lengths"]
+    windows = [MEASURE["load"](line, tmp_path, line.get("scaling")).model.windows() for line in lines[2:]]
+    assert (windows[0][0, -1] < windows[1][0, -1]) and torch.equal(windows[0][0, :-1], windows[1][0, :-1])
     found = by_gap.read_gaps(tmp_path / by_gap.GAPS_FILE)
-    assert [len(entries) for entries in found.values()] == [len(by_gap.GAPS)] * 2
-    assert list(found) == [plain["key"], scaled["key"]]
+    assert [len(entries) for entries in found.values()] == [len(by_gap.GAPS)] * 4
+    assert list(found) == [line["key"] for line in lines]
     with pytest.raises(UserError, match="has no finished run of the variant 'other'"):
         MEASURE["scale"](tmp_path, tmp_path, "other", "2")
     with pytest.raises(UserError, match="must be VARIANT=FACTOR, got plain=x"):
