@@ -97,7 +97,7 @@ def scale(runs: Path, data: Path | None, variant: str, factor: str) -> None:
         added = line | {
             "key": key,
             "variant": name,
-            "title": line["title"] + (f", widest heads {factor} × as wide" if osn else f", YaRN {factor}"),
+            "title": line["title"] + (f", widest heads × {factor}" if osn else f", YaRN {factor}"),
             "order": line["order"] + 0.5,
             "of": line["key"],
             "scaling": number,
