@@ -36,6 +36,7 @@ def test_names():
         "limit_density_",
         "locked_density",
         "preset",
+        "widen_",
     }
     assert set(syncattn.backends.__all__) == {"Explanation", "availability", "explain", "use_backend"}
     for module in (syncattn, syncattn.nn, syncattn.backends, syncattn.locking):

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from syncattn.models import TransformerForCausalLM
+from syncattn.nn import widen_
 from syncattn.training.checkpoints import load_model
 from syncattn.training.environment import machine
 from syncattn.training.errors import UserError
@@ -139,9 +140,7 @@ def load(line: Line, runs: Path, factor: float | None) -> Any:
     if factor is None:
         return model
     if line["model"] == "osn" and model.config.position == "drift":
-        for layer in model.model.layers:
-            slopes = layer.self_attn.frequency.log_slope
-            slopes[slopes.argmin()] -= math.log(factor)
+        widen_(model, factor)
         return model
     if not isinstance(model, TransformerForCausalLM) or model.config.position != "rotary":
         raise UserError(f"--scaling: {line['key']} has neither rotary position nor heads that all drift")

@@ -6,6 +6,7 @@ from syncattn.nn.calibration import calibrate, count_locked, limit_density_, loc
 from syncattn.nn.frequency import Frequency
 from syncattn.nn.presets import preset
 from syncattn.nn.state import IncrementalState
+from syncattn.nn.widening import widen_
 
 __all__ = [
     "Frequency",
@@ -17,4 +18,5 @@ __all__ = [
     "limit_density_",
     "locked_density",
     "preset",
+    "widen_",
 ]
