@@ -59,6 +59,10 @@ class OSNConfig(DecoderConfig):
         eps: a weight of 1 for nobody +.009.
         directed, detuning: both +.005; detuning alone within the spread over three seeds, so left out.
         order_parameter: off +.003, within the spread: kept since it is the paper's.
+    Off by default, and each lowers the loss of texts (docs/training.md, docs/results/options.md):
+        nearest_gate: by .04 beside everything else, with Muon.
+        short_convolution=4 in place of the token shift, value_residual, zero_outputs and logit_softcap: by
+            .02 together with Muon, .03 with AdamW.
 
     Raises:
         TypeError, ValueError: as `DecoderConfig`.
