@@ -1,4 +1,4 @@
-"""Entmax with alpha 1.5: weights with exact zeros, by sorting (Peters, Niculae and Martins 2019)."""
+"""Entmax with alpha 1.5: weights with exact zeros (Peters, Niculae and Martins 2019)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 _FAR = -2.0  # below the largest by more than 1, in halved scores, a score weighs nothing
+_CLOSE = 1e-6
+_MOST_STEPS = 30
 
 
 def entmax15(scores: Tensor) -> Tensor:
@@ -27,13 +29,17 @@ class _Entmax15(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor) -> Tensor:
         # Differences to the largest: what is far below it weighs 0 whatever it is, so that -inf may be any.
         z = ((scores - scores.amax(-1, keepdim=True)) / 2).clamp(min=_FAR)
-        ordered = z.sort(-1, descending=True).values
-        count = torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=z.dtype)
-        mean = ordered.cumsum(-1) / count
-        spread = ordered.square().cumsum(-1) / count - mean.square()
-        tau = mean - ((1 / count - spread).clamp(min=0)).sqrt()
-        support = (tau <= ordered).sum(-1, keepdim=True).clamp(min=1)
-        weights = (z - tau.gather(-1, support - 1)).clamp(min=0).square()
+        # The root of |max(z - tau, 0)| = 1, which is convex in tau, by Newton's method from the left: it never
+        # goes beyond the root, and a row need not be sorted.
+        tau = torch.full_like(z[..., :1], -1.0)
+        for _ in range(_MOST_STEPS):
+            above = (z - tau).clamp_(min=0)
+            norm = torch.linalg.vector_norm(above, dim=-1, keepdim=True)
+            step = (norm - 1) * norm / above.sum(-1, keepdim=True)
+            tau += step
+            if float(step.max()) < _CLOSE:
+                break
+        weights = (z - tau).clamp_(min=0).square_()
         ctx.save_for_backward(weights)
         return weights
 
