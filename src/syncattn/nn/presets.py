@@ -48,7 +48,13 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
     last_delayed = [(num_heads - h) % 2 == 1 for h in range(num_heads)]
     ordered: dict[str, Any] = {"delay": last_delayed, "token_shift": True}
     far = ["drift"] * (num_heads - few) + ["none"] * few
-    unordered: dict[str, Any] = {"delay": 0.0, "token_shift": False, "value_rotation": 100.0}
+    # Texts alone have been read with the models' gate.
+    unordered: dict[str, Any] = {
+        "delay": 0.0,
+        "token_shift": False,
+        "value_rotation": 100.0,
+        "nearest_gate": False,
+    }
     if name == "text":
         return ordered | {
             "position": ["drift"] * (num_heads - few) + ["own_helix"] * few,
@@ -60,6 +66,7 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
         return ordered | {
             "position": ["own_drift"] * (num_heads - half) + ["own_helix"] * half,
             "value_rotation": 100.0,
+            "nearest_gate": False,
         }
     if name == "images":
         return unordered | {

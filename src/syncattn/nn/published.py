@@ -58,7 +58,8 @@ def published(head_dim: int) -> dict:
         "phase_dim": head_dim,
         "position": "none",
         "delay": 0.0,
-        "token_shift": False,  # the models' default is another
+        "token_shift": False,  # the models' defaults of this and of the gate are others
+        "nearest_gate": False,
         "self_coupling": True,
         "frame": "absolute",
         "power": 1,

@@ -46,6 +46,8 @@ _CORPUS = {"vocab_size", "max_position_embeddings", "is_causal"}  # fields that 
 _DEFAULTS = {"threads": 1, "device": "cpu", "max_partners": None, "start_partners": None}
 """One thread a run: two runs on two cores are faster than one run on both. Partners are bounded where a plan
 says so, by what it says: it compares, and names what it compares."""
+_PLAIN: dict[str, dict[str, Any]] = {"osn": {"nearest_gate": False}}
+"""Likewise a model has the gate where a plan says so, whatever the library's default is."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def build_config(run: Run, vocab_size: int, context: int) -> Any:
     shared: dict[str, Any] = {"vocab_size": vocab_size, "max_position_embeddings": context}
     try:
         with config_errors():
-            config = MODELS[run.model](**{**run.sizes, **run.config}, **shared)
+            config = MODELS[run.model](**run.sizes | _PLAIN.get(run.model, {}) | run.config, **shared)
             return fit_parameters(config, count_parameters(TransformerConfig(**run.sizes, **shared)))
     except UserError as error:
         raise UserError(f"{run.cell}: {error}") from error
