@@ -17,7 +17,19 @@ def test_the_attention_options_are_the_layers_arguments_with_the_same_defaults()
     keyword_only = {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     defaults = {name: each.default for name, each in keyword_only.items() if name not in ("device", "dtype")}
     # a layer may stand where tokens have no order; in a language model they have one
-    assert OSNConfig().attention_options() == defaults | {"token_shift": True}
+    assert OSNConfig().attention_options() == defaults | {"token_shift": True, "nearest_gate": True}
+
+
+@pytest.mark.parametrize("kind", [OSNConfig, OSNImageConfig, OSNSeriesConfig])
+def test_a_model_stored_before_the_gate_has_none(kind, tmp_path):
+    kind().save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path).nearest_gate
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["nearest_gate"]  # the default since
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert not kind.from_pretrained(tmp_path).nearest_gate
+    assert kind.from_pretrained(tmp_path, nearest_gate=True).nearest_gate
+    assert kind.from_dict({}).nearest_gate  # stored by nobody
 
 
 def test_every_option_reaches_the_layer():
@@ -48,7 +60,7 @@ def test_every_option_reaches_the_layer():
         "value_rotation": 100.0,
         "short_convolution": 3,
         "value_residual": True,
-        "nearest_gate": True,
+        "nearest_gate": False,
     }
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
     config = OSNConfig(**sizes, attention_dropout=0.1, **options)

@@ -59,8 +59,7 @@ def test_a_model_generates_from_what_its_heads_still_hold():
     """float32, token by token, past a block of what narrow heads forget; and both numbers are learned."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = OSNConfig(**sizes, window_range=(1.0, 500.0), nearest_gate=True)
-    assert OSNConfig.from_dict(config.to_dict()).nearest_gate
+    config = OSNConfig(**sizes, window_range=(1.0, 500.0))
     model = OSNForCausalLM(config)
     ids = torch.randint(0, 30, (1, 1100))
     model(ids[:, :60], labels=ids[:, :60]).loss.backward()

@@ -192,7 +192,7 @@ def test_everything_is_checked_before_anything_is_trained(finished, corpus, toke
     baseline = replace(entrants[2], learning_rates=(-1.0,))
     cases = [
         (
-            "Transformer, rotary, delay, token shift: learning_rate must be",
+            "Transformer, rotary, delay, token shift, gate: learning_rate must be",
             {"entrants": [entrants[0], baseline]},
         ),
         ("OSN: seed must be from 0", {"seeds": (0, -1)}),
