@@ -58,7 +58,9 @@ def published(head_dim: int) -> dict:
         "phase_dim": head_dim,
         "position": "none",
         "delay": 0.0,
-        "token_shift": False,  # the models' default is another
+        # the models' defaults, of these two, may be others
+        "token_shift": False,
+        "nearest_gate": False,
         "self_coupling": True,
         "frame": "absolute",
         "power": 1,
