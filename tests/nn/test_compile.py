@@ -110,12 +110,12 @@ class Causal(nn.Module):
 
 @pytest.mark.parametrize(
     ("kind", "strict"),
-    [("layer", True), ("layer", False), ("block", False), ("gate, absolute", True), ("gate, absolute", False)],
+    [("layer", True), ("layer", False), ("block", False), ("absolute gate", True), ("absolute gate", False)],
 )
 def test_export_with_dynamic_batch_and_length(kind, strict):
     torch.manual_seed(0)
     options = {"batch_first": True, "density_range": (0.3, 0.8)}
-    if kind == "gate, absolute":  # the nearest sender is looked for
+    if kind == "absolute gate":  # the nearest sender is looked for
         options |= {"nearest_gate": True, "frame": "absolute"}
     module = (
         OSNBlock(E, H, 48, **options)
