@@ -77,4 +77,5 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
         "self_coupling": True,
         "eps": 1.0,
         "order_parameter": False,
+        "nearest_gate": False,  # to each point itself is nearest: the gate would be the same for all
     }
