@@ -38,7 +38,7 @@ def call(queries=7, keys=7, heads=4, senders=4, dtype=torch.float64, **options):
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # the native kernel is of float32 alone
 def test_it_is_the_least_of_all_allowed_pairs(given, rows_at_a_time, dtype, monkeypatch):
-    monkeypatch.setattr(nearest, "_MAX_PAIRS", rows_at_a_time)
+    monkeypatch.setattr(nearest, "MOST_PAIRS", rows_at_a_time)
     if rows_at_a_time == 1:
         monkeypatch.setattr(nearest, "seeker", lambda asked: None)
     asked = call(**given, dtype=dtype)

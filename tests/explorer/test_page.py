@@ -66,6 +66,13 @@ def test_any_module_with_such_layers(numbers_in):
     assert not any(module._forward_pre_hooks for module in block.modules())
 
 
+def test_what_it_does_not_show_of_a_gate_is_said():
+    x = torch.randn(1, 5, 16)
+    for gate in (True, False):
+        page = syncattn.explore(OSNBlock(16, 2, batch_first=True, nearest_gate=gate), x)
+        assert ("multiplied by a gate" in page.html) == gate
+
+
 def test_a_language_model_says_what_comes_next(numbers_in):
     pytest.importorskip("transformers")
     from syncattn.models import OSNConfig, OSNForCausalLM

@@ -38,6 +38,23 @@ def test_a_stored_model_does_not_depend_on_the_defaults(tmp_path):
         assert ("attention_top_k" if name == "top_k" else name) in stored
 
 
+def test_a_field_that_a_stored_model_lacks_is_what_it_was(tmp_path, monkeypatch):
+    """Whatever the default is by now; a field that it has, or that is given, is that."""
+    OSNConfig(hidden_size=16).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    without = {name: value for name, value in stored.items() if name != "nearest_gate"}
+    monkeypatch.setattr(OSNConfig, "unless_stored", {"nearest_gate": "what it was"})
+    monkeypatch.setattr(OSNConfig, "check", lambda config: None)
+    for text, given, expected in [
+        (without, {}, "what it was"),
+        (without, {"nearest_gate": True}, True),
+        (stored | {"nearest_gate": False}, {}, False),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps(text))
+        assert AutoConfig.from_pretrained(tmp_path, **given).nearest_gate == expected
+    assert OSNConfig.from_dict({}).nearest_gate == OSNConfig().nearest_gate
+
+
 @pytest.mark.parametrize(
     ("field", "value", "error", "message"),
     [

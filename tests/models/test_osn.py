@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from syncattn.models import OSNConfig, OSNForCausalLM, OSNImageConfig, OSNModel, OSNSeriesConfig
 from syncattn.nn import SelectiveSynchronizationAttention, calibrate, locked_density, preset
+from syncattn.nn.published import published
 
 
 def test_the_attention_options_are_the_layers_arguments_with_the_same_defaults():
@@ -163,6 +164,7 @@ def test_the_published_formulation():
     assert (config.num_attention_heads, config.freq_dim, config.phase_dim) == (8, 64, 64)
     assert (config.position, config.delay, config.frame, config.power) == ("none", 0.0, "absolute", 1)
     assert config.self_coupling and config.order_parameter and config.freq_bias
+    assert {"token_shift": False, "nearest_gate": False}.items() < published(64).items()  # said, not left out
     assert config.intermediate_size == 2048 and config.layer_norm_eps == 1e-5 and config.hidden_act == "gelu"
     assert sum(p.numel() for p in OSNModel(config).layers.parameters()) == 3_152_393
     assert OSNConfig.paper(hidden_size=64, num_attention_heads=2, freq_dim=5).freq_dim == 5

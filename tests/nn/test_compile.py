@@ -108,15 +108,22 @@ class Causal(nn.Module):
         return self.module(x, key_padding_mask=padding, is_causal=True)[0]
 
 
-@pytest.mark.parametrize(("kind", "strict"), [("layer", True), ("layer", False), ("block", False)])
+@pytest.mark.parametrize(
+    ("kind", "strict"),
+    [("layer", True), ("layer", False), ("block", False), ("absolute gate", True), ("absolute gate", False)],
+)
 def test_export_with_dynamic_batch_and_length(kind, strict):
     torch.manual_seed(0)
     options = {"batch_first": True, "density_range": (0.3, 0.8)}
+    if kind == "absolute gate":  # the nearest sender is looked for
+        options |= {"nearest_gate": True, "frame": "absolute"}
     module = (
         OSNBlock(E, H, 48, **options)
         if kind == "block"
         else SelectiveSynchronizationAttention(E, H, **options)
     )
+    if getattr(module, "gate", None) is not None:
+        torch.nn.init.normal_(module.gate)
     module = Causal(module).eval()
 
     def example(batch, length):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from syncattn.models import OSNConfig, OSNForCausalLM
-from syncattn.nn import IncrementalState, SelectiveSynchronizationAttention
+from syncattn.nn import IncrementalState, SelectiveSynchronizationAttention, preset
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -75,6 +75,15 @@ def test_a_model_generates_from_what_its_heads_still_hold():
         ]
     assert not cache.states[0].reads_all
     torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_where_each_token_is_nearest_to_itself_it_tells_nothing():
+    """So the preset of that kind says that it has none, whatever the models' default is."""
+    x = torch.randn(1, 9, 12, dtype=torch.float64)
+    layer = make(self_coupling=True, delay=0.0)
+    layer(x)[0].square().sum().backward()
+    assert layer.gate.grad[0].all() and not layer.gate.grad[1].any()
+    assert preset("points", 2)["self_coupling"] and not preset("points", 2)["nearest_gate"]
 
 
 def test_it_is_a_flag():

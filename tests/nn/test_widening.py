@@ -65,6 +65,8 @@ def test_bad_arguments_change_nothing():
     ):
         with pytest.raises(kind, match=message):
             widen_(layer, **given)
+    with pytest.raises(TypeError, match=r"module must be a torch.nn.Module, got str"):
+        widen_("layer", 2.0)
     with pytest.raises(ValueError, match="module must have a layer with heads that drift, got Linear"):
         widen_(torch.nn.Linear(2, 2), 2.0)
     assert torch.equal(layer.frequency.log_slope, before)

@@ -17,9 +17,7 @@ def test_transformers_get_what_the_osn_has_and_leave_it_as_it_was():
     assert other.title == "Transformer, rotary, delay, token shift, gate"
     told = OSNConfig(hidden_size=64, num_attention_heads=4, delay=[True, False, False, False])
     assert contenders(told, ("rotary",), (0.01,))[1].config.delay == 0.25  # as many heads
-    same, plain = made(
-        baseline_delay=0.0, baseline_token_shift=False, baseline_settings=["score_gate=false"]
-    )
+    same, plain = made(baseline_delay=0.0, baseline_token_shift=False, baseline_settings=["score_gate=false"])
     assert plain.title == "Transformer, rotary"
     assert (plain.config.delay, plain.config.token_shift) == (0.0, False)
     assert same.config.to_dict() == osn.config.to_dict()

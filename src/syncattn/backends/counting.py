@@ -20,6 +20,9 @@ from syncattn.special_functions import LambertW0
 # No pair that may attend is as far as this, and none that may not is nearer: see `call.py` and tiles.py.
 FARTHEST = 5e29
 
+MOST_PAIRS = 2**22
+"""As many are looked at at a time where all are."""
+
 
 class Pairs(NamedTuple):
     """Some pairs of a call, by their places: int64 (P,) each."""
@@ -103,9 +106,16 @@ def allowed_counts(call: Call) -> Tensor:
 def _by_pairs(call: Call) -> Tensor:
     """`allowed_counts` from the pairs themselves, some rows at a time."""
     size = call.receive.shape[0] * (1 if call.mask is None else call.mask.shape[1]) * call.send.shape[2]
-    rows = max(1, 2**22 // max(1, size))
+    return torch.cat([allowed_pairs_of(call, rows).sum(-1) for rows in stretches(call, size)], -1)
+
+
+def stretches(call: Call, pairs: int, most: int = MOST_PAIRS) -> tuple[Tensor, ...]:
+    """The receivers' numbers, int64, some at a time: where a row is of so many pairs, no more than `most` of
+    them, or one row. An exported program, which is for any length, has all of them at once."""
     numbers = torch.arange(call.receive.shape[2], dtype=torch.int64, device=call.receive.device)
-    return torch.cat([allowed_pairs_of(call, at).sum(-1) for at in numbers.split(rows)], -1)
+    if torch.compiler.is_exporting():
+        return (numbers,)
+    return numbers.split(max(1, most // max(1, pairs)))
 
 
 def allowed_pairs_of(call: Call, rows: Tensor) -> Tensor:
@@ -113,7 +123,7 @@ def allowed_pairs_of(call: Call, rows: Tensor) -> Tensor:
     queries, keys = call.receive.shape[2], call.send.shape[2]
     own = rows[:, None] + (keys - queries)
     column = torch.arange(keys, dtype=torch.int64, device=rows.device)
-    allowed = torch.ones(1, 1, len(rows), keys, dtype=torch.bool, device=rows.device)
+    allowed = torch.ones(1, 1, rows.shape[0], keys, dtype=torch.bool, device=rows.device)
     if call.is_causal:
         allowed = allowed & (column <= own)
     if not call.self_coupling:

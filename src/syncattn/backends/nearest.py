@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from syncattn.backends.call import Call, is_plain
-from syncattn.backends.counting import allowed_counts, allowed_pairs_of
+from syncattn.backends.counting import MOST_PAIRS, allowed_counts, allowed_pairs_of, stretches
 from syncattn.backends.select import seeker
-
-_MAX_PAIRS = 2**22  # as many are looked at at a time
 
 
 def nearest_detuning(call: Call) -> Tensor:
@@ -40,7 +38,7 @@ def nearest_senders(call: Call) -> Tensor:
 
 
 def _by_pairs(call: Call) -> Tensor:
-    batch, heads, queries, _ = call.receive.shape
+    batch, heads, *_ = call.receive.shape
     # D does not change if all move together, and rounds less where they stand around 0.
     receive, send = (x.detach().to(call.compute_dtype) for x in (call.receive, call.send))
     centre = send.mean(2, keepdim=True)
@@ -48,9 +46,8 @@ def _by_pairs(call: Call) -> Tensor:
     if send.shape[1] != heads:
         send, centre = (x.repeat_interleave(heads // x.shape[1], 1) for x in (send, centre))
     receive, squares = receive - centre, send.square().sum(-1)[:, :, None]
-    numbers = torch.arange(queries, dtype=torch.int64, device=receive.device)
     found = []
-    for rows in numbers.split(max(1, _MAX_PAIRS // max(1, batch * heads * send.shape[2]))):
+    for rows in stretches(call, batch * heads * send.shape[2], MOST_PAIRS):
         # what the receiver adds to D is the same for all of its senders
         detuning = squares - 2 * (receive[:, :, rows] @ send.mT)
         found.append(detuning.masked_fill(~allowed_pairs_of(call, rows), torch.inf).argmin(-1))

@@ -76,6 +76,16 @@ def find_layers(model: nn.Module) -> dict[str, SelectiveSynchronizationAttention
     return layers
 
 
+def of_gates(model: nn.Module) -> str:
+    """A sentence on the gates of a model's layers, which are no pair's, so that a page does not show them."""
+    if all(layer.gate is None for layer in find_layers(model).values()):
+        return ""
+    return (
+        "What a head hears is multiplied by a gate, 0 to 2, that closes where the nearest sender is far "
+        "(nearest_gate), which is not shown."
+    )
+
+
 def listen(model: nn.Module, inputs: Any) -> tuple[list[Heard], Tensor | None]:
     """Run the model once, as it is in evaluation, and keep what each synchronization layer was called with.
 

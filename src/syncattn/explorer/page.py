@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from syncattn.explorer import payload
-from syncattn.explorer.gather import adopted, find_layers, listen, without_heads
+from syncattn.explorer.gather import adopted, find_layers, listen, of_gates, without_heads
 from syncattn.explorer.payload import layer_payload, next_payload, switched_off, tokens_that_fit
 from syncattn.explorer.tables import head_table, token_table
 from syncattn.page.document import document, own_file
@@ -113,7 +113,7 @@ def explore(
         "history": [{"step": entry["step"], "density": entry["density"]} for entry in history],
     }
     tables = head_table(heard, found) + token_table(labels, found, after)
-    notes = filter(None, (note, kind.remark(model) if kind else ""))
+    notes = filter(None, (note, kind.remark(model) if kind else of_gates(model)))
     return Page(_render(title, " ".join(notes), data, tables), count)
 
 

@@ -77,6 +77,9 @@ class DecoderConfig(PreTrainedConfig):
 
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]  # the Trainer adds to this list
     stored_as: ClassVar[dict[str, str]] = {}  # what config.json calls fields whose names mean more there
+    # What a field was in a config.json that does not have it yet, where its default is another by now: that
+    # file's model was trained so, and has no weights for more.
+    unless_stored: ClassVar[dict[str, Any]] = {}
 
     vocab_size: int = 256
     hidden_size: int = 256
@@ -150,7 +153,13 @@ class DecoderConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in every transformers configuration; fields of other models among `kwargs` are checked too."""
+        """As in every transformers configuration; fields of other models among `kwargs` are checked too.
+
+        What was written before a field was made is read as it was meant then (`unless_stored`); a dict made
+        by hand, which no version of transformers wrote, has the defaults.
+        """
+        if "transformers_version" in config_dict:
+            config_dict = cls.unless_stored | config_dict
         for name in foreign(kwargs):
             config_dict = {**config_dict, name: kwargs.pop(name)}
         return super().from_dict(config_dict, **kwargs)

@@ -72,6 +72,7 @@ class OSNConfig(DecoderConfig):
     model_type = "osn"
     # transformers takes a stored `top_k` for an option of sampling and would generate with it.
     stored_as: ClassVar[dict[str, str]] = {"top_k": "attention_top_k"}
+    unless_stored: ClassVar[dict[str, Any]] = {"nearest_gate": False}
 
     freq_dim: int | None = None
     phase_dim: int = 1
@@ -100,15 +101,6 @@ class OSNConfig(DecoderConfig):
     short_convolution: int | None = None
     value_residual: bool = False
     nearest_gate: bool = True
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in every transformers configuration; what an earlier version stored means what it meant then.
-
-        Every field of ours is stored, so that one which is not there is younger than the model.
-        """
-        earlier = {"nearest_gate": False} if config_dict.get("model_type") == cls.model_type else {}
-        return super().from_dict(earlier | config_dict, **kwargs)
 
     @classmethod
     def paper(cls, **overrides: Any) -> OSNConfig:

@@ -55,7 +55,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         nearest_gate: each head's result is multiplied by 2 sigmoid(a - b D / m), D the squared detuning of
             the receiver's nearest sender, with a learned a and b per head that start at 0: a head that finds
             no match can be silent, which the nearest frame alone does not let it be. In that frame it costs
-            next to nothing; in the absolute one the nearest sender is looked for.
+            next to nothing; in the absolute one the nearest sender is looked for. With self_coupling a
+            symmetric head's nearest sender is the token itself, at D = 0: b then has no effect.
         self_coupling: whether a token may listen to itself. In the Kuramoto sum the self term is sin 0 = 0.
         value_rotation: None, or the base of co-rotating values: v_j is turned by R(x_j), pairs of coordinates
             by angles proportional to its position, as "rotary" turns frequencies, with this number in place

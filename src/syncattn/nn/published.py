@@ -58,7 +58,8 @@ def published(head_dim: int) -> dict:
         "phase_dim": head_dim,
         "position": "none",
         "delay": 0.0,
-        "token_shift": False,  # the models' defaults of this and of the gate are others
+        # the models' defaults of these two are others
+        "token_shift": False,
         "nearest_gate": False,
         "self_coupling": True,
         "frame": "absolute",

@@ -28,9 +28,11 @@ def widen_(module: nn.Module, factor: float, heads: int = 1) -> None:
             several axes the head with the widest window on any of them, which is widened on all.
 
     Raises:
-        TypeError, ValueError: factor is not a positive number, heads not a positive integer, or no layer has
-            a head that drifts. Nothing has changed then.
+        TypeError, ValueError: module is no module, factor not a positive number, heads not a positive
+            integer, or no layer has a head that drifts. Nothing has changed then.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     check_real("factor", factor, "a positive number", lambda x: 0 < x < math.inf)
     check_count("heads", heads)
     slopes: list[Tensor] = [

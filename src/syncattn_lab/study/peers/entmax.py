@@ -29,8 +29,8 @@ class _Entmax15(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor) -> Tensor:
         # Differences to the largest: what is far below it weighs 0 whatever it is, so that -inf may be any.
         z = ((scores - scores.amax(-1, keepdim=True)) / 2).clamp(min=_FAR)
-        # The root of |max(z - tau, 0)| = 1, which is convex in tau, by Newton's method from the left: it never
-        # goes beyond the root, and a row need not be sorted.
+        # The root of |max(z - tau, 0)| = 1, which is convex in tau, by Newton's method from the left: it
+        # never goes beyond the root, and a row need not be sorted.
         tau = torch.full_like(z[..., :1], -1.0)
         for _ in range(_MOST_STEPS):
             above = (z - tau).clamp_(min=0)

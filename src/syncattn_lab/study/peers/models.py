@@ -103,7 +103,7 @@ class WindowAttention(SoftmaxAttention):
         if is_causal and not need_weights and queries > 2 * self.window:
             return self._in_blocks(q, k, v), None
         near = torch.ones(queries, keys, dtype=torch.bool, device=q.device)
-        near = near.triu(keys - queries - self.window + 1)
+        near = near.triu(keys - queries - self.window + 1)[None, None]
         if is_causal:
             near = near.tril(keys - queries)
         if mask is None:
