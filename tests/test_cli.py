@@ -193,7 +193,7 @@ def test_bad_comparisons_are_told_in_one_line(text, tmp_path):
             "--lr-grid says which learning rates are tried: leave out --lr",
         ),
         (["--paper", "--max-partners", "9"], "leave out --max-partners"),
-        (["--baseline-lr", "-1"], "Transformer, rotary, delay, token shift: learning_rate must be"),
+        (["--baseline-lr", "-1"], "Transformer, rotary, delay, token shift, gate: learning_rate must be"),
         (["--seeds", "0,-1"], "seed must be from 0"),
         (["--seeds", "0,0"], "--seeds must be different numbers"),
         (["--prompt", ""], "the prompt is empty"),

@@ -63,7 +63,8 @@ def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
     assert all(result["status"] == "measured" and result["errors"]["out"] < 0.02 for result in flexed)
     assert all(entry["contenders"]["triton"]["status"] == "measured" for entry in entries)
     models = json.loads((out / "training.json").read_text())["models"]
-    assert [model["title"] for model in models[2:]] == ["OSN", "Transformer, rotary, delay, token shift"]
+    titles = [model["title"] for model in models[2:]]
+    assert titles == ["OSN", "Transformer, rotary, delay, token shift, gate"]
     assert all(model["tokens_per_second"] > 0 and model["test_loss"] > 0 for model in models)
     assert models[2]["options"]["backend"] == "triton"
     summary = json.loads((out / "summary.json").read_text())
@@ -73,9 +74,9 @@ def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
     timed = json.loads((out / "steps.json").read_text())["lengths"]
     assert [[model["name"] for model in length["models"]] for length in timed] == [["osn", "rotary"]] * 5
     assert [length["form"].split(":")[0] for length in timed] == [
-        *("default", "default", "preset text", "preset recall", "gate")
+        *("default", "default", "preset text", "preset recall", "no gate")
     ]
-    assert all(length["ratios"][0] > 0 for length in timed) and "| 32 | gate | OSN |" in page
+    assert all(length["ratios"][0] > 0 for length in timed) and "| 32 | no gate | OSN |" in page
     assert "short convolution" in timed[3]["models"][1]["title"] and "| layer | 24 | backward |" in page
     entries = json.loads((out / "gpu-generation.json").read_text())["entries"]
     assert [entry["name"] for entry in entries] == [

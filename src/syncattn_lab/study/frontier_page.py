@@ -22,7 +22,7 @@ ALIKE = 0.02
 """Nats of test loss within which two models are called alike: one seed of each, and seeds differ by that."""
 AS_FAST = 1.05
 """Times another's seconds up to which a model is called as fast."""
-TRANSFORMER, WINDOW, UNBOUND = "#c2457f", "#b0894f", "#7c9a34"
+TRANSFORMER, OTHER_TRANSFORMER, WINDOW, UNBOUND = "#c2457f", "#e3a3c3", "#b0894f", "#7c9a34"
 _OSNS = ("#8fd0c5", "#4bb3a7", COLOURS["osn"], "#0d4a4f", "#082a2d")
 _TITLES = {"forward": "forward", "training": "training", "generation": "generated, from a cache"}
 
@@ -241,7 +241,7 @@ def _painted(panel: Panel) -> list[tuple[Point, str]]:
     found = []
     for point in panel.points:
         if point.cell.model == "transformer":
-            found.append((point, TRANSFORMER))
+            found.append((point, TRANSFORMER if point is panel.transformer else OTHER_TRANSFORMER))
         elif point.cell.model != "osn":
             found.append((point, WINDOW))
         else:
