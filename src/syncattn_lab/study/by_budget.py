@@ -17,7 +17,7 @@ from syncattn_lab.study.records import DEFAULT
 from syncattn_lab.study.steps import Step
 from syncattn_lab.study.summary import Cell, Group
 from syncattn_lab.study.tables import mean_text, table
-from syncattn_lab.study.verdicts import best_transformer, number
+from syncattn_lab.study.verdicts import number
 
 NOISE = 0.01
 """Nats by which a loss is taken to be uncertain: seeds of an OSN differ by about .006, of others by more."""
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 
 class Series(NamedTuple):
-    """One size of model on one text, over budgets: the OSN and the best Transformer at each, bytes rising."""
+    """One size of model on one text, over budgets: the OSN and one Transformer at each, bytes rising."""
 
     task: str
     parameters: int
@@ -68,19 +68,23 @@ class PowerLaw(NamedTuple):
 
 def series_of(groups: Sequence[Group]) -> list[Series]:
     """Comparisons on a text that differ in nothing but how much is read; only those with several budgets."""
-    found: dict[tuple[Any, ...], dict[int, tuple[Cell, Cell]]] = {}
+    found: dict[tuple[Any, ...], dict[str, dict[int, tuple[Cell, Cell]]]] = {}
     for group in groups:
         for task in group.tasks if group.kind == "comparison" else ():
-            cells = group.of_task(task)
-            osn, other = group.cell(task, DEFAULT), best_transformer(cells)
-            if osn is not None and other is not None and osn.text and osn.runs:
-                line = osn.runs[0]
-                sizes = tuple(sorted(line["settings"]["sizes"].items())) if "settings" in line else ()
-                options = line["options"]
-                place = (task, sizes, osn.title, other.title, options["context"], options["batch_size"])
-                found.setdefault(place, {})[line["tokens"]] = (osn, other)
+            osn = group.cell(task, DEFAULT)
+            if osn is None or not osn.text or not osn.runs:
+                continue
+            line = osn.runs[0]
+            sizes = tuple(sorted(line["settings"]["sizes"].items())) if "settings" in line else ()
+            place = (task, sizes, osn.title, line["options"]["context"], line["options"]["batch_size"])
+            for other in group.of_task(task):
+                if other.model == "transformer" and other.runs:
+                    beside = found.setdefault(place, {}).setdefault(other.title, {})
+                    beside[line["tokens"]] = (osn, other)
     rows = []
-    for (task, _, _, _, context, _), budgets in found.items():
+    for (task, _, _, context, _), others in found.items():
+        # One Transformer at all budgets: the one that has most of them, of several the best of the last.
+        budgets = max(others.values(), key=lambda each: (len(each), -_last_loss(each)))
         if len(budgets) > 1:
             tokens = sorted(budgets)
             pairs = [budgets[count] for count in tokens]
@@ -88,6 +92,12 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
             size = ours[0].parameters or 0
             rows.append(Series(task, size, context, tokens, ours, theirs))
     return rows
+
+
+def _last_loss(budgets: Mapping[int, tuple[Cell, Cell]]) -> float:
+    """The Transformer's at the largest budget."""
+    loss = budgets[max(budgets)][1].mean("test_loss")
+    return math.inf if loss is None else loss
 
 
 def seconds_of(cells: Sequence[Cell], steps: Mapping[str, Step]) -> tuple[list[float], bool]:
