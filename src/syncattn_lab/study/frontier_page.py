@@ -241,7 +241,9 @@ def _painted(panel: Panel) -> list[tuple[Point, str]]:
     found = []
     for point in panel.points:
         if point.cell.model == "transformer":
-            found.append((point, TRANSFORMER if point is panel.transformer else OTHER_TRANSFORMER))
+            given = point.cell.runs[0].get("settings", {}).get("config", {})
+            usual = given.get("position", "rotary") == "rotary" and given.get("score_gate", True)
+            found.append((point, TRANSFORMER if usual else OTHER_TRANSFORMER))
         elif point.cell.model != "osn":
             found.append((point, WINDOW))
         else:
