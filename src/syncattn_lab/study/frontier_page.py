@@ -22,7 +22,8 @@ ALIKE = 0.02
 """Nats of test loss within which two models are called alike: one seed of each, and seeds differ by that."""
 AS_FAST = 1.05
 """Times another's seconds up to which a model is called as fast."""
-TRANSFORMER, OTHER_TRANSFORMER, WINDOW, UNBOUND = "#c2457f", "#e3a3c3", "#b0894f", "#7c9a34"
+TRANSFORMER, PLAIN_TRANSFORMER, ALIBI = "#c2457f", "#e3a3c3", "#7a5ea8"
+WINDOW, UNBOUND = "#b0894f", "#7c9a34"
 _OSNS = ("#8fd0c5", "#4bb3a7", COLOURS["osn"], "#0d4a4f", "#082a2d")
 _TITLES = {"forward": "forward", "training": "training", "generation": "generated, from a cache"}
 
@@ -242,8 +243,8 @@ def _painted(panel: Panel) -> list[tuple[Point, str]]:
     for point in panel.points:
         if point.cell.model == "transformer":
             given = point.cell.runs[0].get("settings", {}).get("config", {})
-            usual = given.get("position", "rotary") == "rotary" and given.get("score_gate", True)
-            found.append((point, TRANSFORMER if usual else OTHER_TRANSFORMER))
+            plain = PLAIN_TRANSFORMER if "score_gate" not in given else TRANSFORMER
+            found.append((point, ALIBI if given.get("position") == "alibi" else plain))
         elif point.cell.model != "osn":
             found.append((point, WINDOW))
         else:
