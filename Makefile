@@ -31,8 +31,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(KERNEL)
 setup: $(STAMP)
 
 # What lowers the loss of both (docs/training.md); the Transformer gets a gate of its own since the OSN has one.
-DEMO := --optimizer muon --lr 0.012 --set token_shift=false --set short_convolution=4 --set value_residual=true \
-	--set zero_outputs=true --set logit_softcap=15.0 --baseline-set qk_norm=true
+DEMO := --steps 900 --optimizer muon --lr 0.012 --set token_shift=false --set short_convolution=4 \
+	--set value_residual=true --set zero_outputs=true --set logit_softcap=15.0 --baseline-set qk_norm=true
 
 demo: $(STAMP)
 	$(BIN)/syncattn compare stdlib --out runs/demo --overwrite $(DEMO)
