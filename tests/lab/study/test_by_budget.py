@@ -45,6 +45,15 @@ def test_groups_of_one_size_are_one_series():
     assert not by_budget.series_of(as_groups(study((1_000,))))
 
 
+def test_a_series_has_one_transformer():
+    """The one at most budgets, whoever is best at one of them."""
+    best = line("g-2000000", "source", "alibi", loss=0.5, test=0.5, order=9, parameters=116_400)
+    best |= {"tokens": 2_000_000, "settings": {"sizes": SIZES}}
+    (series,) = by_budget.series_of(as_groups([*study(), best]))
+    assert series.tokens == [500_000, 2_000_000, 8_000_000]
+    assert {cell.variant for cell in series.other} == {"rotary"}
+
+
 def test_a_power_law_is_found_again():
     tokens = [500_000 * 2**n for n in range(6)]
     losses = law(np.array(tokens, dtype=np.float64), 0.9, 0.7, 0.4)

@@ -19,6 +19,7 @@ SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
 PEERS = {
     "entmax": {"attention": "entmax", "delay": 0.5, "token_shift": True},
     "window": {"attention": "window", "window": 4, "full_every": 2, "short_convolution": 4, "qk_norm": True},
+    "window, gate": {"attention": "window", "window": 4, "full_every": 2, "score_gate": True},
     "delta": {"attention": "delta"},
 }
 
@@ -106,10 +107,13 @@ def test_the_window():
     assert torch.equal(weights[1][0, 0] > 0, distance >= 0)
 
 
+@pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize(("tokens", "window"), [(33, 16), (100, 16), (64, 16), (5, 1)])
-def test_a_window_by_blocks_is_that_by_a_mask(tokens, window):
+def test_a_window_by_blocks_is_that_by_a_mask(tokens, window, gate):
     torch.manual_seed(0)
-    layer = WindowAttention(16, 2, delay=0.5).double()
+    layer = WindowAttention(16, 2, delay=0.5, score_gate=gate).double()
+    if gate:
+        torch.nn.init.normal_(layer.gate)
     layer.window = window
     x = torch.randn(2, tokens, 16, dtype=torch.float64, requires_grad=True)
     found, wanted = (layer(x, is_causal=True, need_weights=whole)[0] for whole in (False, True))
@@ -119,7 +123,7 @@ def test_a_window_by_blocks_is_that_by_a_mask(tokens, window):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["entmax", "window"])
+@pytest.mark.parametrize("name", ["entmax", "window", "window, gate"])
 def test_padding_and_the_cache(name):
     torch.manual_seed(0)
     model = PeerForCausalLM(PeerConfig(**SIZES, **PEERS[name])).eval()

@@ -1,6 +1,7 @@
 """What a plan says, and what it may not say."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,12 @@ def test_every_model_has_as_many_parameters():
         counts.append(count_parameters(config))
         assert config.max_position_embeddings == 32
     assert max(counts) < 1.01 * min(counts)
+
+
+def test_an_osn_has_the_gate_where_the_plan_says_so():
+    run = next(run for run in make_plan(PLAN).runs if run.model == "osn")
+    assert not build_config(run, 256, 32).nearest_gate
+    assert build_config(replace(run, config=run.config | {"nearest_gate": True}), 256, 32).nearest_gate
 
 
 @pytest.mark.parametrize(
