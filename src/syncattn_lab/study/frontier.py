@@ -100,6 +100,13 @@ class Panel(NamedTuple):
         return next((point for point in self.points if point.cell is best), None)
 
     @property
+    def fused(self) -> Point | None:
+        """The full Transformer whose seconds are fused attention's: one without gate and slopes, if there is
+        one, or else `transformer`."""
+        usual = [point for point in self.points if point.cell.model == "transformer" and _is_fused(point)]
+        return usual[0] if usual else self.transformer
+
+    @property
     def window(self) -> Point | None:
         return next((point for point in self.points if point.cell.model == "peer"), None)
 
@@ -112,6 +119,11 @@ class Panel(NamedTuple):
     @property
     def judged(self) -> Point | None:
         return next((point for point in self.osns if point.partners == JUDGED), None)
+
+
+def _is_fused(point: Point) -> bool:
+    given = point.cell.lines[0].get("settings", {}).get("config", {})
+    return not given.get("score_gate") and given.get("position", "rotary") == "rotary"
 
 
 def read_seconds(path: Path) -> list[Seconds]:

@@ -86,10 +86,11 @@ def progress(panels: Sequence[Panel]) -> bytes | None:
 
 
 def costs(panel: Panel) -> list[str]:
-    """A row a model: losses, what a token costs, and that as a multiple of the full Transformer's."""
-    base = panel.transformer
+    """A row a model: losses, what a token costs, and that as a multiple of the fused Transformer's."""
+    base = panel.fused
     header = ["model", "partners by layer", "parameters", "validation", "test", "forward, µs", "training, µs"]
-    header += ["generated, µs", "the three as multiples of the Transformer's", "training by the clock, µs"]
+    whose = "the Transformer's" if base is None else f"those of {base.cell.title}"
+    header += ["generated, µs", f"the three as multiples of {whose}", "training by the clock, µs"]
     rows = []
     for point in [*panel.osns, *(p for p in panel.points if p.cell.model != "osn")]:
         seconds = point.seconds
@@ -114,8 +115,9 @@ def costs(panel: Panel) -> list[str]:
 
 
 def catching_up(panel: Panel) -> list[str]:
-    """Until when each model has the last losses of the full Transformer and of the judged OSN."""
-    goals = [each for each in (panel.transformer, panel.judged) if each is not None]
+    """Until when each model has the last losses of the full Transformers and of the judged OSN."""
+    goals = [each for each in (panel.transformer, panel.fused, panel.judged) if each is not None]
+    goals = [goal for place, goal in enumerate(goals) if goal not in goals[:place]]
     levels = [(goal, loss) for goal in goals if (loss := last_loss(goal.cell)) is not None]
     if not levels or not any(point.seconds for point in panel.points):
         return []
@@ -141,24 +143,31 @@ def _reached(point: Point, until: float | None) -> str:
 
 def advice(panel: Panel) -> str:
     """When to choose which, at this context, in a sentence of what was measured."""
-    osn, base, window = panel.judged, panel.transformer, panel.window
+    osn, base, fused, window = panel.judged, panel.transformer, panel.fused, panel.window
     where = f"{panel.context:,} tokens"
     if osn is None or base is None:
         return f"**{where}**: no word on it, for the two models to compare were not both trained."
     lead = base.loss - osn.loss
     said = f"with {JUDGED} partners the OSN ends {_beside(lead)} the full Transformer"
-    ratios = [ratio(osn, base, kind) for kind in ("training", "forward", "generation")]
+    ratios = [ratio(osn, fused, kind) for kind in ("training", "forward", "generation")]
     if None in ratios:
         return f"**{where}**: {said}; its time was not measured."
     train, forward, token = (each or 0.0 for each in ratios)
     soon = catches_up(osn, base)[0]
     if soon is not None:
         said += f", whose last loss it has after {number(soon, 2)} of that one's seconds"
+    whose = "the Transformer's time"
+    if fused is not None and fused is not base:
+        whose = "the time of one without a gate, all fused,"
+        sooner, most = catches_up(osn, fused)
+        if sooner is not None:
+            said += f" ({number(sooner, 2)} of those of one without a gate, to its loss"
+            said += f"; to any on its way at most {number(most, 2)})" if most is not None else ")"
     said += (
-        f"; a token takes {number(train, 2)} of the Transformer's time in training, "
+        f"; a token takes {number(train, 2)} of {whose} in training, "
         f"{number(forward, 2)} forward, {number(token, 2)} generated"
     )
-    share = ratio(window, base, "training")
+    share = ratio(window, fused, "training")
     if window is not None and share is not None:
         said += f". The Transformer that reads the last {window.label.removeprefix('last ')} tokens takes "
         said += (

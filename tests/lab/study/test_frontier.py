@@ -125,6 +125,23 @@ def test_who_is_chosen(tmp_path):
     assert choice(0.01, 1.0, 1.0, 1.0) == "either"
 
 
+def test_times_are_beside_fused_attention(tmp_path):
+    """A Transformer's gate slows it: the best may have one, whose seconds are not what attention takes."""
+    runs = study((256,))
+    best = next(run for run in runs if run["variant"] == "full")
+    best["settings"] = {"sizes": {}, "config": {"score_gate": True}, "lengths": []}
+    plain = line(
+        "g-256", "source", "plain", model="transformer", test=1.35, order=9, options=best["options"],
+        history=falls(1.35), title="Plain",
+    )  # fmt: skip
+    found = timed(tmp_path, [*runs, plain], osn_8=1, osn_16=1.5, full=6, window=1.5, plain=3)
+    (panel,) = frontier.panels(as_groups([*runs, plain]), found)
+    assert (panel.transformer.cell.variant, panel.fused.cell.variant) == ("full", "plain")
+    text = frontier_page.advice(panel)
+    assert "of those of one without a gate" in text and "takes .50 of the time of one without a gate" in text
+    assert any("as multiples of those of Plain" in row for row in frontier_page.costs(panel))
+
+
 def test_the_page_from_what_it_copies(tmp_path):
     runs = study()
     folder = tmp_path / "runs"
