@@ -1,5 +1,6 @@
 """A headless Chromium that tests speak to through its debugging pipe: no driver and no network is needed."""
 
+import contextlib
 import json
 import os
 import select
@@ -25,6 +26,10 @@ OUTSIDE = """[...document.querySelectorAll("body *")].filter((e) => e.offsetPare
 def find():
     """The browser's path, None if there is none, or no pipe of the kind that it is spoken to through."""
     return next(filter(None, map(shutil.which, NAMES)), None) if os.name == "posix" else None
+
+
+class Navigated(RuntimeError):
+    """The page that was asked went to another address before it answered."""
 
 
 class Chromium:
@@ -91,7 +96,8 @@ class Chromium:
             answer = self._next()
             if answer.get("id") == wanted:
                 if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']}")
+                    moved = "navigated" in answer["error"]["message"]
+                    raise (Navigated if moved else RuntimeError)(f"{method}: {answer['error']}")
                 return answer["result"]
 
     def _next(self, seconds=60):
@@ -141,6 +147,15 @@ class Chromium:
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"])
         return result["result"].get("value")
+
+    def wait(self, script, otherwise, seconds=20):
+        """Until a JavaScript expression is true, in whatever page is there by then; else fail, saying so."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(Navigated):
+                if self.run(script) is True:
+                    return
+            assert time.monotonic() < deadline, otherwise
 
     def key(self, name):
         """Press a key of this name, such as ArrowLeft."""
