@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncattn.nn.tokens import mix_previous
+from syncattn_lab.study.peers.calls import check_plain_call
 
 CHUNK = 64
 
@@ -81,13 +82,7 @@ class GatedDelta(nn.Module):
         Raises:
             ValueError: anything else is wanted.
         """
-        refused = [name for name, given in options.items() if given is not None and given is not False]
-        refused = [name for name in refused if name != "average_attn_weights"]
-        if not is_causal or state is not None or refused:
-            named = ", ".join([*refused, *(["state"] if state is not None else [])]) or "is_causal=False"
-            raise ValueError(
-                f"the gated delta rule here takes causal texts without padding or cache, got {named}"
-            )
+        check_plain_call("the gated delta rule", is_causal, state, options)
         projected = F.silu(mix_previous(self.in_proj(query), self.convolution, None, None))
         q, k, v = projected.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         q, k = (F.normalize(x, dim=-1) for x in (q, k))
