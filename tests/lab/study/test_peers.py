@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from syncattn.models import TransformerConfig, TransformerForCausalLM
 from syncattn_lab.study.peers.delta import gated_delta_rule
 from syncattn_lab.study.peers.entmax import entmax15
+from syncattn_lab.study.peers.kuramoto import KuramotoAttention, kuramoto_pull, start_of_coupling
 from syncattn_lab.study.peers.models import PeerConfig, PeerForCausalLM, WindowAttention
 from syncattn_lab.study.plan import make_plan
 from syncattn_lab.study.run import perform
@@ -21,6 +22,8 @@ PEERS = {
     "window": {"attention": "window", "window": 4, "full_every": 2, "short_convolution": 4, "qk_norm": True},
     "window, gate": {"attention": "window", "window": 4, "full_every": 2, "score_gate": True},
     "delta": {"attention": "delta"},
+    "kuramoto": {"attention": "kuramoto", "logit_softcap": 15.0},
+    "frustrated": {"attention": "kuramoto", "short_convolution": 4, "harmonics": 2, "successors": True},
 }
 
 
@@ -62,6 +65,93 @@ def test_the_delta_rule_is_its_recurrence(tokens, chunk):
         found.append(state @ q[:, :, t, :, None])
     expected = torch.stack(found, 2)[..., 0]
     torch.testing.assert_close(gated_delta_rule(q, k, v, decay.log(), rate, chunk), expected)
+
+
+def pulled_pair_by_pair(phase, gate, coupling):
+    """What `kuramoto_pull` says, of one head: phase and gate (N, d), coupling (S, L, d) complex."""
+    tokens, width = phase.shape
+    rates = 10_000.0 ** (-torch.arange(width, dtype=phase.dtype) / width)
+    found = torch.zeros_like(phase)
+    for t in range(1, tokens):
+        scores = torch.stack(
+            [
+                (gate[t] * gate[u] * (phase[t] - phase[u] + rates * (t - u)).cos()).sum() / width**0.5
+                for u in range(t)
+            ]
+        )
+        for u, weight in enumerate(scores.softmax(0)):
+            for s, of_delay in enumerate(coupling):
+                for n, c in enumerate(of_delay, start=1):
+                    found[t] += weight * (c * torch.exp(1j * n * (phase[u + s] - phase[t]))).imag
+    return found
+
+
+@pytest.mark.parametrize(("delays", "harmonics"), [(1, 1), (1, 3), (2, 1), (2, 2)])
+def test_kuramoto_attention_is_its_sum_over_pairs(delays, harmonics):
+    torch.manual_seed(0)
+    phase = 3 * torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True)
+    gate = torch.rand(2, 3, 7, 4, dtype=torch.float64, requires_grad=True)
+    coupling = torch.randn(2, 3, delays, harmonics, 4, dtype=torch.float64, requires_grad=True)
+    found = kuramoto_pull(phase, gate, coupling)
+    for text in range(2):
+        for head in range(3):
+            own = torch.complex(*coupling[:, head])
+            expected = pulled_pair_by_pair(phase[text, head], gate[text, head], own)
+            torch.testing.assert_close(found[text, head], expected)
+    of_all = torch.autograd.grad(found.sin().sum(), (phase, gate, coupling))
+    assert all(x.isfinite().all() and x.any() for x in of_all)
+    # where it starts, all of it is Kuramoto attention
+    start = start_of_coupling(coupling)
+    alone = kuramoto_pull(phase, gate)
+    torch.testing.assert_close(kuramoto_pull(phase, gate, start), alone, rtol=1e-12, atol=1e-12)
+    one = torch.ones(1, 1, 4, dtype=torch.complex128)
+    torch.testing.assert_close(alone[0, 0], pulled_pair_by_pair(phase[0, 0], gate[0, 0], one))
+
+
+@torch.no_grad()
+def test_whom_kuramoto_attention_reads():
+    """A token's successor is read by who comes after it, and by it; the one after that by later ones."""
+    torch.manual_seed(0)
+    phase, gate = torch.randn(1, 2, 9, 4), torch.rand(1, 2, 9, 4)
+    coupling = torch.randn(2, 2, 2, 2, 4)
+    whole = kuramoto_pull(phase, gate, coupling)
+    assert not whole[:, :, 0].any()
+    for t in range(8):
+        other, others_gate = phase.clone(), gate.clone()
+        other[:, :, t + 1 :] += 1.0
+        others_gate[:, :, t + 1 :] += 1.0
+        changed = kuramoto_pull(other, others_gate, coupling)
+        assert torch.equal(changed[:, :, : t + 1], whole[:, :, : t + 1])
+        assert not torch.isclose(changed[:, :, t + 1], whole[:, :, t + 1]).any()
+    assert kuramoto_pull(phase[:, :, :1], gate[:, :, :1], coupling).equal(torch.zeros(1, 2, 1, 4))
+    # a constant added to all phases of a coordinate changes nothing
+    torch.testing.assert_close(kuramoto_pull(phase + torch.randn(4), gate, coupling), whole)
+
+
+def test_a_frustrated_layer_starts_as_kuramoto_attention():
+    torch.manual_seed(0)
+    plain = PeerForCausalLM(PeerConfig(**SIZES, attention="kuramoto", short_convolution=4)).eval()
+    frustrated = PeerForCausalLM(PeerConfig(**SIZES, **PEERS["frustrated"])).eval()
+    couplings = {f"model.layers.{layer}.self_attn.coupling" for layer in range(2)}
+    missing, unexpected = frustrated.load_state_dict(plain.state_dict(), strict=False)
+    assert (set(missing), unexpected) == (couplings, [])
+    ids = torch.randint(0, 30, (2, 12))
+    torch.testing.assert_close(frustrated(ids, use_cache=False).logits, plain(ids, use_cache=False).logits)
+    frustrated(ids, labels=ids, use_cache=False).loss.backward()
+    for layer in frustrated.model.layers:
+        assert layer.self_attn.coupling.grad.ne(0).all()
+
+
+@torch.no_grad()
+def test_kuramoto_attention_in_half_precision_and_with_dropout():
+    torch.manual_seed(0)
+    layer = KuramotoAttention(16, 2, dropout=0.5, harmonics=2, successors=True)
+    x = torch.randn(2, 9, 16)
+    sure = layer.eval()(x, is_causal=True)[0]
+    assert not torch.allclose(layer.train()(x, is_causal=True)[0], sure)
+    half = layer.eval().bfloat16()(x.bfloat16(), is_causal=True)[0]
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), sure, rtol=0.1, atol=0.05)
 
 
 @pytest.fixture(params=list(PEERS))
@@ -138,16 +228,48 @@ def test_padding_and_the_cache(name):
 
 
 def test_what_a_peer_refuses():
-    with pytest.raises(ValueError, match="attention must be one of 'entmax', 'window', 'delta', got 'hard'"):
+    with pytest.raises(ValueError, match=r"attention must be one of 'entmax', .*, 'kuramoto', got 'hard'"):
         PeerConfig(**SIZES, attention="hard")
     with pytest.raises(ValueError, match=r"must be off with attention='delta'.* got delay=0.5"):
         PeerConfig(**SIZES, attention="delta", delay=0.5)
-    model = PeerForCausalLM(PeerConfig(**SIZES, attention="delta"))
-    with pytest.raises(ValueError, match="takes causal texts without padding or cache, got key_padding_mask"):
-        model(torch.ones(1, 4, dtype=torch.int64), attention_mask=torch.tensor([[0, 1, 1, 1]]))
+    for attention in ("delta", "kuramoto"):
+        model = PeerForCausalLM(PeerConfig(**SIZES, attention=attention)).eval()
+        ids = torch.ones(1, 4, dtype=torch.int64)
+        with pytest.raises(ValueError, match="causal texts without padding or cache, got key_padding_mask"):
+            model(ids, attention_mask=torch.tensor([[0, 1, 1, 1]]), use_cache=False)
+        with pytest.raises(ValueError, match="causal texts without padding or cache, got state"):
+            model(ids, use_cache=True)
+        with pytest.raises(ValueError, match="causal texts without padding or cache, got need_weights"):
+            model(ids, use_cache=False, output_attentions=True)
 
 
-def test_the_study_trains_one(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delay": 0.5}, r"must be off with attention='kuramoto'.* got delay=0.5"),
+        ({"token_shift": True}, r"must be off with attention='kuramoto'.* token_shift=True"),
+        ({"qk_norm": True}, r"must be off with attention='kuramoto'.* qk_norm=True"),
+        ({"value_residual": True}, r"must be off with attention='kuramoto'.* value_residual=True"),
+        ({"score_gate": True}, "score_gate must be off with attention='kuramoto'"),
+        ({"position": "alibi"}, r"position must be 'rotary' .* got position='alibi'"),
+        ({"rotary_scaling": 2.0}, r"rotary_scaling 1 with attention='kuramoto'.* rotary_scaling=2.0"),
+        ({"harmonics": 0}, "harmonics must be at least 1, got 0"),
+        ({"attention": "entmax", "harmonics": 2}, r"harmonics must be 1 .*attention='entmax'.*harmonics=2"),
+        ({"attention": "delta", "successors": True}, r"successors False with .*successors=True"),
+    ],
+)
+def test_what_kuramoto_attention_cannot_have(options, message):
+    with pytest.raises(ValueError, match=message):
+        PeerConfig(**SIZES, **{"attention": "kuramoto"} | options)
+
+
+def test_successors_is_a_flag():
+    with pytest.raises(TypeError, match="successors must be True or False, got 1"):
+        PeerConfig(**SIZES, attention="kuramoto", successors=1)
+
+
+@pytest.mark.parametrize("name", ["delta", "frustrated"])
+def test_the_study_trains_one(tmp_path, name):
     (tmp_path / "some.txt").write_text("what locks exchanges what it knows, and others stay silent\n" * 60)
     plan = make_plan(
         {
@@ -161,10 +283,10 @@ def test_the_study_trains_one(tmp_path):
                 {
                     "name": "g",
                     "kind": "comparison",
-                    "variant": [{"name": "delta", "model": "peer", "config": {"attention": "delta"}}],
+                    "variant": [{"name": name, "model": "peer", "config": PEERS[name]}],
                 }
             ],
         }
     )
     line = perform(plan.runs[0], tmp_path / "run", tmp_path)
-    assert line["outcome"] == "finished" and line["config"]["attention"] == "delta"
+    assert line["outcome"] == "finished" and line["config"]["attention"] == PEERS[name]["attention"]

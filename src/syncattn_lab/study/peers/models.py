@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import initialization as init
 
-from syncattn.checks import check_choice, check_count
+from syncattn.checks import check_choice, check_count, check_flag
 from syncattn.models import SoftmaxAttention, TransformerConfig
 from syncattn.models.causal import DecoderForCausalLM
 from syncattn.models.decoder import DecoderLayer, DecoderModel
 from syncattn.models.transformer import TransformerPreTrainedModel
 from syncattn_lab.study.peers.delta import GatedDelta
 from syncattn_lab.study.peers.entmax import entmax15
+from syncattn_lab.study.peers.kuramoto import KuramotoAttention, start_of_coupling
 
-ATTENTIONS = ("entmax", "window", "delta")
+ATTENTIONS = ("entmax", "window", "delta", "kuramoto")
 
 
 class PeerConfig(TransformerConfig):
@@ -25,10 +26,14 @@ class PeerConfig(TransformerConfig):
 
     Args:
         attention: "entmax" (alpha 1.5 in the place of softmax: exact zeros), "window" (softmax over the last
-            tokens, over all in some layers) or "delta" (the gated delta rule with a convolution of width 4,
-            which has no delay, position or token shift, and no softmax).
+            tokens, over all in some layers), "delta" (the gated delta rule with a convolution of width 4,
+            which has no delay, position or token shift, and no softmax) or "kuramoto" (Kuramoto attention as
+            `syncattn_lab.study.peers.kuramoto` reads it: rotary position and a short convolution, and none
+            of the Transformer's options on queries, keys or values, which it has not).
         window: of "window", in tokens, the token itself counted.
         full_every: of "window", each so manyth layer sees all tokens: 4 is layers 4, 8, ....
+        harmonics: of "kuramoto", how many harmonics of the phase differences couple.
+        successors: of "kuramoto", tokens couple to the successors of those they attend to, too.
 
     Raises:
         TypeError, ValueError: as `TransformerConfig`.
@@ -39,6 +44,8 @@ class PeerConfig(TransformerConfig):
     attention: str = "entmax"
     window: int = 64
     full_every: int = 4
+    harmonics: int = 1
+    successors: bool = False
 
     def check(self) -> None:
         """As `TransformerConfig.check`, and the peer's own fields."""
@@ -46,6 +53,8 @@ class PeerConfig(TransformerConfig):
         check_choice("attention", self.attention, ATTENTIONS)
         check_count("window", self.window)
         check_count("full_every", self.full_every)
+        check_count("harmonics", self.harmonics)
+        check_flag("successors", self.successors)
         if not self.is_causal:
             raise ValueError("is_causal must be True for a peer, got False")
         if self.attention == "delta" and (self.delay or self.token_shift or self.value_residual):
@@ -57,6 +66,27 @@ class PeerConfig(TransformerConfig):
         if self.score_gate and self.attention != "window":
             raise ValueError(
                 f"score_gate must be off with attention={self.attention!r}, which has no such gate, got True"
+            )
+        if self.attention == "kuramoto":
+            self._check_kuramoto()
+        elif self.harmonics != 1 or self.successors:
+            raise ValueError(
+                f"harmonics must be 1 and successors False with attention={self.attention!r}, which has no "
+                f"phases, got harmonics={self.harmonics}, successors={self.successors}"
+            )
+
+    def _check_kuramoto(self) -> None:
+        if self.delay or self.token_shift or self.qk_norm or self.value_residual:
+            raise ValueError(
+                "delay, token_shift, qk_norm and value_residual must be off with attention='kuramoto', whose "
+                "phases are query, key and value at once (successors and short_convolution look back), got "
+                f"delay={self.delay}, token_shift={self.token_shift}, qk_norm={self.qk_norm}, "
+                f"value_residual={self.value_residual}"
+            )
+        if self.position != "rotary" or self.rotary_scaling != 1:
+            raise ValueError(
+                "position must be 'rotary' and rotary_scaling 1 with attention='kuramoto', whose phases turn "
+                f"at such rates, got position={self.position!r}, rotary_scaling={self.rotary_scaling}"
             )
 
 
@@ -151,6 +181,11 @@ class PeerPreTrainedModel(TransformerPreTrainedModel):
             init.zeros_(module.convolution)
             init.zeros_(module.log_decay_scale)
             init.ones_(module.gain)
+        if isinstance(module, KuramotoAttention):
+            if module.convolution is not None:
+                init.zeros_(module.convolution)
+            if module.coupling is not None:
+                init.copy_(module.coupling, start_of_coupling(module.coupling))
 
 
 class PeerModel(PeerPreTrainedModel, DecoderModel):
@@ -165,6 +200,10 @@ class PeerModel(PeerPreTrainedModel, DecoderModel):
         sizes = config.hidden_size, config.num_attention_heads
         if config.attention == "delta":
             return DecoderLayer(GatedDelta(*sizes), config)
+        if config.attention == "kuramoto":
+            own = ("short_convolution", "harmonics", "successors")
+            options = {name: getattr(config, name) for name in own}
+            return DecoderLayer(KuramotoAttention(*sizes, config.attention_dropout, **options), config)
         kind: type[SoftmaxAttention] = SoftmaxAttention
         if config.attention == "entmax":
             kind = EntmaxAttention
