@@ -1,5 +1,7 @@
 """The peers against their definitions, and as models that the study trains."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,12 +10,12 @@ pytest.importorskip("transformers")
 
 from transformers import AutoModelForCausalLM
 
-from syncattn.models import TransformerConfig, TransformerForCausalLM
+from syncattn.models import TransformerConfig, TransformerForCausalLM, count_parameters
 from syncattn_lab.study.peers.delta import gated_delta_rule
 from syncattn_lab.study.peers.entmax import entmax15
 from syncattn_lab.study.peers.kuramoto import KuramotoAttention, kuramoto_pull, start_of_coupling
 from syncattn_lab.study.peers.models import PeerConfig, PeerForCausalLM, WindowAttention
-from syncattn_lab.study.plan import make_plan
+from syncattn_lab.study.plan import build_config, make_plan, read_plan
 from syncattn_lab.study.run import perform
 
 SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -152,6 +154,17 @@ def test_kuramoto_attention_in_half_precision_and_with_dropout():
     half = layer.eval().bfloat16()(x.bfloat16(), is_causal=True)[0]
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), sure, rtol=0.1, atol=0.05)
+
+
+def test_peers_of_the_plan_have_as_many_parameters():
+    plan = read_plan(Path(__file__).parents[3] / "benchmarks/options/plan.toml").only(["peers"])
+    runs = {run.variant: run for run in plan.runs}
+    sizes = runs["transformer-gate"].sizes
+    wanted = count_parameters(TransformerConfig(**sizes, vocab_size=256, max_position_embeddings=256))
+    for name in ("kuramoto", "frustrated"):
+        config = build_config(runs[name], 256, 256)
+        assert config.attention == "kuramoto" and runs[name].prediction
+        assert abs(count_parameters(config) - wanted) <= 0.01 * wanted
 
 
 @pytest.fixture(params=list(PEERS))
