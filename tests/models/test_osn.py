@@ -113,7 +113,10 @@ def test_a_mix_of_heads_is_stored_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"directed": [True]}, "directed must be True or False, or a list .* each of the 8 heads"),
+        (
+            {"directed": [True]},
+            "directed must be .*, a fraction of the heads, or a list .* each of the 8 heads",
+        ),
         ({"delay": [True]}, "delay must be a fraction of the heads, or a list .* each of the 8 heads"),
         ({"windows": [3.0]}, "windows must be None or a list with one for each of the 8 heads"),
     ],

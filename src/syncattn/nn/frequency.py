@@ -71,8 +71,9 @@ class Frequency(nn.Module):
         num_heads: H.
         freq_dim: m, coordinates of a frequency.
         directed: receive and send frequencies have projections of their own; False is the symmetric form. Or
-            a list with one flag per head: a directed head has E m parameters more (and m with a bias), a
-            symmetric one beside it has none and is what it is alone.
+            a fraction of the heads, the last ones, whose windows are widest; or a list with one flag per
+            head. A directed head has E m parameters more (and m with a bias), a symmetric one beside it has
+            none and is what it is alone.
         position: "drift": slope_h i u_h is added, u_h a learned direction among the content's coordinates, so
             that content can pull a token to other positions. "own_drift": the last coordinate is slope_h i
             alone, so that in the absolute frame a token locks at most floor(rho / |slope_h|) tokens away.
@@ -115,7 +116,7 @@ class Frequency(nn.Module):
         num_heads: int,
         freq_dim: int,
         *,
-        directed: bool | Sequence[bool] = False,
+        directed: bool | float | Sequence[bool] = False,
         position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
         windows: Sequence[float | None] | None = None,
