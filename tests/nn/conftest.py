@@ -38,7 +38,7 @@ def build(kind="default", dtype=torch.float64, seed=0, **options):
     layer = SelectiveSynchronizationAttention(EMBED_DIM, HEADS, **options).double().eval()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            if name.endswith("bias") or name in ("shift", "gate"):
+            if name.endswith(("bias", "send_proj.weight")) or name in ("shift", "gate"):
                 parameter.normal_(std=0.3)
         if layer.parametrisation == "softplus":
             layer.raw_coupling.fill_(2.0)

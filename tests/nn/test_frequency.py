@@ -189,6 +189,16 @@ def frequency_of(heads, **options):
     return Frequency(E, heads, M, **options).double()
 
 
+@pytest.mark.parametrize("directed", [True, 0.5, [True, False, True]], ids=str)
+@pytest.mark.parametrize("form", ["drift", "own_helix", "rotary"])
+def test_directed_heads_start_as_symmetric_ones(form, directed):
+    f = Frequency(12, 3, 8, position=form, directed=directed, bias=True)
+    made = f(None, torch.randn(2, 5, 12), torch.arange(5)[None], torch.arange(5)[None], None)
+    assert torch.equal(made.receive, made.emitted)
+    (made.emitted**3).sum().backward()  # what they emit is a map of its own all the same
+    assert f.send_proj.weight.grad.abs().amin(1).min() > 0
+
+
 @pytest.mark.parametrize("directed", [False, True, [True, False, True]], ids=str)
 def test_longer_contents_are_shortened_to_their_heads_radius(directed):
     options = {"position": "none", "delay": 0.0, "directed": directed}

@@ -71,11 +71,11 @@ class OSNConfig(DecoderConfig):
     model_type = "osn"
     # transformers takes a stored `top_k` for an option of sampling and would generate with it.
     stored_as: ClassVar[dict[str, str]] = {"top_k": "attention_top_k"}
-    unless_stored: ClassVar[dict[str, Any]] = {"nearest_gate": False}
+    unless_stored: ClassVar[dict[str, Any]] = {"nearest_gate": False, "directed": False}
 
     freq_dim: int | None = None
     phase_dim: int = 1
-    directed: bool | float | Sequence[bool] = False
+    directed: bool | Sequence[bool] = True
     position: str | Sequence[str] = "drift"
     window_range: Sequence[float] = (4.0, 64.0)
     windows: Sequence[float | None] | None = None

@@ -87,7 +87,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         *,
         freq_dim: int | None = None,
         phase_dim: int = 1,
-        directed: bool | float | Sequence[bool] = False,
+        directed: bool | Sequence[bool] = False,
         position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
         windows: Sequence[float | None] | None = None,

@@ -63,9 +63,9 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
     if not ready.drifts or layer.value_rotation is not None:
         at = torch.full((1, 1, 1), state.length, dtype=torch.int64, device=x.device)
     if ready.drifts:
-        content = applied(frequency.receive_proj, key, alone)
-        if frequency.log_radius is not None:
-            content = shortened(content.view(batch, heads, 1, -1), frequency.log_radius)
+        content = _content(frequency.receive_proj, frequency.log_radius, key, heads, alone)
+        if frequency.send_proj is not None:
+            sent = _content(frequency.send_proj, frequency.log_sent_radius, key, heads, alone)
     else:
         content, sent, *_ = frequency(None, key, at, at, None)
         content, sent = content.contiguous(), sent.contiguous()
@@ -104,6 +104,14 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
     state.last_input = None if layer.shift is None else x[:, 0].clone()
     state.count = state.count.add(1)  # type: ignore[union-attr]
     return out
+
+
+def _content(
+    projection: torch.nn.Linear, log_radius: Tensor | None, x: Tensor, heads: int, alone: bool
+) -> Tensor:
+    """The contents of one token x (B, 1, E), (B, H, 1, c) or (B, 1, H c)."""
+    content = applied(projection, x, alone)
+    return content if log_radius is None else shortened(content.view(len(x), heads, 1, -1), log_radius)
 
 
 def _computed(
@@ -180,7 +188,8 @@ def _still_fits(ready: Prepared, layer: Any, state: IncrementalState) -> bool:
 def _prepared(layer: Any, state: IncrementalState) -> Prepared:
     """All that later tokens have in common, of a layer and a state that `_is_usual` passed."""
     frequency, known, watched = layer.frequency, _known(layer), _watched(layer)
-    plain = known[2] and frequency.position == "drift" and frequency.symmetric
+    alike = frequency.detuning is None and not frequency.is_mixed
+    plain = known[2] and frequency.position == "drift" and alike
     heads = tuple(group.heads for group in state.groups)
     kernel = None
     if all(map(_has_memory, watched)):

@@ -71,9 +71,9 @@ class Frequency(nn.Module):
         num_heads: H.
         freq_dim: m, coordinates of a frequency.
         directed: receive and send frequencies have projections of their own; False is the symmetric form. Or
-            a fraction of the heads, the last ones, whose windows are widest; or a list with one flag per
-            head. A directed head has E m parameters more (and m with a bias), a symmetric one beside it has
-            none and is what it is alone.
+            a list with one flag per head: a directed head has E m parameters more (and m with a bias), a
+            symmetric one beside it has none and is what it is alone. At the start what a directed head emits
+            is what it listens with.
         position: "drift": slope_h i u_h is added, u_h a learned direction among the content's coordinates, so
             that content can pull a token to other positions. "own_drift": the last coordinate is slope_h i
             alone, so that in the absolute frame a token locks at most floor(rho / |slope_h|) tokens away.
@@ -116,7 +116,7 @@ class Frequency(nn.Module):
         num_heads: int,
         freq_dim: int,
         *,
-        directed: bool | float | Sequence[bool] = False,
+        directed: bool | Sequence[bool] = False,
         position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
         windows: Sequence[float | None] | None = None,
@@ -171,14 +171,21 @@ class Frequency(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Contents ~ N(0, 1) per coordinate on layer-normalised input; windows log-spaced over the heads."""
+        """Contents ~ N(0, 1) per coordinate on layer-normalised input; windows log-spaced over the heads;
+        directed heads symmetric."""
         # of a module made on the meta device and emptied since, this holds anything
         self.delayed.copy_(delayed_heads(self.num_heads, self.delay, self.delayed.device))
+        nn.init.normal_(self.receive_proj.weight, std=self.embed_dim**-0.5)
+        if self.send_proj is not None:
+            # A directed head starts as a symmetric one: like finds like from the first step, and that it asks
+            # for other than it offers is learned. From two random maps AdamW learns neither as soon.
+            heard = self.receive_proj.weight.detach().unflatten(0, (self.num_heads, self.content_dim))
+            own = torch.cat([heard[run.heads] for run in self._runs if run.sent is not None])
+            with torch.no_grad():
+                self.send_proj.weight.copy_(own.flatten(0, 1))
         for projection in (self.receive_proj, self.send_proj):
-            if projection is not None:
-                nn.init.normal_(projection.weight, std=self.embed_dim**-0.5)
-                if projection.bias is not None:
-                    nn.init.zeros_(projection.bias)
+            if projection is not None and projection.bias is not None:
+                nn.init.zeros_(projection.bias)
         for radius in (self.log_radius, self.log_sent_radius):
             if radius is not None:
                 nn.init.constant_(radius, math.log(_RADIUS * self.content_dim**0.5))

@@ -34,13 +34,9 @@ def forms_of_heads(position: str | Sequence[str], num_heads: int) -> tuple[str, 
     return tuple(forms)
 
 
-def directed_heads(directed: bool | float | Sequence[bool], num_heads: int) -> tuple[bool, ...]:
-    """Each head's flag, of checked ones; of a fraction, the last heads have it, whose windows are widest."""
-    if isinstance(directed, (tuple, list)):
-        return tuple(directed)
-    assert isinstance(directed, (int, float))
-    first = num_heads - math.floor(directed * num_heads + 0.5)
-    return tuple(head >= first for head in range(num_heads))
+def directed_heads(directed: bool | Sequence[bool], num_heads: int) -> tuple[bool, ...]:
+    """Each head's flag, of checked ones."""
+    return (directed,) * num_heads if isinstance(directed, bool) else tuple(directed)
 
 
 def check_windows(windows: Sequence[float | None] | None, forms: Sequence[str]) -> None:
@@ -124,7 +120,7 @@ def check_frequency(
     num_heads: int,
     axes: int,
     helix_scales: Sequence[float] | Sequence[Sequence[float] | None],
-    directed: bool | float | Sequence[bool],
+    directed: bool | Sequence[bool],
     windows: Sequence[float | None] | None,
 ) -> None:
     """Make sure that the options of a `Frequency` are in range, and fit the heads.

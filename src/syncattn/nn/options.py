@@ -49,17 +49,16 @@ def check_looking_back(token_shift: bool, short_convolution: int | None) -> None
         )
 
 
-def check_directed(directed: bool | float | Sequence[bool], num_heads: int) -> None:
-    """Make sure that `directed` is one flag, a fraction of the heads, or a flag for each head.
+def check_directed(directed: bool | Sequence[bool], num_heads: int) -> None:
+    """Make sure that `directed` is one flag, or one for each head.
 
     Raises:
         TypeError, ValueError: it is neither.
     """
-    otherwise = "True or False, a fraction of the heads"
     if isinstance(directed, (tuple, list)):
-        _check_by_head("directed", directed, num_heads, otherwise)
-    elif not isinstance(directed, bool):
-        check_real("directed", directed, f"{otherwise}, in [0, 1]", lambda x: 0 <= x <= 1)
+        _check_by_head("directed", directed, num_heads, "True or False")
+    else:
+        check_flag("directed", directed)
 
 
 def _check_by_head(name: str, given: Sequence[bool], num_heads: int, otherwise: str) -> None:

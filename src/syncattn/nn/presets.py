@@ -46,12 +46,13 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
         raise ValueError(f"num_heads must be at least 2 for preset={name!r}, a mix of two kinds, got 1")
     few, half = max(1, num_heads // 4), num_heads // 2
     last_delayed = [(num_heads - h) % 2 == 1 for h in range(num_heads)]
-    ordered: dict[str, Any] = {"delay": last_delayed, "token_shift": True}
+    ordered: dict[str, Any] = {"delay": last_delayed, "token_shift": True, "directed": False}
     far = ["drift"] * (num_heads - few) + ["none"] * few
     # Texts alone have been read with the models' gate.
     unordered: dict[str, Any] = {
         "delay": 0.0,
         "token_shift": False,
+        "directed": False,
         "value_rotation": 100.0,
         "nearest_gate": False,
     }

@@ -58,7 +58,8 @@ def published(head_dim: int) -> dict:
         "phase_dim": head_dim,
         "position": "none",
         "delay": 0.0,
-        # the models' defaults of these two are others
+        # the models' defaults of these three are others
+        "directed": False,
         "token_shift": False,
         "nearest_gate": False,
         "self_coupling": True,

@@ -96,7 +96,7 @@ class Decoding:
         Args:
             content: (B, H, m), where the layer drifts contents, else what the token listens with. All are
                 contiguous, float32.
-            sent: (B, H, m), what it emits; None where the layer drifts.
+            sent: (B, H, m), likewise of what it emits; None where the layer drifts and both are the same.
             before: (B, H, m), what the token before emitted, for delayed heads.
             value: (B, H, d).
             coherence: (B, H), the length of the sum of all phases' directions; None: there are no phases.
@@ -109,12 +109,11 @@ class Decoding:
         token.before, token.coherence = pointer(before), pointer(coherence)
         token.count, token.out = pointer(count, torch.int64), pointer(out)
         token.nearest = pointer(nearest)
-        if sent is None:
-            sent = buffer(batch, token.heads, self._width)
-            token.emitted = pointer(sent)
-        else:
-            token.sent = pointer(sent)
-        return (out, sent) if library.next_token(self._argument) else None
+        token.sent, emitted = pointer(sent), sent
+        if emitted is None or self._layer.drift is not None:
+            emitted = buffer(batch, token.heads, self._width)
+            token.emitted = pointer(emitted)
+        return (out, emitted) if library.next_token(self._argument) else None
 
 
 def decoding(calls: Sequence[Call], layer: DecodingLayer) -> Decoding | None:

@@ -50,6 +50,18 @@ bool couple(const SyncattnToken& t, float* kappa) {
     return fine;
 }
 
+// Contents (B, H, m), and what their heads' drift adds at the token's position.
+void drift(const SyncattnToken& t, const float* contents, float* moved) {
+    const int64_t m = t.freq_dim;
+    for (int64_t b = 0; b < t.batch; ++b)
+        for (int64_t h = 0; h < t.heads; ++h) {
+            const float by = t.slopes[h] * (float)t.count[b];
+            const float *from = contents + (b * t.heads + h) * m, *direction = t.directions + h * m;
+            float* to = moved + (b * t.heads + h) * m;
+            for (int64_t k = 0; k < m; ++k) to[k] = from[k] + by * direction[k];
+        }
+}
+
 int next_token(const SyncattnToken& t, const char* name, int threads,
                void (*team)(void (*)(void*), void*, unsigned, unsigned)) {
     if (!are_known(t)) return CHANGED;
@@ -57,22 +69,17 @@ int next_token(const SyncattnToken& t, const char* name, int threads,
     for (int64_t b = 0; b < t.batch; ++b)
         if (t.count[b] < 1) return STRANGE;
     // kappa of all heads; then, of one group's, kappa, frequencies, row sums, frames and senders, results
-    std::vector<float> memory((size_t)(rows * (5 + m + d)));
+    // and where the receivers' contents drifted to
+    std::vector<float> memory((size_t)(rows * (5 + 2 * m + d)));
     float *kappa = memory.data(), *own_kappa = kappa + rows, *own_receive = own_kappa + rows;
-    float *row_sum = own_receive + rows * m, *base = row_sum + rows, *own_out = base + rows;
+    float *moved = own_receive + rows * m, *row_sum = moved + rows * m, *base = row_sum + rows, *own_out = base + rows;
     std::vector<int32_t> nearest((size_t)rows);
-    const float* receive = t.content;
+    const float *receive = t.content, *emitted = t.sent;
     if (t.slopes) {
-        for (int64_t b = 0; b < t.batch; ++b)
-            for (int64_t h = 0; h < t.heads; ++h) {
-                const float moved = t.slopes[h] * (float)t.count[b];
-                const float *from = t.content + (b * t.heads + h) * m, *direction = t.directions + h * m;
-                float* to = t.emitted + (b * t.heads + h) * m;
-                for (int64_t k = 0; k < m; ++k) to[k] = from[k] + moved * direction[k];
-            }
-        receive = t.emitted;
+        drift(t, t.sent ? t.sent : t.content, t.emitted);
+        receive = emitted = t.emitted;
+        if (t.sent) receive = moved, drift(t, t.content, moved);
     }
-    const float* emitted = t.slopes ? t.emitted : t.sent;
     if (!all_finite(receive, rows * m) || (emitted != receive && !all_finite(emitted, rows * m))) return STRANGE;
     if (!couple(t, kappa)) return STRANGE;
     for (int64_t g = 0; g < t.groups; ++g) {

@@ -23,10 +23,10 @@ typedef struct {
     int64_t batch, heads, freq_dim, value_dim, groups;
     SyncattnHeads* group;       // (groups)
     const float* content;       // (B, H, m)
-    const float* slopes;        // (H): of heads that drift, and emit what they listen with; null: content is that
+    const float* slopes;        // (H): of heads that drift; null: content is what they listen with
     const float* directions;    // (H, m)
     float* emitted;             // (B, H, m): with slopes, where to write what the token emits
-    const float* sent;          // (B, H, m): without, what it emits
+    const float* sent;          // (B, H, m): without, what it emits; with, what drifts to that, null: the content
     const uint8_t* delayed;     // (H): heads that send what the token before emitted; null: none
     const float* before;        // (B, H, m): that
     const float* value;         // (B, H, d)
