@@ -20,7 +20,14 @@ FORMS = {
     "no delay": {"delay": 0.0},
     "several phases": {"phase_dim": 3},
     "no order parameter": {"order_parameter": False},
-    "directed": {"directed": True, "detuning": True},
+    "directed": {"directed": True},
+    "directed, detuned": {"directed": True, "detuning": True},
+    "directed, bounded": {
+        "directed": True,
+        "bounded_content": True,
+        "token_shift": True,
+        "nearest_gate": True,
+    },
     "one head directed": {"directed": [True, False]},
     "bounded": {"bounded_content": True},
     "helix": {"position": "helix", "value_rotation": 100.0},
@@ -53,7 +60,8 @@ def ways(monkeypatch):
 def make(**options):
     torch.manual_seed(0)
     layer = SelectiveSynchronizationAttention(32, 2, **options).eval()
-    for numbers in (layer.shift, layer.gate):
+    send_proj = layer.frequency.send_proj
+    for numbers in (layer.shift, layer.gate, None if send_proj is None else send_proj.weight):
         if numbers is not None:
             torch.nn.init.normal_(numbers)
     return layer
@@ -88,8 +96,10 @@ def test_gives_the_bits_of_the_long_way(form, batch, ways):
 
 
 @pytest.mark.parametrize("gate", (False, True))
-def test_groups_of_heads_forget_alike(gate, ways):
-    layer, x = make(window_range=(2.0, 4.0), nearest_gate=gate), torch.randn(1, 1100, 32)
+@pytest.mark.parametrize("directed", (False, True))
+def test_groups_of_heads_forget_alike(gate, directed, ways):
+    layer = make(window_range=(2.0, 4.0), nearest_gate=gate, directed=directed)
+    x = torch.randn(1, 1100, 32)
     outs = []
     for ways.closed in (False, True):
         windows = in_groups(torch.tensor([20.0, 2000.0]), evict=True)
