@@ -403,7 +403,8 @@ bool next_token(Random& random, const char* instance) {
     t.value_dim = 16 * (1 + random.below(2));
     t.groups = t.heads > 1 ? 1 + random.below(2) : 1;
     const int64_t rows = t.batch * t.heads, m = t.freq_dim, d = t.value_dim;
-    const bool drifts = random.coin(), delays = random.coin(), coheres = random.coin();
+    const bool drifts = random.coin(), directed = !drifts || random.coin();  // what is emitted is not what is heard
+    const bool delays = random.coin(), coheres = random.coin();
     vector<float> content = normals(random, rows * m), slopes = normals(random, t.heads), sent = normals(random, rows * m);
     vector<float> directions = normals(random, t.heads * m), before = normals(random, rows * m);
     vector<float> value = normals(random, rows * d), coherence(rows), coupling(t.heads), emitted, out, nearest;
@@ -422,7 +423,7 @@ bool next_token(Random& random, const char* instance) {
     t.emitted = emitted.data(), t.out = out.data();
     if (random.coin()) t.nearest = nearest.data();
     if (drifts) t.slopes = slopes.data(), t.directions = directions.data();
-    else t.sent = sent.data();
+    if (directed) t.sent = sent.data();
     if (delays) t.delayed = delayed.data(), t.before = before.data();
     if (coheres) t.coherence = coherence.data();
     t.watched = watched, t.watched_bytes = watched_bytes, t.known = (const uint8_t*)known.data();
@@ -462,13 +463,15 @@ bool next_token(Random& random, const char* instance) {
         for (const Past& past : pasts)
             for (size_t k = 0; k < past.heads.size(); ++k) {
                 const int64_t h = past.heads[k], row = b * t.heads + h, held = past.filled + 1;
-                const float* receive = drifts ? &emitted[row * m] : &content[row * m];
+                vector<float> receive(&content[row * m], &content[row * m] + m);
                 const float *send = &past.send[(b * past.heads.size() + k) * held * m], *read = &past.value[(b * past.heads.size() + k) * held * d];
                 const float* own = delays && delayed[h] ? &before[row * m] : drifts ? &emitted[row * m] : &sent[row * m];
                 const double r = coheres ? fmin(1, coherence[row] / (count[b] + 1)) : 1, kappa = fmax(1e-6, coupling[h] * r);
                 for (int64_t c = 0; c < m; ++c) {
-                    const double moved = content[row * m + c] + (double)slopes[h] * count[b] * directions[h * m + c];
+                    const double by = drifts ? (double)slopes[h] * count[b] * directions[h * m + c] : 0;
+                    const double moved = (directed ? sent : content)[row * m + c] + by;
                     if (drifts) worst = grow(worst, fabs(emitted[row * m + c] - moved));
+                    receive[c] = drifts && !directed ? emitted[row * m + c] : (float)(receive[c] + by);
                     if (send[past.filled * m + c] != own[c]) return false;
                 }
                 if (memcmp(read + past.filled * d, &value[row * d], sizeof(float) * d)) return false;
