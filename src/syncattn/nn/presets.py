@@ -46,9 +46,9 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
         raise ValueError(f"num_heads must be at least 2 for preset={name!r}, a mix of two kinds, got 1")
     few, half = max(1, num_heads // 4), num_heads // 2
     last_delayed = [(num_heads - h) % 2 == 1 for h in range(num_heads)]
-    ordered: dict[str, Any] = {"delay": last_delayed, "token_shift": True, "directed": False}
+    ordered: dict[str, Any] = {"delay": last_delayed, "token_shift": True}
     far = ["drift"] * (num_heads - few) + ["none"] * few
-    # Texts alone have been read with the models' gate.
+    # Texts alone have been read with the models' gate and directed heads, and recall was measured symmetric.
     unordered: dict[str, Any] = {
         "delay": 0.0,
         "token_shift": False,
@@ -62,12 +62,18 @@ def preset(name: str, num_heads: int) -> dict[str, Any]:
             "value_rotation": None,
         }
     if name == "recall":
-        return ordered | {"position": far, "token_shift": False, "short_convolution": 4}
+        return ordered | {
+            "position": far,
+            "token_shift": False,
+            "short_convolution": 4,
+            "directed": False,
+        }
     if name == "series":
         return ordered | {
             "position": ["own_drift"] * (num_heads - half) + ["own_helix"] * half,
             "value_rotation": 100.0,
             "nearest_gate": False,
+            "directed": False,
         }
     if name == "images":
         return unordered | {
