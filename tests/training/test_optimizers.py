@@ -27,8 +27,8 @@ def test_each_parameter_is_stepped_by_its_own(kind):
     )
     matrices = inner_matrices(model)
     assert all(matrix.ndim == 2 and matrix is not model.lm_head.weight for matrix in matrices)
-    # in, out, two of the feed-forward; an OSN has frequency, phase and value in place of in
-    assert len(matrices) == 2 * (4 if kind == "transformer" else 6)
+    # in, out, two of the feed-forward; an OSN has two frequencies, phase and value in place of in
+    assert len(matrices) == 2 * (4 if kind == "transformer" else 7)
     others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
     start = [p.detach().clone() for p in (*matrices, *others)]
     copies = [torch.nn.Parameter(p.clone()) for p in start]
