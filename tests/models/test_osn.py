@@ -22,6 +22,7 @@ def test_the_attention_options_are_the_layers_arguments_with_the_same_defaults()
         "token_shift": True,
         "nearest_gate": True,
         "directed": True,
+        "directed_rank": 4,
     }
 
 
@@ -42,6 +43,7 @@ def test_every_option_reaches_the_layer():
         "freq_dim": 6,
         "phase_dim": 3,
         "directed": True,
+        "directed_rank": 2,
         "position": "rotary",
         "window_range": (2.0, 9.0),
         "windows": (2.0, 3.0, 9.0, 7.0),
@@ -78,8 +80,8 @@ def test_every_option_reaches_the_layer():
     assert layer.phase_proj is None and layer.value_mix is not None and layer.shift.shape == (2, 2, 32)
     assert (frequency.position, frequency.window_range, frequency.delay) == ("rotary", (2.0, 9.0), 0.25)
     assert (frequency.axes, frequency.helix_scales, layer.value_rotation) == (3, (2.0, 5.0), 100.0)
-    assert frequency.send_proj is not None and frequency.detuning is not None
-    assert frequency.receive_proj.bias is not None and frequency.log_sent_radius.shape == (4,)
+    assert frequency.ask_mix.shape == (4, 2, 6) and frequency.detuning is not None
+    assert frequency.receive_proj.bias is not None and frequency.log_radius.shape == (4,)
 
 
 MIX = {

@@ -16,6 +16,7 @@ KINDS = {
     "absolute": {"frame": "absolute", "power": 1, "edge": 0.01, "self_coupling": True, "delay": 0.0},
     "token shift": {"token_shift": True},
     "token shift, directed": {"token_shift": True, "directed": True, "delay": 0.0},
+    "directed by a rank": {"directed": [False, True, True, True], "directed_rank": 2, "token_shift": True},
     "bounded": {"bounded_content": True, "directed": [False, True, True, False], "token_shift": True},
     "top k": {"top_k": 3, "delay": 0.25, "freq_dim": 2},
     "nearest gate": {"nearest_gate": True, "token_shift": True},
@@ -38,7 +39,7 @@ def build(kind="default", dtype=torch.float64, seed=0, **options):
     layer = SelectiveSynchronizationAttention(EMBED_DIM, HEADS, **options).double().eval()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            if name.endswith(("bias", "send_proj.weight")) or name in ("shift", "gate"):
+            if name.endswith(("bias", "send_proj.weight", "ask_mix")) or name in ("shift", "gate"):
                 parameter.normal_(std=0.3)
         if layer.parametrisation == "softplus":
             layer.raw_coupling.fill_(2.0)

@@ -22,6 +22,9 @@ FORMS = {
     "no order parameter": {"order_parameter": False},
     "directed": {"directed": True},
     "directed, detuned": {"directed": True, "detuning": True},
+    "directed by a rank": {"directed": True, "directed_rank": 2, "nearest_gate": True},
+    "directed by a rank, bounded": {"directed": True, "directed_rank": 3, "bounded_content": True},
+    "one head directed by a rank": {"directed": [False, True], "directed_rank": 2},
     "directed, bounded": {
         "directed": True,
         "bounded_content": True,
@@ -60,8 +63,8 @@ def ways(monkeypatch):
 def make(**options):
     torch.manual_seed(0)
     layer = SelectiveSynchronizationAttention(32, 2, **options).eval()
-    send_proj = layer.frequency.send_proj
-    for numbers in (layer.shift, layer.gate, None if send_proj is None else send_proj.weight):
+    send_proj, ask_mix = layer.frequency.send_proj, layer.frequency.ask_mix
+    for numbers in (layer.shift, layer.gate, None if send_proj is None else send_proj.weight, ask_mix):
         if numbers is not None:
             torch.nn.init.normal_(numbers)
     return layer
@@ -96,9 +99,9 @@ def test_gives_the_bits_of_the_long_way(form, batch, ways):
 
 
 @pytest.mark.parametrize("gate", (False, True))
-@pytest.mark.parametrize("directed", (False, True))
+@pytest.mark.parametrize("directed", ({}, {"directed": True}, {"directed": True, "directed_rank": 2}))
 def test_groups_of_heads_forget_alike(gate, directed, ways):
-    layer = make(window_range=(2.0, 4.0), nearest_gate=gate, directed=directed)
+    layer = make(window_range=(2.0, 4.0), nearest_gate=gate, **directed)
     x = torch.randn(1, 1100, 32)
     outs = []
     for ways.closed in (False, True):

@@ -189,14 +189,43 @@ def frequency_of(heads, **options):
     return Frequency(E, heads, M, **options).double()
 
 
+@pytest.mark.parametrize("rank", [None, 2])
 @pytest.mark.parametrize("directed", [True, [True, False, True]], ids=str)
 @pytest.mark.parametrize("form", ["drift", "own_helix", "rotary"])
-def test_directed_heads_start_as_symmetric_ones(form, directed):
-    f = Frequency(12, 3, 8, position=form, directed=directed, bias=True)
+def test_directed_heads_start_as_symmetric_ones(form, directed, rank):
+    f = Frequency(12, 3, 8, position=form, directed=directed, directed_rank=rank, bias=True)
     made = f(None, torch.randn(2, 5, 12), torch.arange(5)[None], torch.arange(5)[None], None)
     assert torch.equal(made.receive, made.emitted)
-    (made.emitted**3).sum().backward()  # what they emit is a map of its own all the same
-    assert f.send_proj.weight.grad.abs().amin(1).min() > 0
+    (made.emitted**3 - made.receive**3).sum().backward()  # what they emit is a map of its own all the same
+    apart = f.send_proj.weight if rank is None else f.ask_mix
+    assert apart.grad.abs().amax(-1).min() > 0
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("directed", [True, [True, False, True]], ids=str)
+def test_a_rank_is_what_directed_heads_ask_beyond_what_they_offer(directed, bounded):
+    torch.manual_seed(0)
+    given = {"position": "none", "delay": 0.0, "detuning": True, "bounded_content": bounded}
+    f = Frequency(12, 3, 8, directed=directed, directed_rank=2, **given).double()
+    torch.nn.init.normal_(f.ask_mix)
+    x, at = torch.randn(2, 5, 12, dtype=torch.float64), torch.arange(5)[None]
+    maps = f.receive_proj.weight.unflatten(0, (3, 8))
+    offered, asked = maps @ x.mT[:, None], maps.clone()
+    for number, head in enumerate([0, 1, 2] if directed is True else [0, 2]):
+        asked[head] += f.ask_mix[number].mT @ f.ask_proj.weight[2 * number : 2 * number + 2]
+    expected = [y.mT for y in (asked @ x.mT[:, None], offered)]
+    if bounded:
+        radius = f.log_radius.exp()[:, None, None]
+        expected = [y * (radius / y.norm(dim=-1, keepdim=True)).clamp(max=1) for y in expected]
+    expected[0] = expected[0] + f.detuning[:, None]
+    made = f(None, x, at, at, None)
+    torch.testing.assert_close([made.receive, made.emitted], expected)
+    apart = f(x, x, at, at, None)  # in cross-attention
+    torch.testing.assert_close([apart.receive, apart.emitted], expected)
+    count = sum(p.numel() for p in f.parameters())
+    without = sum(p.numel() for p in Frequency(12, 3, 8, **given).parameters())
+    assert count == without + len(f.ask_mix) * 2 * (12 + 8) and f.log_sent_radius is None
+    assert not f.symmetric
 
 
 @pytest.mark.parametrize("directed", [False, True, [True, False, True]], ids=str)

@@ -24,7 +24,7 @@ def layer_of(seed, **options):
     norm = nn.LayerNorm(EMBED_DIM).double()
     with torch.no_grad():
         for name, parameter in [*layer.named_parameters(), *norm.named_parameters()]:
-            if name.endswith(("bias", "shift")):
+            if name.endswith(("bias", "shift", "send_proj.weight", "ask_mix")):
                 parameter.normal_(std=0.3)
             if name.endswith("radius"):  # from what shortens most contents to what shortens none
                 parameter.copy_(torch.randn(len(parameter)) - 0.5)
@@ -63,6 +63,7 @@ OPTIONS = {
     "delay": st.sampled_from([0.0, 1.0]),
     "position": st.sampled_from(["drift", "own_drift"]),
     "directed": st.booleans(),
+    "directed_rank": st.sampled_from([None, 2]),
     "detuning": st.booleans(),
     "freq_bias": st.booleans(),
     "bounded_content": st.booleans(),

@@ -15,6 +15,7 @@ LARGEST = {
     "num_attention_heads": 2**20,
     "num_hidden_layers": 2**11,  # which take a quarter of a minute to build, however narrow
     "freq_dim": 2**16,
+    "directed_rank": 2**16,
     "phase_dim": 2**16,
     "axes": 2**10,
     "image_size": 2**20,

@@ -37,9 +37,9 @@ class OSNConfig(DecoderConfig):
             norm_first, tie_word_embeddings, is_causal, use_cache, bos_token_id, eos_token_id, pad_token_id:
             as in `syncattn.models.DecoderConfig`. Whatever initializer_range is, frequencies, bandwidths,
             couplings and slopes keep the layer's calibrated start.
-        freq_dim, phase_dim, directed, position, window_range, windows, delay, detuning, token_shift,
-            self_coupling, frame, power, edge, eps, top_k, order_parameter, density_range, sharpness,
-            parametrisation, freq_bias, bounded_content, axes, helix_scales, value_rotation,
+        freq_dim, phase_dim, directed, directed_rank, position, window_range, windows, delay, detuning,
+            token_shift, self_coupling, frame, power, edge, eps, top_k, order_parameter, density_range,
+            sharpness, parametrisation, freq_bias, bounded_content, axes, helix_scales, value_rotation,
             short_convolution, value_residual, nearest_gate: as in
             `syncattn.nn.SelectiveSynchronizationAttention`. `OSNConfig.preset` has mixes of heads by name.
 
@@ -71,11 +71,16 @@ class OSNConfig(DecoderConfig):
     model_type = "osn"
     # transformers takes a stored `top_k` for an option of sampling and would generate with it.
     stored_as: ClassVar[dict[str, str]] = {"top_k": "attention_top_k"}
-    unless_stored: ClassVar[dict[str, Any]] = {"nearest_gate": False, "directed": False}
+    unless_stored: ClassVar[dict[str, Any]] = {
+        "nearest_gate": False,
+        "directed": False,
+        "directed_rank": None,
+    }
 
     freq_dim: int | None = None
     phase_dim: int = 1
     directed: bool | Sequence[bool] = True
+    directed_rank: int | None = 4
     position: str | Sequence[str] = "drift"
     window_range: Sequence[float] = (4.0, 64.0)
     windows: Sequence[float | None] | None = None
@@ -135,7 +140,7 @@ class OSNConfig(DecoderConfig):
         super().check()
         for name in ("phase_dim", "axes"):
             check_size(name, getattr(self, name))
-        for name in ("freq_dim", "top_k"):
+        for name in ("freq_dim", "top_k", "directed_rank"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
         flags = "detuning", "self_coupling", "order_parameter", "freq_bias", "bounded_content"
@@ -149,6 +154,7 @@ class OSNConfig(DecoderConfig):
             axes=self.axes,
             helix_scales=self.helix_scales,
             directed=self.directed,
+            directed_rank=self.directed_rank,
             windows=self.windows,
         )
         check_value_rotation(self.value_rotation, self.num_attention_heads, self.head_dim, self.axes)

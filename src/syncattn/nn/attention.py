@@ -42,8 +42,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             `nn.MultiheadAttention`, where it is False.
         freq_dim: m, coordinates of a frequency; None for the smaller of 16 and E / H.
         phase_dim: phases per token and head, seen only by the order parameter.
-        directed, position, window_range, windows, delay, detuning, freq_bias, bounded_content, axes,
-            helix_scales: see `syncattn.nn.Frequency`. `syncattn.nn.preset` has mixes of heads by name.
+        directed, directed_rank, position, window_range, windows, delay, detuning, freq_bias, bounded_content,
+            axes, helix_scales: see `syncattn.nn.Frequency`. `syncattn.nn.preset` has mixes of heads by name.
         token_shift: frequencies are made of x_j + a * x_(j-1), values of x_j + b * x_(j-1), with learned a
             and b (E,) that start at 0: tokens mix with the ones before them (compare Peng et al. 2023). The
             models of `syncattn.models` have it by default, a layer, which may stand anywhere, does not.
@@ -88,6 +88,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         freq_dim: int | None = None,
         phase_dim: int = 1,
         directed: bool | Sequence[bool] = False,
+        directed_rank: int | None = None,
         position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
         windows: Sequence[float | None] | None = None,
@@ -145,6 +146,7 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
             num_heads,
             freq_dim,
             directed=directed,
+            directed_rank=directed_rank,
             position=position,
             window_range=window_range,
             windows=windows,
@@ -489,7 +491,8 @@ class SelectiveSynchronizationAttention(NeverFused, CoupledHeads):
         phases = 0 if self.phase_proj is None else self.phase_proj.out_features // self.num_heads
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, freq_dim={self.freq_dim}, "
-            f"phase_dim={phases}, directed={f.directed if f.is_mixed else all(f.directed)}, "
+            f"phase_dim={phases}, directed={f.directed if len({*f.directed}) > 1 else all(f.directed)}, "
+            f"directed_rank={f.directed_rank}, "
             f"position={f.position!r}, windows={f.windows}, "
             f"axes={f.axes}, value_rotation={self.value_rotation}, "
             f"delay={f.delay}, detuning={f.detuning is not None}, "

@@ -63,9 +63,7 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
     if not ready.drifts or layer.value_rotation is not None:
         at = torch.full((1, 1, 1), state.length, dtype=torch.int64, device=x.device)
     if ready.drifts:
-        content = _content(frequency.receive_proj, frequency.log_radius, key, heads, alone)
-        if frequency.send_proj is not None:
-            sent = _content(frequency.send_proj, frequency.log_sent_radius, key, heads, alone)
+        content, sent = _contents(frequency, key, alone)
     else:
         content, sent, *_ = frequency(None, key, at, at, None)
         content, sent = content.contiguous(), sent.contiguous()
@@ -106,12 +104,20 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
     return out
 
 
-def _content(
-    projection: torch.nn.Linear, log_radius: Tensor | None, x: Tensor, heads: int, alone: bool
-) -> Tensor:
-    """The contents of one token x (B, 1, E), (B, H, 1, c) or (B, 1, H c)."""
-    content = applied(projection, x, alone)
-    return content if log_radius is None else shortened(content.view(len(x), heads, 1, -1), log_radius)
+def _contents(frequency: Frequency, x: Tensor, alone: bool) -> tuple[Tensor, Tensor | None]:
+    """What one token x (B, 1, E) listens with, (B, H, 1, c), and what it emits; None: the same."""
+    shape = len(x), frequency.num_heads, 1, -1
+    content, sent = applied(frequency.receive_proj, x, alone).view(shape), None
+    radius = sent_radius = frequency.log_radius
+    if frequency.ask_proj is not None:
+        content, sent = content + frequency.asked(x), content
+    elif frequency.send_proj is not None:
+        sent, sent_radius = applied(frequency.send_proj, x, alone).view(shape), frequency.log_sent_radius
+    if radius is not None:
+        content = shortened(content, radius)
+    if sent is not None and sent_radius is not None:
+        sent = shortened(sent, sent_radius)
+    return content, sent
 
 
 def _computed(
@@ -188,7 +194,7 @@ def _still_fits(ready: Prepared, layer: Any, state: IncrementalState) -> bool:
 def _prepared(layer: Any, state: IncrementalState) -> Prepared:
     """All that later tokens have in common, of a layer and a state that `_is_usual` passed."""
     frequency, known, watched = layer.frequency, _known(layer), _watched(layer)
-    alike = frequency.detuning is None and not frequency.is_mixed
+    alike = frequency.detuning is None and len({*frequency.directed}) == 1
     plain = known[2] and frequency.position == "drift" and alike
     heads = tuple(group.heads for group in state.groups)
     kernel = None

@@ -74,6 +74,9 @@ class Frequency(nn.Module):
             a list with one flag per head: a directed head has E m parameters more (and m with a bias), a
             symmetric one beside it has none and is what it is alone. At the start what a directed head emits
             is what it listens with.
+        directed_rank: None, or the rank r of what a directed head asks beyond what it offers: it emits W x
+            and listens with (W + U V) x, V (r, E) and U (m, r) learned, U = 0 at the start. r (E + m)
+            parameters a head, in place of the second projection's.
         position: "drift": slope_h i u_h is added, u_h a learned direction among the content's coordinates, so
             that content can pull a token to other positions. "own_drift": the last coordinate is slope_h i
             alone, so that in the absolute frame a token locks at most floor(rho / |slope_h|) tokens away.
@@ -117,6 +120,7 @@ class Frequency(nn.Module):
         freq_dim: int,
         *,
         directed: bool | Sequence[bool] = False,
+        directed_rank: int | None = None,
         position: str | Sequence[str] = "drift",
         window_range: tuple[float, float] = (4.0, 64.0),
         windows: Sequence[float | None] | None = None,
@@ -131,6 +135,7 @@ class Frequency(nn.Module):
     ) -> None:
         super().__init__()
         heads: dict[str, Any] = {"num_heads": num_heads, "directed": directed, "windows": windows}
+        heads["directed_rank"] = directed_rank
         check_frequency(
             freq_dim, position, window_range, delay, axes=axes, helix_scales=helix_scales, **heads
         )
@@ -151,10 +156,16 @@ class Frequency(nn.Module):
         self.directed = directed_heads(directed, num_heads)
         self._runs, counts = runs_of(forms, self.directed, scales)
         self.receive_proj = nn.Linear(embed_dim, num_heads * self.content_dim, bias, **factory)
-        sent = counts.sent * self.content_dim  # of directed heads alone
-        self.send_proj = nn.Linear(embed_dim, sent, bias, **factory) if sent else None
-        # the logarithms of the longest contents heard, and of those that directed heads emit
-        bounded = num_heads * bounded_content, counts.sent * bounded_content
+        # of directed heads alone, in their order: what emits; or, with a rank, V and U of what asks
+        self.directed_rank = directed_rank
+        apart, asking = (counts.sent, 0) if directed_rank is None else (0, counts.sent)
+        self.send_proj = nn.Linear(embed_dim, apart * self.content_dim, bias, **factory) if apart else None
+        self.ask_proj, self.ask_mix = None, None
+        if directed_rank is not None and asking:
+            self.ask_proj = nn.Linear(embed_dim, asking * directed_rank, False, **factory)
+            self.ask_mix = nn.Parameter(torch.empty(asking, directed_rank, self.content_dim, **factory))
+        # the logarithms of the longest contents heard, and of those that projections of their own emit
+        bounded = num_heads * bounded_content, apart * bounded_content
         self.log_radius, self.log_sent_radius = (
             nn.Parameter(torch.empty(of_heads, **factory)) if of_heads else None for of_heads in bounded
         )
@@ -183,6 +194,9 @@ class Frequency(nn.Module):
             own = torch.cat([heard[run.heads] for run in self._runs if run.sent is not None])
             with torch.no_grad():
                 self.send_proj.weight.copy_(own.flatten(0, 1))
+        if self.ask_proj is not None and self.ask_mix is not None:
+            nn.init.normal_(self.ask_proj.weight, std=self.embed_dim**-0.5)
+            nn.init.zeros_(self.ask_mix)
         for projection in (self.receive_proj, self.send_proj):
             if projection is not None and projection.bias is not None:
                 nn.init.zeros_(projection.bias)
@@ -216,8 +230,8 @@ class Frequency(nn.Module):
 
     @property
     def is_mixed(self) -> bool:
-        """Whether some heads are directed and others symmetric."""
-        return any(self.directed) and not all(self.directed)
+        """Whether some heads have a second projection and others do not."""
+        return any(self.directed) and not all(self.directed) and self.ask_proj is None
 
     @property
     def has_delay(self) -> bool:
@@ -227,7 +241,7 @@ class Frequency(nn.Module):
     @property
     def symmetric(self) -> bool:
         """Whether what a token emits is what it listens with (before any delay)."""
-        return self.send_proj is None and self.detuning is None
+        return self.send_proj is None and self.ask_proj is None and self.detuning is None
 
     def forward(
         self, query: Tensor | None, key: Tensor, own: Tensor, position: Tensor, first: Tensor | None
@@ -246,6 +260,12 @@ class Frequency(nn.Module):
             # What symmetric heads listen with is what they emit: it is made once.
             heard = self._locate(self._content(self.receive_proj, key), position)
             receive, emitted = self._detuned(heard), self._with_sent(heard, key, position)
+        elif query is None and self.ask_proj is not None:
+            # What heads ask is what they offer and more: the first projection's result is made once.
+            offered = self._projected(self.receive_proj, key)
+            heard = self._bounded(offered + self.asked(key), self.log_radius)
+            receive = self._detuned(self._locate(heard, position))
+            emitted = self._locate(self._bounded(offered, self.log_radius), position)
         else:
             emitted = self.emit(key, position)
             if query is None and self.symmetric:
@@ -257,7 +277,10 @@ class Frequency(nn.Module):
 
     def receive(self, x: Tensor, position: Tensor) -> Tensor:
         """What tokens listen with: x (B, N, E), position (B or 1, N, A) -> (B, H, N, m), float32 at least."""
-        return self._detuned(self._locate(self._content(self.receive_proj, x), position))
+        content = self._projected(self.receive_proj, x)
+        if self.ask_proj is not None:
+            content = content + self.asked(x)
+        return self._detuned(self._locate(self._bounded(content, self.log_radius), position))
 
     def emit(self, x: Tensor, position: Tensor) -> Tensor:
         """What tokens emit, before any delay: as `receive`."""
@@ -296,9 +319,28 @@ class Frequency(nn.Module):
         return self._locate(content.expand(position.shape[0], -1, position.shape[1], -1), position - 1)
 
     def _content(self, projection: nn.Linear, x: Tensor) -> Tensor:
-        content = projection(x).unflatten(-1, (-1, self.content_dim)).transpose(1, 2)
-        content = content.to(torch.promote_types(content.dtype, torch.float32))
         log_radius = self.log_radius if projection is self.receive_proj else self.log_sent_radius
+        return self._bounded(self._projected(projection, x), log_radius)
+
+    def _projected(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        """Contents as long as they come: x (B, N, E) -> (B, h, N, c), float32 at least."""
+        content = projection(x).unflatten(-1, (-1, self.content_dim)).transpose(1, 2)
+        return content.to(torch.promote_types(content.dtype, torch.float32))
+
+    def asked(self, x: Tensor) -> Tensor:
+        """U V x of each head, what it listens with beside what it emits: x (B, N, E) -> (B, H, N, c), float32
+        at least; 0 of symmetric heads. For layers with a rank."""
+        assert self.ask_proj is not None and self.ask_mix is not None
+        found = self.ask_proj(x).unflatten(-1, (len(self.ask_mix), -1)).transpose(1, 2)
+        found = found.to(torch.promote_types(found.dtype, torch.float32))
+        asked = found @ self.ask_mix.to(found.dtype)
+        if all(self.directed):
+            return asked
+        nothing = asked.new_zeros(1).expand(*asked.shape[:1], self.num_heads, *asked.shape[2:])
+        parts = [nothing[:, run.heads] if run.sent is None else asked[:, run.sent] for run in self._runs]
+        return torch.cat(parts, dim=1)
+
+    def _bounded(self, content: Tensor, log_radius: Tensor | None) -> Tensor:
         return content if log_radius is None else shortened(content, log_radius)
 
     def _locate(self, content: Tensor, position: Tensor) -> Tensor:

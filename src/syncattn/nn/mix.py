@@ -121,6 +121,7 @@ def check_frequency(
     axes: int,
     helix_scales: Sequence[float] | Sequence[Sequence[float] | None],
     directed: bool | Sequence[bool],
+    directed_rank: int | None,
     windows: Sequence[float | None] | None,
 ) -> None:
     """Make sure that the options of a `Frequency` are in range, and fit the heads.
@@ -149,6 +150,8 @@ def check_frequency(
     check_windows(windows, forms)
     check_delay(delay, num_heads)
     check_directed(directed, num_heads)
+    if directed_rank is not None:
+        check_count("directed_rank", directed_rank)
 
 
 def kept_coordinates(axes: int, scales: int) -> dict[str, int]:

@@ -54,7 +54,7 @@ def head_windows(attention: Any, norm: nn.Module | None) -> Tensor:
     frequency = getattr(attention, "frequency", None)
     if type(frequency) is not Frequency or type(norm) is not nn.LayerNorm or frequency.axes > 1:
         return unknown
-    linear = [x for x in (frequency.receive_proj, frequency.send_proj) if x is not None]
+    linear = [x for x in (frequency.receive_proj, frequency.send_proj, frequency.ask_proj) if x is not None]
     if any(type(projection) is not nn.Linear for projection in linear):
         return unknown
     if not all(_is_plain(module) for module in (attention, norm, frequency, *linear)):

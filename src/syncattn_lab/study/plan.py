@@ -46,7 +46,7 @@ _CORPUS = {"vocab_size", "max_position_embeddings", "is_causal"}  # fields that 
 _DEFAULTS = {"threads": 1, "device": "cpu", "max_partners": None, "start_partners": None}
 """One thread a run: two runs on two cores are faster than one run on both. Partners are bounded where a plan
 says so, by what it says: it compares, and names what it compares."""
-_PLAIN: dict[str, dict[str, Any]] = {"osn": {"nearest_gate": False, "directed": False}}
+_PLAIN: dict[str, dict[str, Any]] = {"osn": {"nearest_gate": False, "directed": False, "directed_rank": None}}
 """Likewise a model has the gate, and directed heads, where a plan says so, whatever the defaults are."""
 
 
