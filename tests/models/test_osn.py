@@ -116,6 +116,36 @@ def test_a_mix_of_heads_is_stored_as_it_is(tmp_path):
     assert (old.windows, old.delay, old.directed) == (None, 0.5, False)
 
 
+@pytest.mark.parametrize("stored", [{}, {"freq_bias": True, "bounded_content": True}], ids=["plain", "more"])
+@pytest.mark.parametrize("directed", [True, [True, False, False, True]], ids=str)
+@pytest.mark.parametrize("rank", [None, 3])
+def test_a_checkpoint_of_symmetric_heads_is_where_directed_ones_start(stored, directed, rank, tmp_path):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+    model = OSNForCausalLM(OSNConfig(**sizes, directed=False, **stored)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(0, 256, (2, 20))
+    wider = OSNForCausalLM.from_pretrained(tmp_path, directed=directed, directed_rank=rank).eval()
+    assert torch.equal(wider(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "options", [{"bounded_content": True}, {"position": "helix"}, {"detuning": True}], ids=str
+)
+def test_what_a_checkpoint_lacks_of_frequencies_has_their_start(options, tmp_path):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
+    OSNForCausalLM(OSNConfig(**sizes)).save_pretrained(tmp_path)
+    frequency = OSNForCausalLM.from_pretrained(tmp_path, **options).model.layers[0].self_attn.frequency
+    start = OSNForCausalLM(OSNConfig(**sizes, **options)).model.layers[0].self_attn.frequency
+    if "detuning" in options:
+        assert 0.2 < frequency.detuning.std() < 0.8
+    else:
+        name = "log_radius" if "bounded_content" in options else "log_amplitude"
+        assert torch.equal(frequency.get_parameter(name), start.get_parameter(name))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

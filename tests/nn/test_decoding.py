@@ -98,6 +98,19 @@ def test_gives_the_bits_of_the_long_way(form, batch, ways):
     assert state.checked == other.checked == 12
 
 
+@pytest.mark.parametrize("name", ("receive_proj", "send_proj", "ask_proj"))
+@pytest.mark.parametrize(
+    "lay", (lambda y: y.mT.contiguous().mT, lambda y: y.bfloat16(), lambda y: y[..., :1] + 0 * y)
+)
+def test_projections_may_lay_out_their_results_as_they_like(name, lay, ways):
+    options = {"directed": True, "directed_rank": 3 if name == "ask_proj" else None}
+    layer, x = make(**options), torch.randn(3, 12, 32)
+    getattr(layer.frequency, name).register_forward_hook(lambda module, given, y: lay(y))
+    found, _ = decode(layer, x, 4)
+    ways.closed = True
+    assert torch.equal(found, decode(layer, x, 4)[0])
+
+
 @pytest.mark.parametrize("gate", (False, True))
 @pytest.mark.parametrize("directed", ({}, {"directed": True}, {"directed": True, "directed_rank": 2}))
 def test_groups_of_heads_forget_alike(gate, directed, ways):

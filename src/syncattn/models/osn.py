@@ -13,7 +13,7 @@ from syncattn.models.causal import DecoderForCausalLM
 from syncattn.models.configuration import DecoderConfig
 from syncattn.models.decoder import DecoderModel, DecoderPreTrainedModel
 from syncattn.models.fields import check_heads, check_size
-from syncattn.nn import SelectiveSynchronizationAttention, preset
+from syncattn.nn import Frequency, SelectiveSynchronizationAttention, preset
 from syncattn.nn.frequency import check_frequency
 from syncattn.nn.mix import frozen_scales
 from syncattn.nn.options import (
@@ -174,11 +174,23 @@ class OSNPreTrainedModel(DecoderPreTrainedModel):
     config: OSNConfig
     config_class = OSNConfig
 
+    def initialize_weights(self) -> None:
+        """Initialise what no checkpoint had. Of one of symmetric heads, directed ones go on as they were."""
+        frequencies = [module for module in self.modules() if isinstance(module, Frequency)]
+        new = [f for f in frequencies if f.send_proj is not None and not _is_loaded(f.send_proj.weight)]
+        super().initialize_weights()
+        for frequency in new:
+            frequency.start_symmetric_()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one submodule; the layers' own are initialised before them."""
         if isinstance(module, SelectiveSynchronizationAttention):
-            _calibrate(module)
+            _reset(module, ("value_proj.", "out_proj."))
+        elif isinstance(module, Frequency):
+            # Of a checkpoint of other heads, say symmetric ones; a new one is the attention's to initialise.
+            if any(map(_is_loaded, module.parameters())):
+                _reset(module)
         else:
             super()._init_weights(module)
 
@@ -216,17 +228,21 @@ class OSNForCausalLM(OSNPreTrainedModel, DecoderForCausalLM):
     model_class = OSNModel
 
 
-def _calibrate(attention: SelectiveSynchronizationAttention) -> None:
-    """Give the frequencies, couplings, bandwidths and slopes the layer's own, calibrated start."""
-    own = dict(attention.named_parameters())
-    linear = ("value_proj.", "out_proj.")
+def _is_loaded(parameter: nn.Parameter) -> bool:
+    return getattr(parameter, "_is_hf_initialized", False)  # transformers' mark of what a checkpoint had
+
+
+def _reset(module: SelectiveSynchronizationAttention | Frequency, others: tuple[str, ...] = ()) -> None:
+    """Give a module the layer's own, calibrated start, but for what was loaded and for `others`, by the
+    beginnings of their names."""
+    own = dict(module.named_parameters())
     kept = {
         name: parameter.detach().clone()
         for name, parameter in own.items()
-        if name.startswith(linear) or getattr(parameter, "_is_hf_initialized", False)
+        if name.startswith(others) or _is_loaded(parameter)
     }
     if len(kept) == len(own):
         return
-    attention.reset_parameters()
+    module.reset_parameters()
     for name, value in kept.items():
         own[name].copy_(value)

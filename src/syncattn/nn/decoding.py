@@ -66,7 +66,6 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
         content, sent = _contents(frequency, key, alone)
     else:
         content, sent, *_ = frequency(None, key, at, at, None)
-        content, sent = content.contiguous(), sent.contiguous()
     value = applied(layer.value_proj, value, alone)
     if first_value is not None:
         value = mix_first_value(value, first_value, layer.value_mix)
@@ -81,7 +80,9 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
         length = torch.linalg.vector_norm(sums, dim=-1)
         length = length if length.shape[-1] == 1 else length.mean(-1)
     nearest = None if layer.gate is None else value.new_empty(batch, heads)
-    given = content, sent, value.contiguous(), length, nearest
+    given = [x if x is None else x.contiguous() for x in (content, sent, value, length, nearest)]
+    if any(x is not None and x.dtype != torch.float32 for x in given):
+        return None  # a projection was given another dtype, which `forward` brings to one
     made = _computed(ready.kernel, state, ready.has_delay, *given)
     if made is None:
         # Numbers were changed by ways that leave no trace, as by `.data`, or cannot be computed with.
@@ -166,7 +167,7 @@ def _known(layer: Any) -> tuple[Any, ...]:
     frequency = layer.frequency
     plain = type(frequency) is Frequency and is_plain(frequency)
     options = layer.self_coupling, layer.top_k, layer.frame, layer.power, layer.edge, layer.eps
-    return (id(layer), asked_for(), plain, *options)
+    return (id(layer), asked_for(), plain, frequency.detuning is None, *options)
 
 
 def _watched(layer: Any) -> tuple[Tensor, ...]:

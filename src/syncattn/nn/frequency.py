@@ -187,22 +187,14 @@ class Frequency(nn.Module):
         # of a module made on the meta device and emptied since, this holds anything
         self.delayed.copy_(delayed_heads(self.num_heads, self.delay, self.delayed.device))
         nn.init.normal_(self.receive_proj.weight, std=self.embed_dim**-0.5)
-        if self.send_proj is not None:
-            # A directed head starts as a symmetric one: like finds like from the first step, and that it asks
-            # for other than it offers is learned. From two random maps AdamW learns neither as soon.
-            heard = self.receive_proj.weight.detach().unflatten(0, (self.num_heads, self.content_dim))
-            own = torch.cat([heard[run.heads] for run in self._runs if run.sent is not None])
-            with torch.no_grad():
-                self.send_proj.weight.copy_(own.flatten(0, 1))
+        if self.receive_proj.bias is not None:
+            nn.init.zeros_(self.receive_proj.bias)
+        if self.log_radius is not None:
+            nn.init.constant_(self.log_radius, math.log(_RADIUS * self.content_dim**0.5))
         if self.ask_proj is not None and self.ask_mix is not None:
             nn.init.normal_(self.ask_proj.weight, std=self.embed_dim**-0.5)
             nn.init.zeros_(self.ask_mix)
-        for projection in (self.receive_proj, self.send_proj):
-            if projection is not None and projection.bias is not None:
-                nn.init.zeros_(projection.bias)
-        for radius in (self.log_radius, self.log_sent_radius):
-            if radius is not None:
-                nn.init.constant_(radius, math.log(_RADIUS * self.content_dim**0.5))
+        self.start_symmetric_()
         if self.log_slope is not None:
             windows = self._log_windows()
             drifting = [run.heads for run in self._runs if run.form in DRIFTS]
@@ -217,6 +209,22 @@ class Frequency(nn.Module):
                 self.direction.div_(self.direction.norm(dim=-1, keepdim=True))
         if self.detuning is not None:
             nn.init.normal_(self.detuning, std=0.5)
+
+    @torch.no_grad()
+    def start_symmetric_(self) -> None:
+        """Make directed heads with a second projection emit what they listen with.
+
+        Like finds like then from the first step, and that a head asks for other than it offers is learned.
+        From two random maps AdamW learns neither as soon.
+        """
+        pairs = [(self.log_radius, self.log_sent_radius)]
+        if self.send_proj is not None:
+            pairs += [(getattr(self.receive_proj, x), getattr(self.send_proj, x)) for x in ("weight", "bias")]
+        for heard, sent in pairs:
+            if heard is not None and sent is not None:
+                of_heads = heard.unflatten(0, (self.num_heads, -1))
+                own = torch.cat([of_heads[run.heads] for run in self._runs if run.sent is not None])
+                sent.copy_(own.flatten(0, 1))
 
     def _log_windows(self) -> Tensor:
         """The logarithms of all heads' windows at the start, (H,), the same numbers wherever the module is;
