@@ -125,7 +125,8 @@ def train_part(out: Path, seconds: float, warm: bool, dry: bool) -> int:
 FORMS = {
     "preset text": {"preset": "text"},
     "preset recall: no position, convolution": {"preset": "recall"},
-    "no gate": {"settings": ["nearest_gate=false"]},  # as when the H200 was asked
+    "symmetric": {"settings": ["directed=false"]},
+    "symmetric, no gate": {"settings": ["directed=false", "nearest_gate=false"]},  # as the H200 was asked
 }
 
 

@@ -85,8 +85,8 @@ MODELS = {
     ),
     # all that is said to help: benchmarks/options/plan.toml
     "osn-strong": Model(
-        "OSN, convolution, value residual, zero-initialised outputs, bounded logits, gate, Muon",
-        {"token_shift": False, "nearest_gate": True, **_STRONG},
+        "OSN, convolution, value residual, zero-initialised outputs, bounded logits, Muon",
+        {"token_shift": False, **_STRONG},
         "muon",
         2.0,
     ),

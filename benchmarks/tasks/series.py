@@ -131,6 +131,8 @@ def make_osn(series: Series) -> nn.Module:
         position=forms,
         window_range=(4.0, series.season),
         helix_scales=[series.season / (2 * math.pi)],
+        directed=False,  # the preset's
+        nearest_gate=False,
     )
     model = OSNForTimeSeriesPrediction(config)
     starts = torch.linspace(0, series.split - series.past - series.future, 32).long()
