@@ -28,7 +28,7 @@ SIZES = {
 DENSE = SIZES | {"density_range": (0.2, 0.8)}  # these texts are too short for the default densities
 OSN = {
     "osn": OSNConfig(**DENSE),
-    "osn directed": OSNConfig(**DENSE, directed=True, detuning=True),
+    "osn directed": OSNConfig(**DENSE, directed_rank=None, detuning=True),
     "osn own drift": OSNConfig(**DENSE, position="own_drift", freq_dim=4, phase_dim=2),
     "osn rotary": OSNConfig(**DENSE, position="rotary", delay=1.0),
     "osn no position": OSNConfig(**DENSE, position="none", delay=0.0, order_parameter=False),
@@ -78,7 +78,8 @@ def build(name: str) -> OSNForCausalLM:
     ids = torch.randint(1, config.vocab_size, (2, 24))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith(("bias", "shift", "convolution", "gains", "value_mix")):
+            far = "bias", "shift", "convolution", "gains", "value_mix", "send_proj.weight", "ask_mix"
+            if parameter_name.endswith(far):
                 parameter.normal_(std=0.1)
     if name == "osn paper":  # as published no pair locks
         for layer in model.model.layers:
