@@ -58,11 +58,12 @@ class OSNConfig(DecoderConfig):
         density_range, sharpness: denser start (.3 to .95) +.010; sharpness 10 +.009.
         eps: a weight of 1 for nobody +.009.
         directed, directed_rank: symmetric +.002 (three seeds, which differ by .004), +.029 on
-            stdlib, +.013 on pydoc; two whole maps +.022, -.005 and -.001 (one seed).
+            stdlib, +.013 on pydoc; two whole maps +.022, -.003 and +.002 (one seed).
         detuning: within the spread over three seeds, so left out.
         order_parameter: off +.003, within the spread: kept since it is the paper's.
         nearest_gate: off +.021 (three seeds, which differ by .006); +.038 on stdlib, +.014 on pydoc.
-    All but these two are of symmetric models, all but its own of models without the gate. Off by default (docs/training.md, docs/results/options.md):
+    All but the directed heads' figures are of symmetric models, all but theirs and the gate's of models
+    without the gate. Off by default (docs/training.md, docs/results/options.md):
         short_convolution=4 in place of the token shift, value_residual, zero_outputs and logit_softcap: all
             together -.003, -.032 on stdlib and -.008 on pydoc (one seed).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from statistics import fmean
 from typing import Any
 
@@ -26,6 +27,7 @@ from syncattn_lab.study.records import DEFAULT
 from syncattn_lab.study.summary import Cell, Group, context, curve, difference, lengths, rate_losses, sweep
 from syncattn_lab.study.verdicts import EXTRAPOLATION, best_transformer, number, percent
 
+_WIDEST = 48  # characters of a title, which goes on in another line
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
 """A line style for each learning rate, from the smallest."""
 
@@ -63,8 +65,12 @@ def differences(group: Group) -> bytes | None:
         return None
     paint = colours(group.cells.values())
     names = list(group.variants)
-    size = 2.0 + 2.7 * len(tasks), 0.95 + 0.36 * len(names)
-    with canvas("light", *size, "constrained") as figure:
+    titles = [textwrap.fill(group.variants[name], _WIDEST) for name in names]
+    widest = max(len(line) for title in titles for line in title.splitlines())
+    rows = 0.36 if all("\n" not in title for title in titles) else 0.46
+    with canvas(
+        "light", 0.4 + 0.07 * widest + 2.6 * len(tasks), 0.95 + rows * len(names), "constrained"
+    ) as figure:
         panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
         for axes, task in zip(panels, tasks):
             base = _reference(group, task)
@@ -78,9 +84,9 @@ def differences(group: Group) -> bytes | None:
             axes.grid(axis="x", lw=0.6)
             axes.set_axisbelow(True)
             axes.xaxis.set_major_formatter(FuncFormatter(difference_label))
-            axes.locator_params(axis="x", nbins=5)
+            axes.locator_params(axis="x", nbins=4)
             axes.tick_params(axis="y", length=0)
-        panels[0].set_yticks(range(len(names)), [group.variants[name] for name in names])
+        panels[0].set_yticks(range(len(names)), titles)
         panels[0].set_ylim(len(names) - 0.4, -0.6)
         figure.supxlabel("test loss, difference to the mean of the OSN, nats per byte", fontsize=9.5)
         return png(figure)
