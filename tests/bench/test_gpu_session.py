@@ -72,7 +72,7 @@ def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
     page = (out / "summary.md").read_text()
     assert "nothing failed so far" in page and "dry run" in page and "| OSN |" in page
     timed = json.loads((out / "steps.json").read_text())["lengths"]
-    assert [[model["name"] for model in length["models"]] for length in timed] == [["osn", "rotary"]] * 5
+    assert [[model["name"] for model in length["models"]] for length in timed] == [["osn", "rotary"]] * 6
     assert [length["form"].split(":")[0] for length in timed] == [
         *("default", "default", "preset text", "preset recall", "no gate")
     ]

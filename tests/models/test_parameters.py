@@ -40,7 +40,8 @@ def test_matched_parameters(config, position):
 
 
 def test_models_too_small_to_match():
-    tiny = OSNConfig(hidden_size=4, num_attention_heads=2, num_hidden_layers=1, vocab_size=2)
+    sizes = {"hidden_size": 4, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 2}
+    tiny = OSNConfig(**sizes, directed=False)
     with pytest.raises(ValueError, match="too small to match parameters within 1 %"):
         match_parameters(tiny, TransformerConfig.of_sizes(tiny))
 
