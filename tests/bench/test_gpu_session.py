@@ -74,9 +74,9 @@ def test_a_dry_run_leaves_its_records(gpu_session, tmp_path, capsys):
     timed = json.loads((out / "steps.json").read_text())["lengths"]
     assert [[model["name"] for model in length["models"]] for length in timed] == [["osn", "rotary"]] * 6
     assert [length["form"].split(":")[0] for length in timed] == [
-        *("default", "default", "preset text", "preset recall", "no gate")
+        *("default", "default", "preset text", "preset recall", "symmetric", "symmetric, no gate")
     ]
-    assert all(length["ratios"][0] > 0 for length in timed) and "| 32 | no gate | OSN |" in page
+    assert all(length["ratios"][0] > 0 for length in timed) and "| 32 | symmetric, no gate | OSN |" in page
     assert "short convolution" in timed[3]["models"][1]["title"] and "| layer | 24 | backward |" in page
     entries = json.loads((out / "gpu-generation.json").read_text())["entries"]
     assert [entry["name"] for entry in entries] == [
