@@ -231,7 +231,7 @@ class OSNForCausalLM(OSNPreTrainedModel, DecoderForCausalLM):
     model_class = OSNModel
 
 
-def _is_loaded(parameter: nn.Parameter) -> bool:
+def _is_loaded(parameter: torch.Tensor) -> bool:
     return getattr(parameter, "_is_hf_initialized", False)  # transformers' mark of what a checkpoint had
 
 
