@@ -108,12 +108,12 @@ def next_token(layer: Any, x: Tensor, state: IncrementalState, first_value: Tens
 def _contents(frequency: Frequency, x: Tensor, alone: bool) -> tuple[Tensor, Tensor | None]:
     """What one token x (B, 1, E) listens with, (B, H, 1, c), and what it emits; None: the same."""
     shape = len(x), frequency.num_heads, 1, -1
-    content, sent = applied(frequency.receive_proj, x, alone).view(shape), None
+    content, sent = applied(frequency.receive_proj, x, alone).reshape(shape), None
     radius = sent_radius = frequency.log_radius
     if frequency.ask_proj is not None:
         content, sent = content + frequency.asked(x), content
     elif frequency.send_proj is not None:
-        sent, sent_radius = applied(frequency.send_proj, x, alone).view(shape), frequency.log_sent_radius
+        sent, sent_radius = applied(frequency.send_proj, x, alone).reshape(shape), frequency.log_sent_radius
     if radius is not None:
         content = shortened(content, radius)
     if sent is not None and sent_radius is not None:
@@ -167,7 +167,7 @@ def _known(layer: Any) -> tuple[Any, ...]:
     frequency = layer.frequency
     plain = type(frequency) is Frequency and is_plain(frequency)
     options = layer.self_coupling, layer.top_k, layer.frame, layer.power, layer.edge, layer.eps
-    return (id(layer), asked_for(), plain, frequency.detuning is None, *options)
+    return (id(layer), asked_for(), plain, plain and frequency.detuning is None, *options)
 
 
 def _watched(layer: Any) -> tuple[Tensor, ...]:
